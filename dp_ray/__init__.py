@@ -1,0 +1,35 @@
+"""dp-ray: differentially private training of image classifiers on Ray.
+
+The names below are the public surface. Importing this package imports neither Ray nor torch; the
+names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dp_ray.config import Config as Config
+    from dp_ray.config import load_config as load_config
+    from dp_ray.errors import DpRayError as DpRayError
+    from dp_ray.privacy.gradients import ClippedSum as ClippedSum
+    from dp_ray.privacy.gradients import clipped_gradient_sum as clipped_gradient_sum
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ClippedSum": "dp_ray.privacy.gradients",
+    "Config": "dp_ray.config",
+    "DpRayError": "dp_ray.errors",
+    "clipped_gradient_sum": "dp_ray.privacy.gradients",
+    "load_config": "dp_ray.config",
+}
+
+__all__ = ["ClippedSum", "Config", "DpRayError", "clipped_gradient_sum", "load_config"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'dp_ray' has no attribute {name!r}")

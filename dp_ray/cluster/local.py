@@ -1,0 +1,30 @@
+"""A run in this process, without Ray: for debugging, and for the smallest jobs."""
+
+from __future__ import annotations
+
+import torch
+
+from dp_ray.training.checkpoint import Checkpoint, save_in
+from dp_ray.training.collective import Alone
+from dp_ray.training.loop import Task, train
+from dp_ray.training.run_directory import RunDirectory
+from dp_ray.training.threads import usable_cores
+
+
+class _CheckpointsOnDisk:
+    """Saves checkpoints where Ray Train would."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+
+    def report(self, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            save_in(self._run.checkpoints, checkpoint)
+
+
+def train_in_process(task: Task) -> None:
+    """Runs to the end or to a stop request; see :func:`dp_ray.training.loop.train`."""
+    cluster = task.config.cluster
+    device = torch.device("cuda" if cluster.gpus_per_worker else "cpu")
+    threads = cluster.threads_per_worker or usable_cores()
+    train(task, Alone(), _CheckpointsOnDisk(task.run), device=device, threads=threads)

@@ -1,0 +1,295 @@
+"""The data sets by name: their public facts, and how their images are read.
+
+Facts are known without reading anything, so a plan can be made and a configuration refused before
+any private data is touched.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dp_ray.config import DataConfig
+from dp_ray.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Public facts of a data set; images are [channels, image_size, image_size]."""
+
+    num_examples: int
+    num_classes: int
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class Split(Protocol):
+    """Images and labels that can be walked through once, in order, in pieces."""
+
+    def __len__(self) -> int: ...
+
+    def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Consecutive ([n, C, H, W] uint8, [n] int64) pairs."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """A split that is in memory already: images [N, C, H, W] uint8, labels [N]."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        for start in range(0, len(self), 4096):
+            part = slice(start, start + 4096)
+            yield self.images[part], self.labels[part]
+
+
+Splits = tuple[Split, Split]
+"""Training and test split."""
+
+_KNOWN = {
+    # mean and std of the torchvision sets are the published constants of public data.
+    "digits": DataFacts(1437, 10, 8, 1, (0.3,), (0.37,)),
+    "mnist": DataFacts(60_000, 10, 28, 1, (0.1307,), (0.3081,)),
+    "fashion_mnist": DataFacts(60_000, 10, 28, 1, (0.2860,), (0.3530,)),
+    "cifar10": DataFacts(50_000, 10, 32, 3, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+}
+_FAKE = DataFacts(10_000, 10, 32, 3, (0.5,) * 3, (0.5,) * 3)
+_FACT_FIELDS = ("num_examples", "num_classes", "image_size", "channels")
+
+
+def data_facts(config: DataConfig) -> DataFacts:
+    """The public facts of the configured data set; reads no data.
+
+    Raises:
+        ConfigError: a fact that must be given is missing, or contradicts what is known.
+    """
+    given = {name: getattr(config, name) for name in _FACT_FIELDS}
+    known = _KNOWN.get(config.name)
+    if known is not None:
+        for name, value in given.items():
+            if value is not None and value != getattr(known, name):
+                raise ConfigError(
+                    f"data.{name}", value, f"{config.name} has {getattr(known, name)}", "Leave it out"
+                )
+        facts = {name: getattr(known, name) for name in _FACT_FIELDS}
+    elif config.name == "fake":
+        facts = {n: getattr(_FAKE, n) if value is None else value for n, value in given.items()}
+    elif config.name == "image_folder" or ":" in config.name:
+        for name, value in given.items():
+            if value is None:
+                raise ConfigError(
+                    f"data.{name}",
+                    None,
+                    f"must be given for data.name = {config.name}",
+                    "It is public: it goes into the privacy statement",
+                )
+        facts = given
+    else:
+        names = ", ".join([*_KNOWN, "image_folder", "fake"])
+        raise ConfigError(
+            "data.name", config.name, "no such data set", f"Use {names}, or my_pkg.my_module:load"
+        )
+    channels = facts["channels"]
+    mean = config.mean or (known.mean if known else [0.5] * channels)
+    std = config.std or (known.std if known else [0.5] * channels)
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise ConfigError(f"data.{name}", values, f"{channels} values are needed", "One a channel")
+    return DataFacts(**facts, mean=tuple(mean), std=tuple(std))
+
+
+def load_splits(config: DataConfig) -> Splits:
+    """Opens the configured data set; images may be decoded only when walked through.
+
+    Raises:
+        DataError: the files are missing or unreadable.
+    """
+    facts = data_facts(config)
+    if config.name == "digits":
+        return _digits()
+    if config.name == "fake":
+        return _fake(facts, facts.num_examples), _fake(facts, max(facts.num_examples // 5, 1))
+    if config.name == "image_folder":
+        return _image_folder(config, facts, "train"), _image_folder(config, facts, "test")
+    if ":" in config.name:
+        return _own(config)
+    return _torchvision(config)
+
+
+def source_stamp(config: DataConfig) -> str | None:
+    """What changes when the source of the data changes; None if that cannot be told cheaply."""
+    if config.name == "digits":
+        import sklearn
+
+        return f"scikit-learn {sklearn.__version__}"
+    if config.name == "fake":
+        return "fake 1"
+    if ":" in config.name:
+        return None
+    root = _root(config)
+    stamps = []
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files):
+            path = Path(folder, name)
+            status = path.stat()
+            stamps.append(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}")
+    return "\n".join(stamps)
+
+
+def import_object(path: str, field: str) -> Any:
+    """The object named ``package.module:name``; the working directory is searched too.
+
+    Raises:
+        ConfigError: it cannot be imported; the message says why.
+    """
+    module, _, name = path.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            field, path, f"cannot be imported: {error}", "Install it or run from its folder"
+        ) from error
+
+
+def _digits() -> Splits:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+    labels = digits.target.astype(np.int64)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
+    )
+    train.sort(), test.sort()
+    return ArraySplit(images[train], labels[train]), ArraySplit(images[test], labels[test])
+
+
+def _fake(facts: DataFacts, num_examples: int) -> ArraySplit:
+    generator = np.random.default_rng(num_examples)
+    shape = (num_examples, facts.channels, facts.image_size, facts.image_size)
+    images = generator.integers(0, 256, shape, dtype=np.uint8)
+    return ArraySplit(images, generator.integers(0, facts.num_classes, num_examples))
+
+
+def _root(config: DataConfig) -> Path:
+    if config.root is None:
+        raise ConfigError(
+            "data.root", None, f"{config.name} needs the folder of its files", "Set data.root"
+        )
+    root = Path(config.root).expanduser()
+    if not root.is_dir() and not config.download:
+        remedy = "Check the path" if config.name == "image_folder" else "Or set data.download=true"
+        raise ConfigError("data.root", config.root, "no such folder", remedy)
+    return root
+
+
+def _torchvision(config: DataConfig) -> Splits:
+    import torchvision
+
+    dataset: Callable[..., Any] = {
+        "mnist": torchvision.datasets.MNIST,
+        "fashion_mnist": torchvision.datasets.FashionMNIST,
+        "cifar10": torchvision.datasets.CIFAR10,
+    }[config.name]
+    root = _root(config)
+    try:
+        parts = [dataset(root, train=train, download=config.download) for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"data.root = {config.root!r}: {config.name} cannot be read from there: {error} "
+            f"(with data.download=true torchvision downloads it)"
+        ) from error
+    return _arrays(parts[0]), _arrays(parts[1])
+
+
+def _arrays(dataset: Any) -> ArraySplit:
+    images = np.asarray(dataset.data)
+    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return ArraySplit(images, np.asarray(dataset.targets, dtype=np.int64))
+
+
+def _own(config: DataConfig) -> Splits:
+    load = import_object(config.name, "data.name")
+    splits = load(config)
+    try:
+        (train_images, train_labels), (test_images, test_labels) = splits
+    except (TypeError, ValueError):
+        raise DataError(
+            f"data.name = {config.name!r}: the loader must return "
+            "((train_images, train_labels), (test_images, test_labels))"
+        ) from None
+    return (
+        ArraySplit(np.asanyarray(train_images), np.asarray(train_labels, dtype=np.int64)),
+        ArraySplit(np.asanyarray(test_images), np.asarray(test_labels, dtype=np.int64)),
+    )
+
+
+@dataclass(frozen=True)
+class _FolderSplit:
+    """Images below one folder a class, decoded, resized and cropped as they are walked through."""
+
+    samples: list[tuple[str, int]]
+    channels: int
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        for start in range(0, len(self), 256):
+            part = self.samples[start : start + 256]
+            images = np.stack([self._decode(path) for path, _ in part])
+            yield images, np.array([label for _, label in part], dtype=np.int64)
+
+    def _decode(self, path: str) -> NDArray[np.uint8]:
+        from PIL import Image, ImageOps
+
+        try:
+            with Image.open(path) as file:
+                image = file.convert("L" if self.channels == 1 else "RGB")
+        except Exception as error:  # Pillow raises a dozen kinds for broken files
+            raise DataError(f"{path} is no readable image: {error}") from error
+        # Shorter side to image_size, then the centre.
+        square = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BILINEAR)
+        pixels = np.asarray(square, dtype=np.uint8)
+        return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _image_folder(config: DataConfig, facts: DataFacts, split: str) -> _FolderSplit:
+    import torchvision
+
+    folder = _root(config) / split
+    try:
+        dataset = torchvision.datasets.ImageFolder(str(folder))
+    except (FileNotFoundError, OSError) as error:
+        raise DataError(
+            f"data.root = {config.root!r}: expected {split}/<class>/<image> below it: {error}"
+        ) from error
+    if len(dataset.classes) != facts.num_classes:
+        raise ConfigError(
+            "data.num_classes",
+            facts.num_classes,
+            f"{folder} has {len(dataset.classes)} class folders",
+            "Make them agree",
+        )
+    return _FolderSplit(dataset.samples, facts.channels, facts.image_size)

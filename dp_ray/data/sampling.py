@@ -1,0 +1,71 @@
+"""Who joins a step: disjoint shards, exact Poisson draws, microbatches of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dp_ray.keys import KeyedStream
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The examples with ids ``start`` … ``stop - 1``; the shards of a run cover the data."""
+
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, rank: int, world_size: int, num_examples: int) -> Shard:
+        """The shard of one of W workers; sizes differ by one at most."""
+        return cls(rank * num_examples // world_size, (rank + 1) * num_examples // world_size)
+
+
+@dataclass(frozen=True)
+class PoissonSampler:
+    """Each example joins each step independently with probability q = B̄/N.
+
+    The probability is realised as ``floor(B̄·2⁶⁴/N)/2⁶⁴``: below q, by less than 2⁻⁶⁴.
+    """
+
+    num_examples: int
+    expected_batch_size: int
+
+    def draw(self, stream: KeyedStream, shard: Shard) -> NDArray[np.int64]:
+        """Ids of the shard's examples that join the step, ascending; often fewer, maybe none.
+
+        Args:
+            stream: the draw's randomness for this step; an example's fate is a function of it
+                and the example's id alone, so it does not depend on the shards.
+            shard: whose examples to decide on.
+        """
+        ids = np.arange(shard.start, shard.stop, dtype=np.uint64)
+        if self.expected_batch_size >= self.num_examples:
+            return ids.astype(np.int64)
+        threshold = np.uint64((self.expected_batch_size << 64) // self.num_examples)
+        return ids[stream.words(ids, 1)[:, 0] < threshold].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """B ids, of which those with mask False are padding (id 0, never used as data).
+
+    Attributes:
+        ids: [B] int64.
+        mask: [B] bool.
+    """
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+
+
+def microbatches(ids: NDArray[np.int64], size: int) -> Iterator[Microbatch]:
+    """Cuts a draw into microbatches of exactly ``size``; an empty draw gives none."""
+    for start in range(0, len(ids), size):
+        part = ids[start : start + size]
+        padded = np.zeros(size, dtype=np.int64)
+        padded[: len(part)] = part
+        yield Microbatch(padded, np.arange(size) < len(part))

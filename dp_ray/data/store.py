@@ -1,0 +1,159 @@
+"""Decoded images in memory-mapped files: decoded once a node, shared by its workers.
+
+The cache is as private as the data: its folder has mode 0700.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from dp_ray.config import DataConfig
+from dp_ray.data.catalog import DataFacts, Split, Splits, data_facts, load_splits, source_stamp
+from dp_ray.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class StoredSplit:
+    """Examples as memory maps: images [N, C, H, W] uint8, labels [N] int64."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Both splits, their public facts, and a digest of the training split (private)."""
+
+    train: StoredSplit
+    test: StoredSplit
+    facts: DataFacts
+    digest: str
+
+
+def open_dataset(config: DataConfig) -> Dataset:
+    """Opens the decoded copy, made first if it is not there yet.
+
+    Raises:
+        ConfigError: the number of examples is not what the configuration says.
+        DataError: the data cannot be read, or the decoded copy cannot be written.
+    """
+    facts = data_facts(config)
+    cache = Path(config.cache or "~/.cache/dp-ray").expanduser()
+    stamp = source_stamp(config)
+    splits = None
+    if stamp is None:  # a user's own loader: only its output tells whether it changed
+        splits = load_splits(config)
+        stamp = _content_digest(splits)
+    identity = [config.name, str(config.root), facts.image_size, facts.channels, stamp]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
+    folder = cache / key
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with FileLock(cache / f"{key}.lock"):
+            if not folder.exists():
+                _write(folder, splits or load_splits(config), facts)
+    except OSError as error:
+        raise DataError(
+            f"the decoded copy of the data cannot be written to {cache}: {error}; "
+            "set data.cache to another folder"
+        ) from error
+    return _open(folder, config, facts)
+
+
+def _open(folder: Path, config: DataConfig, facts: DataFacts) -> Dataset:
+    train, test = (
+        StoredSplit(
+            np.load(folder / f"{name}_images.npy", mmap_mode="r"),
+            np.load(folder / f"{name}_labels.npy", mmap_mode="r"),
+        )
+        for name in ("train", "test")
+    )
+    if len(train) != facts.num_examples:
+        raise ConfigError(
+            "data.num_examples",
+            facts.num_examples,
+            f"the data has {len(train)} training examples",
+            f"Set it to {len(train)} if that number may be public",
+        )
+    for split in (train, test):
+        if len(split) and not 0 <= split.labels.min() <= split.labels.max() < facts.num_classes:
+            raise ConfigError(
+                "data.num_classes",
+                facts.num_classes,
+                f"labels reach from {split.labels.min()} to {split.labels.max()}",
+                "Labels count from 0 to num_classes - 1",
+            )
+    digest = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["train_digest"]
+    return Dataset(train, test, facts, digest)
+
+
+def _write(folder: Path, splits: Splits, facts: DataFacts) -> None:
+    """Writes beside ``folder`` and renames: it is whole or not there."""
+    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        digests = {
+            f"{name}_digest": _write_split(temporary, name, split, facts)
+            for name, split in zip(("train", "test"), splits, strict=True)
+        }
+        (temporary / "meta.json").write_text(json.dumps(digests), encoding="utf-8")
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_split(folder: Path, name: str, split: Split, facts: DataFacts) -> str:
+    shape = (facts.channels, facts.image_size, facts.image_size)
+    # A zero-length array cannot be mapped; np.save writes it as well as any other.
+    images = (
+        open_memmap(folder / f"{name}_images.npy", mode="w+", dtype=np.uint8, shape=(len(split), *shape))
+        if len(split)
+        else np.zeros((0, *shape), dtype=np.uint8)
+    )
+    labels = np.empty(len(split), dtype=np.int64)
+    digest = hashlib.sha256()
+    start = 0
+    for piece_images, piece_labels in split.pieces():
+        if piece_images.shape[1:] != shape or piece_images.dtype != np.uint8:
+            raise DataError(
+                f"{name} images are {piece_images.dtype} {piece_images.shape[1:]}; data.channels "
+                f"and data.image_size say uint8 {shape}"
+            )
+        part = slice(start, start + len(piece_labels))
+        images[part], labels[part] = piece_images, piece_labels
+        digest.update(np.ascontiguousarray(piece_images).tobytes() + piece_labels.tobytes())
+        start = part.stop
+    if isinstance(images, np.memmap):
+        images.flush()
+    else:
+        np.save(folder / f"{name}_images.npy", images)
+    np.save(folder / f"{name}_labels.npy", labels)
+    return digest.hexdigest()
+
+
+def _content_digest(splits: Splits) -> str:
+    digest = hashlib.sha256()
+    for data in _contents(splits):
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _contents(splits: Splits) -> Iterator[bytes]:
+    for split in splits:
+        for images, labels in split.pieces():
+            yield np.ascontiguousarray(images).tobytes()
+            yield labels.tobytes()

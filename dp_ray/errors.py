@@ -1,0 +1,46 @@
+"""Errors that a user can act on: the command line prints them without a traceback."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class DpRayError(Exception):
+    """A mistake or a condition outside dp-ray, told in words the user can act on."""
+
+
+class ConfigError(DpRayError):
+    """A configuration value that cannot be used.
+
+    Args:
+        field: dotted path of the field, for example ``privacy.delta``.
+        value: the value that was found there.
+        problem: what is wrong with it.
+        remedy: what to do instead.
+    """
+
+    def __init__(self, field: str, value: Any, problem: str, remedy: str) -> None:
+        super().__init__(field, value, problem, remedy)
+        self.field = field
+        self.value = value
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.field} = {self.value!r}: {self.problem}. {self.remedy}."
+
+
+class DataError(DpRayError):
+    """Data that is missing, or not what the configuration says it is."""
+
+
+class ModelError(DpRayError):
+    """A model that cannot be trained with per-example gradients."""
+
+
+class RunError(DpRayError):
+    """A run directory that cannot be started, resumed or read."""
+
+
+class LedgerError(RunError):
+    """A ledger that is torn, altered or does not belong to the run."""

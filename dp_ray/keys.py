@@ -1,0 +1,127 @@
+"""Keyed randomness: every random number of a run is a function of its key and its address.
+
+An address is (purpose, incarnation, step, counter). Numbers come from AES-256 in counter mode,
+so that a draw can be repeated anywhere (by any worker, after a crash) and cannot be predicted by
+someone who has seen other draws but does not know the key. Nothing here has hidden state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True, repr=False)
+class RunKey:
+    """The one secret of a run; all other keys derive from it.
+
+    Whoever knows it can subtract the noise, so it stays in the private part of a run (mode 0600)
+    and in the memory of the coordinator.
+    """
+
+    secret: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.secret) != KEY_BYTES:
+            raise ValueError(f"a run key has {KEY_BYTES} bytes, not {len(self.secret)}")
+
+    def __repr__(self) -> str:
+        return "RunKey(<secret>)"
+
+    @classmethod
+    def from_entropy(cls) -> RunKey:
+        """A key from the operating system's entropy."""
+        return cls(os.urandom(KEY_BYTES))
+
+    @classmethod
+    def from_seed(cls, seed: int) -> RunKey:
+        """A reproducible key; as secret as the seed, which is to say hardly."""
+        return cls(hashlib.sha256(f"dp-ray run key from seed {seed}".encode()).digest())
+
+    def derive(self, purpose: str) -> bytes:
+        """A 32-byte key for one purpose; keys of two purposes tell nothing about each other."""
+        return hmac.digest(self.secret, f"dp-ray/{purpose}".encode(), "sha256")
+
+    def sampling_keys(self) -> SamplingKeys:
+        """The keys that followers get: none of them leads to the noise."""
+        return SamplingKeys(*(self.derive(name) for name in SamplingKeys.PURPOSES))
+
+
+@dataclass(frozen=True, repr=False)
+class SamplingKeys:
+    """What a worker needs to draw its examples, views and dropout masks, and no more."""
+
+    PURPOSES = ("draw", "views", "dropout")
+
+    draw: bytes
+    views: bytes
+    dropout: bytes
+
+    def to_bytes(self) -> bytes:
+        """All keys in one string of 96 bytes, to be sent to the followers."""
+        return self.draw + self.views + self.dropout
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SamplingKeys:
+        """The inverse of :meth:`to_bytes`."""
+        return cls(*(data[i : i + KEY_BYTES] for i in range(0, 3 * KEY_BYTES, KEY_BYTES)))
+
+
+class KeyedStream:
+    """Random numbers of one (key, incarnation, step), addressed by counters.
+
+    Args:
+        key: 32 bytes, from :meth:`RunKey.derive`.
+        incarnation: which invocation of the mechanism this is (see docs/architecture.md).
+        step: the logical step.
+    """
+
+    def __init__(self, key: bytes, *, incarnation: int, step: int) -> None:
+        step_key = hmac.digest(key, f"incarnation {incarnation} step {step}".encode(), "sha256")
+        # Counter mode with counters of our choosing: each 16-byte block is encrypted by itself,
+        # which is what ECB does, and no counter is used for two numbers.
+        self._cipher = Cipher(algorithms.AES(step_key), modes.ECB())
+
+    def words(self, ids: NDArray[np.uint64], count: int) -> NDArray[np.uint64]:
+        """``count`` random 64-bit words for each id.
+
+        Args:
+            ids: [n] counters, for example example ids. Equal ids get equal words.
+            count: words per id.
+
+        Returns:
+            [n, count] words, uniform over 0 … 2⁶⁴ - 1.
+        """
+        blocks = (count + 1) // 2
+        counters = np.empty((len(ids), blocks, 2), dtype="<u8")
+        counters[:, :, 0] = np.asarray(ids, dtype="<u8")[:, None]
+        counters[:, :, 1] = np.arange(blocks, dtype="<u8")
+        encryptor = self._cipher.encryptor()
+        data = encryptor.update(counters.tobytes()) + encryptor.finalize()
+        words = np.frombuffer(data, dtype="<u8").reshape(len(ids), 2 * blocks)
+        return words[:, :count].astype(np.uint64, copy=False)
+
+    def uniform(self, ids: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
+        """[n, count] numbers in [0, 1) with 53 random bits each; ``ids`` as in :meth:`words`."""
+        return (self.words(ids, count) >> np.uint64(11)) * 2.0**-53
+
+    def normal(self, count: int) -> NDArray[np.float64]:
+        """``count`` standard normal numbers in float64, by Box and Muller (1958).
+
+        The radius uses all 64 bits of its word, which cuts the tail at 9.49 standard deviations;
+        the probability beyond that is below 3e-21.
+        """
+        pairs = (count + 1) // 2
+        words = self.words(np.arange(pairs, dtype=np.uint64), 2)
+        radius = np.sqrt(-2.0 * np.log((words[:, 0].astype(np.float64) + 0.5) * 2.0**-64))
+        angle = (2.0 * np.pi * 2.0**-53) * (words[:, 1] >> np.uint64(11))
+        pair = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+        return pair.reshape(-1)[:count]

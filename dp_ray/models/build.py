@@ -1,0 +1,149 @@
+"""Networks by name, checked for what would break per-example gradients."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from dp_ray.config import ModelConfig
+from dp_ray.data.catalog import DataFacts, import_object
+from dp_ray.errors import ConfigError, ModelError
+from dp_ray.models.networks import GroupNormCNN, TanhCNN
+
+_OWN: dict[str, Callable[..., nn.Module]] = {"gn_cnn": GroupNormCNN, "tanh_cnn": TanhCNN}
+
+
+def build_model(config: ModelConfig, facts: DataFacts, *, init_seed: int = 0) -> nn.Module:
+    """The configured network in training mode, freshly initialised.
+
+    Args:
+        config: which network.
+        facts: its input shape and number of classes.
+        init_seed: seed of the initial parameters; torch's global generator is left as it was.
+
+    Raises:
+        ConfigError: no such network, or it does not take the arguments.
+        ModelError: see :func:`check_model`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(init_seed)
+        model = _construct(config, facts).train()
+    check_model(model)
+    _check_output(model, config, facts)
+    return model
+
+
+def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
+    shape = {"channels": facts.channels, "image_size": facts.image_size}
+    try:
+        if config.name in _OWN:
+            return _OWN[config.name](num_classes=facts.num_classes, **shape, **config.arguments)
+        if ":" in config.name:
+            build = import_object(config.name, "model.name")
+            model = build(num_classes=facts.num_classes, **shape, **config.arguments)
+            if not isinstance(model, nn.Module):
+                raise ConfigError("model.name", config.name, "built no torch module", "Return one")
+            return model
+        return _torchvision_model(config, facts)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            "model.arguments",
+            config.arguments,
+            f"{config.name} cannot be built for {facts.channels}×{facts.image_size}×"
+            f"{facts.image_size} images: {error}",
+            "Check the arguments and the image size",
+        ) from error
+
+
+def _torchvision_model(config: ModelConfig, facts: DataFacts) -> nn.Module:
+    import torchvision
+    from opacus.validators import ModuleValidator
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    if config.name not in names:
+        raise ConfigError(
+            "model.name",
+            config.name,
+            "no such network",
+            f"Use {', '.join(_OWN)}, my_pkg.my_module:build, or one of torchvision's "
+            f"({', '.join(difflib.get_close_matches(config.name, names, n=4, cutoff=0.0))}, …)",
+        )
+    model = torchvision.models.get_model(
+        config.name, weights=None, num_classes=facts.num_classes, **config.arguments
+    )
+    if facts.channels != 3:
+        raise ConfigError(
+            "model.name", config.name, "takes RGB images", "Set data.channels=3 or another model"
+        )
+    fixed: nn.Module = ModuleValidator.fix(model)
+    return fixed
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuses a network whose per-example gradients would be wrong or would leak.
+
+    Raises:
+        ModelError: it has batch statistics, was hooked by Opacus or another library, or has
+            nothing to train; the message says what to do.
+    """
+    for name, module in model.named_modules():
+        place = name or type(module).__name__
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # Opacus's validator lets BatchNorm without affine parameters pass; it mixes examples
+            # and keeps running statistics of private data all the same.
+            raise ModelError(
+                f"model layer {place} ({type(module).__name__}) mixes the examples of a batch: "
+                "replace it by GroupNorm, or use opacus.validators.ModuleValidator.fix(model)"
+            )
+        if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
+            raise ModelError(
+                f"model layer {place} keeps running statistics of private data: set "
+                "track_running_stats=False"
+            )
+        if _is_hooked(module):
+            raise ModelError(
+                f"model layer {place} carries hooks of Opacus or another library, which clash with "
+                "torch.func (Opacus #626: 'Tensor' object has no attribute '_forward_counter'): "
+                "pass the plain model, before GradSampleModule or make_private touches it, or "
+                "call its remove_hooks() and pass its _module"
+            )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ModelError("the model has no parameter with requires_grad: nothing to train")
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    hooks: tuple[Any, ...] = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    wrapped = type(module).__module__.startswith("opacus.grad_sample")
+    return wrapped or any(hooks)
+
+
+def _check_output(model: nn.Module, config: ModelConfig, facts: DataFacts) -> None:
+    """Runs one blank image through: shapes are checked before any data is read."""
+    image = torch.zeros(1, facts.channels, facts.image_size, facts.image_size)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            output = model(image)
+    except Exception as error:  # the network may be the user's own, and raise anything
+        raise ConfigError(
+            "model.name",
+            config.name,
+            f"does not take images of shape {tuple(image.shape[1:])}: {error}",
+            "Choose another network or image size",
+        ) from error
+    shape = tuple(getattr(output, "shape", ()))
+    if shape != (1, facts.num_classes):
+        raise ConfigError(
+            "model.name",
+            config.name,
+            f"returns {shape or type(output).__name__} where (1, {facts.num_classes}) is needed",
+            "A classifier returns one row of logits an image",
+        )

@@ -1,0 +1,96 @@
+"""Gaussian noise on the clipped sum: Opacus's optimizer, fed from the run's keyed stream.
+
+Only the coordinator imports this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from opacus.optimizers import DPOptimizerFastGradientClipping
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dp_ray.keys import KeyedStream
+
+
+class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
+    """Opacus's optimizer for gradients that are clipped and summed already ("no_op" mode).
+
+    Opacus keeps the order of events (noise, scaling, the wrapped optimizer's step) and the scaling
+    by the expected batch size. Replaced is the source of the normal numbers: torch's generators
+    are not made to resist prediction, and they cannot be addressed by step.
+
+    Args:
+        optimizer: any ``torch.optim`` optimizer over the P parameters.
+        noise_multiplier: σ; the noise has standard deviation σ times the sum's sensitivity.
+        expected_batch_size: B̄, the public denominator.
+        normalize_update: divide the update by the sensitivity too, so that the learning rate does
+            not depend on it (De et al. 2022, arXiv 2204.13650, section 3).
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        noise_multiplier: float,
+        expected_batch_size: int,
+        normalize_update: bool = False,
+    ) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=float("nan"),  # set by each sum
+            expected_batch_size=expected_batch_size,
+        )
+        self._normalize_update = normalize_update
+        self._stream: KeyedStream | None = None
+
+    def release(
+        self, gradients: Mapping[str, Tensor], *, sensitivity: float, stream: KeyedStream
+    ) -> None:
+        """Adds noise to a sum once and steps the wrapped optimizer.
+
+        Args:
+            gradients: the sum over all examples of the step, in the order of the optimizer's
+                parameters.
+            sensitivity: what the clipping says one example can move it by; scales the noise.
+            stream: the noise of this step and incarnation, and of no other sum.
+        """
+        self.max_grad_norm = sensitivity
+        self._stream = stream
+        for parameter, gradient in zip(self.params, gradients.values(), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        self.step()
+        self._stream = None
+        self.zero_grad(set_to_none=True)
+
+    def add_noise(self) -> None:
+        """Opacus's hook: ``summed_grad`` plus noise becomes ``grad``."""
+        assert self._stream is not None, "noise is drawn by release() only"
+        std = self.noise_multiplier * self.max_grad_norm
+        noise = torch.from_numpy(self._stream.normal(sum(p.numel() for p in self.params)))
+        start = 0
+        for p in self.params:
+            part = noise[start : start + p.numel()].view_as(p).to(p.device)
+            start += p.numel()
+            # Added in float64 and rounded once: the low bits of the result tell nothing about the
+            # sum (Mironov 2012; Holohan & Braghin 2021, arXiv 2107.10138).
+            p.grad = (p.summed_grad.double() + std * part).to(p.dtype)
+
+    def scale_grad(self) -> None:
+        """Opacus's hook: divides by B̄ and, if asked to, by the sensitivity."""
+        super().scale_grad()
+        if self._normalize_update:
+            for p in self.params:
+                p.grad /= self.max_grad_norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """The wrapped optimizer's state (the noise has none)."""
+        return dict(self.original_optimizer.state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the wrapped optimizer's state."""
+        self.original_optimizer.load_state_dict(state_dict)

@@ -1,0 +1,203 @@
+"""The coordinator: the one place that charges, adds noise and changes the parameters.
+
+It exists on rank 0 only. Between a sum and a release stand, in this order: the digest of the sum,
+the ledger's verdict (durable), the noise, the update.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dp_ray.config import Config
+from dp_ray.errors import RunError
+from dp_ray.keys import KeyedStream, RunKey
+from dp_ray.privacy.ledger import Charge, Ledger, Verdict
+from dp_ray.privacy.noise import KeyedNoiseOptimizer
+from dp_ray.training.checkpoint import Checkpoint
+from dp_ray.training.layout import ParameterLayout
+from dp_ray.training.optimizers import build_optimizer
+from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.step import ShardSum
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the workers do next.
+
+    Attributes:
+        step: the step to sum up.
+        incarnation: which invocation of it.
+        done: nothing more: all steps are taken, or the budget is spent.
+    """
+
+    step: int
+    incarnation: int
+    done: bool
+
+
+class Coordinator:
+    """Holds parameters, optimizer, moving average, noise key and ledger.
+
+    Args:
+        config: optimizer and seed.
+        plan: noise and budget.
+        run_key: the run's secret.
+        ledger: what was charged so far.
+        initial_params: [P] on the device of training; copied.
+        layout: the order of the vector.
+        data_digest: of the training data; a checkpoint of other data is refused.
+        checkpoint: where to go on from, if anywhere.
+        fingerprint: how this run is executed: what decides whether sums repeat bit for bit.
+
+    Raises:
+        RunError: the checkpoint does not fit the network or the data.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plan: PrivacyPlan,
+        *,
+        run_key: RunKey,
+        ledger: Ledger,
+        initial_params: Tensor,
+        layout: ParameterLayout,
+        data_digest: str,
+        checkpoint: Checkpoint | None,
+        fingerprint: dict[str, object],
+    ) -> None:
+        self._plan = plan
+        self._layout = layout
+        self._data_digest = data_digest
+        self._noise_key = run_key.derive("noise")
+        self._digest_key = run_key.derive("digest")
+        self._ledger = ledger
+        self._ema_decay = config.optimizer.ema_decay
+
+        self._vector = initial_params.clone()
+        self._average = self._vector.clone() if self._ema_decay is not None else None
+        params = [nn.Parameter(p) for p in layout.split(self._vector).values()]
+        optimizer, self._scheduler = build_optimizer(config, params, plan.steps)
+        self._optimizer = KeyedNoiseOptimizer(
+            optimizer,
+            noise_multiplier=plan.noise_multiplier,
+            expected_batch_size=plan.expected_batch_size,
+            normalize_update=config.optimizer.normalize_update,
+        )
+        self._step = 0
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        # An incarnation below this one is history: its sums might not repeat.
+        self._least_incarnation = self._first_incarnation(fingerprint)
+        ledger.open_session(fingerprint)
+
+    @property
+    def params(self) -> Tensor:
+        """[P] parameters after the last release."""
+        return self._vector
+
+    @property
+    def published_params(self) -> Tensor:
+        """[P] what is evaluated and released: the moving average, if there is one."""
+        return self._vector if self._average is None else self._average
+
+    @property
+    def charges(self) -> int:
+        """Noised sums paid for so far."""
+        return self._ledger.charges
+
+    @property
+    def epsilon(self) -> float:
+        """ε spent, as the accountant says of the ledger."""
+        return self._plan.epsilon_after(self._ledger.charges)
+
+    def assignment(self) -> Assignment:
+        """What is to be summed up next."""
+        recorded = self._ledger.recorded(self._step)
+        incarnation = self._least_incarnation
+        if recorded is not None and recorded.incarnation >= self._least_incarnation:
+            incarnation = recorded.incarnation
+        new = recorded is None or recorded.incarnation < incarnation
+        spent = new and self._ledger.charges >= self._plan.steps
+        return Assignment(self._step, incarnation, self._step >= self._plan.steps or spent)
+
+    def release(self, assignment: Assignment, total: ShardSum) -> bool:
+        """Charges for a sum, adds noise to it and takes the step.
+
+        Args:
+            assignment: the step and incarnation that the workers summed up.
+            total: the sum over all shards; its sensitivity scales the noise.
+
+        Returns:
+            False if another sum is on record for that incarnation: nothing was released, and the
+            next assignment asks for the step again with fresh randomness.
+        """
+        charge = Charge(
+            step=assignment.step,
+            incarnation=assignment.incarnation,
+            digest=hmac.digest(self._digest_key, total.vector.cpu().numpy().tobytes(), "sha256").hex(),
+            noise_multiplier=self._plan.noise_multiplier,
+            max_grad_norm=total.sensitivity,
+            sample_rate=self._plan.sample_rate,
+        )
+        if self._ledger.charge(charge) is Verdict.CONFLICT:
+            self._least_incarnation = self._ledger.incarnation + 1
+            return False
+        noise = KeyedStream(
+            self._noise_key, incarnation=assignment.incarnation, step=assignment.step
+        )
+        self._optimizer.release(
+            self._layout.split(total.vector), sensitivity=total.sensitivity, stream=noise
+        )
+        if self._scheduler is not None:
+            self._scheduler.step()
+        if self._average is not None:
+            self._average.lerp_(self._vector, 1 - self._warm_decay())
+        self._step += 1
+        return True
+
+    def checkpoint(self) -> Checkpoint:
+        """The state before the next step; a copy on the CPU."""
+        return Checkpoint(
+            step=self._step,
+            params=self._vector.to("cpu", copy=True),
+            average=None if self._average is None else self._average.to("cpu", copy=True),
+            optimizer=self._optimizer.state_dict(),
+            scheduler=None if self._scheduler is None else self._scheduler.state_dict(),
+            data_digest=self._data_digest,
+        )
+
+    def _warm_decay(self) -> float:
+        """min(μ, (1+t)/(10+t)): De et al. 2022, arXiv 2204.13650, appendix."""
+        assert self._ema_decay is not None
+        return min(self._ema_decay, (1 + self._step) / (10 + self._step))
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.data_digest != self._data_digest:
+            raise RunError(
+                "the training data is not what the run was started with: its digest differs. "
+                "Restore the data, or start a new run with another --name"
+            )
+        if checkpoint.params.shape != self._vector.shape:
+            raise RunError(
+                f"the checkpoint has {len(checkpoint.params)} parameters, the model "
+                f"{len(self._vector)}: resume with the model that the run was started with"
+            )
+        self._vector.copy_(checkpoint.params)
+        if self._average is not None and checkpoint.average is not None:
+            self._average.copy_(checkpoint.average)
+        self._optimizer.load_state_dict(checkpoint.optimizer)
+        if self._scheduler is not None and checkpoint.scheduler is not None:
+            self._scheduler.load_state_dict(checkpoint.scheduler)
+        self._step = checkpoint.step
+
+    def _first_incarnation(self, fingerprint: dict[str, object]) -> int:
+        """Raised at once where steps must be repeated and their sums cannot be the same."""
+        replays = self._ledger.next_step() > self._step
+        sessions = self._ledger.sessions
+        changed = bool(sessions) and sessions[-1] != fingerprint
+        return self._ledger.incarnation + 1 if replays and changed else 0

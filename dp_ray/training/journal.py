@@ -1,0 +1,107 @@
+"""What rank 0 writes while a run goes on: private curves, and progress for whoever watches."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from torch import Tensor
+
+from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.run_directory import RunDirectory
+
+_PROGRESS_INTERVAL_S = 0.25
+
+
+class Journal:
+    """Writes metrics.jsonl, TensorBoard files and progress.json, all in the private part.
+
+    Args:
+        run: where.
+        plan: T, B̄ and K, for rates and what is left.
+    """
+
+    def __init__(self, run: RunDirectory, plan: PrivacyPlan) -> None:
+        self._run = run
+        self._plan = plan
+        self._started = time.monotonic()
+        self._metrics = os.fdopen(
+            os.open(run.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a"
+        )
+        self._tensorboard = SummaryWriter(str(run.private / "tensorboard"))
+        self._progress_written = 0.0
+        self._step_seconds: list[float] = []
+        self._epsilon = 0.0
+        self._step = 0
+        self.accuracy: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Since this session of the run began."""
+        return time.monotonic() - self._started
+
+    def stop_requested(self) -> bool:
+        """Whether the user asked the run to stop."""
+        return self._run.stop_request.exists()
+
+    def stepped(self, step: int, statistics: Tensor, seconds: float) -> None:
+        """A step was released; ``statistics`` are those of :class:`~dp_ray.training.step.ShardSum`."""
+        examples, losses, clipped, norms = statistics.tolist()
+        count = max(examples, 1.0)
+        values = {
+            "examples": examples,
+            "loss": losses / count,
+            "clipped_fraction": clipped / count,
+            "mean_norm": norms / count,
+            "seconds": seconds,
+        }
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"private/{name}", value, step)
+        self._step = step + 1
+        self._step_seconds = [*self._step_seconds[-19:], seconds]
+        if time.monotonic() - self._progress_written > _PROGRESS_INTERVAL_S:
+            self._write_progress()
+
+    def evaluated(self, step: int, accuracy: float | None, epsilon: float) -> None:
+        """The parameters before ``step`` were evaluated, at ε spent so far."""
+        self._step, self._epsilon, self.accuracy = step, epsilon, accuracy
+        self._tensorboard.add_scalar("epsilon", epsilon, step)
+        if accuracy is not None:
+            self._tensorboard.add_scalar("test_accuracy", accuracy, step)
+        self._metrics.write(
+            json.dumps({"step": step, "epsilon": epsilon, "test_accuracy": accuracy}) + "\n"
+        )
+        self._metrics.flush()
+        self._write_progress()
+
+    def releases(self) -> dict[str, float]:
+        """The latest numbers that are no secret."""
+        values = {"step": float(self._step), "epsilon": self._epsilon}
+        if self.accuracy is not None:
+            values["test_accuracy"] = self.accuracy
+        return values
+
+    def close(self) -> None:
+        """Writes what is buffered."""
+        self._metrics.close()
+        self._tensorboard.close()
+
+    def _write_progress(self) -> None:
+        per_step = sum(self._step_seconds) / max(len(self._step_seconds), 1)
+        images = self._plan.expected_batch_size * self._plan.views
+        progress: dict[str, Any] = {
+            "step": self._step,
+            "steps": self._plan.steps,
+            "epsilon": self._epsilon,
+            "epsilon_planned": self._plan.epsilon,
+            "test_accuracy": self.accuracy,
+            # From public numbers and the clock; the realised batch size stays private.
+            "images_per_second": images / per_step if per_step else 0.0,
+            "seconds_left": (self._plan.steps - self._step) * per_step,
+        }
+        self._run.write_private("progress.json", json.dumps(progress))
+        self._progress_written = time.monotonic()

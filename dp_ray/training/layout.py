@@ -1,0 +1,36 @@
+"""All trainable parameters as one vector of P numbers, and as views of it by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ParameterLayout:
+    """Names and shapes of a network's trainable parameters, in the order of the vector."""
+
+    shapes: Mapping[str, torch.Size]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ParameterLayout:
+        """The layout of the parameters that require a gradient."""
+        return cls({name: p.shape for name, p in model.named_parameters() if p.requires_grad})
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """Name → view of ``vector`` [P]; writing to one writes to the other."""
+        pieces = vector.split([shape.numel() for shape in self.shapes.values()])
+        named = zip(self.shapes.items(), pieces, strict=True)
+        return {name: piece.view(shape) for (name, shape), piece in named}
+
+    def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """A new vector [P] from tensors by name."""
+        return torch.cat([tensors[name].detach().reshape(-1) for name in self.shapes])

@@ -1,0 +1,67 @@
+"""How much memory a microbatch needs, before one is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from dp_ray.config import Config
+from dp_ray.data.catalog import DataFacts
+from dp_ray.errors import ConfigError
+
+GIB = 2.0**30
+
+
+def memory_estimate(config: Config, facts: DataFacts, model: nn.Module) -> float:
+    """Bytes that one worker's microbatch needs: activations of B·K views, B gradients.
+
+    Activations are counted on one blank image: the outputs of all layers, twice (forward values
+    kept, and their gradients). It is a rough figure, within a factor of two.
+    """
+    counted = 0
+    examples, views = config.train.microbatch_size, config.augment.views
+
+    def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        nonlocal counted
+        counted += output.numel() if isinstance(output, torch.Tensor) else 0
+
+    leaves = [m for m in model.modules() if not list(m.children())]
+    handles = [leaf.register_forward_hook(count) for leaf in leaves]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model(torch.zeros(1, facts.channels, facts.image_size, facts.image_size))
+    for handle in handles:
+        handle.remove()
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    pixels = facts.channels * facts.image_size**2
+    return 4.0 * (2 * examples * views * (counted + pixels) + (examples + 4) * parameters)
+
+
+def available_memory(config: Config) -> float:
+    """Bytes that one worker may use, were all on this machine."""
+    if config.cluster.gpus_per_worker and torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return psutil.virtual_memory().available / max(config.cluster.num_workers, 1)
+
+
+def check_memory(config: Config, facts: DataFacts, model: nn.Module) -> None:
+    """Refuses microbatches that do not fit into this machine's memory.
+
+    Raises:
+        ConfigError: they do not; the message gives both sizes.
+    """
+    needed = memory_estimate(config, facts, model)
+    if config.cluster.address is not None:
+        return  # the workers' machines are not this one
+    available = available_memory(config)
+    if needed > available:
+        size, views = config.train.microbatch_size, config.augment.views
+        raise ConfigError(
+            "train.microbatch_size",
+            size,
+            f"{size} examples × {views} views need about {needed / GIB:.1f} GiB in each worker, "
+            f"which has {available / GIB:.1f}",
+            "Lower it (results do not depend on it), or augment.views, or cluster.num_workers",
+        )

@@ -1,0 +1,70 @@
+"""The torch optimizer and learning-rate schedule that a configuration names."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dp_ray.config import Config
+from dp_ray.errors import ConfigError
+
+_NEEDS_LENGTH = {
+    "CosineAnnealingLR": "T_max",
+    "OneCycleLR": "total_steps",
+    "LinearLR": "total_iters",
+    "PolynomialLR": "total_iters",
+    "ConstantLR": "total_iters",
+}
+"""Schedulers that must know how long training lasts, and by which argument."""
+
+
+def build_optimizer(
+    config: Config, params: list[nn.Parameter], steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler | None]:
+    """The configured torch optimizer and learning-rate schedule.
+
+    Raises:
+        ConfigError: torch has none of that name, or it does not take the arguments.
+    """
+    section = config.optimizer
+    factory = getattr(torch.optim, section.name, None)
+    is_optimizer = isinstance(factory, type) and issubclass(factory, torch.optim.Optimizer)
+    if not is_optimizer or section.name in ("Optimizer", "LBFGS", "SparseAdam"):
+        raise ConfigError(
+            "optimizer.name", section.name, "no optimizer of torch.optim that fits", "Use SGD, Adam, …"
+        )
+    try:
+        optimizer = factory(params, lr=section.lr, **section.arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            "optimizer.arguments", section.arguments, f"{section.name}: {error}", "See torch.optim"
+        ) from error
+    return optimizer, _build_scheduler(config, optimizer, steps)
+
+
+def _build_scheduler(
+    config: Config, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    name, arguments = config.optimizer.scheduler, dict(config.optimizer.scheduler_arguments)
+    if name is None:
+        return None
+    factory = getattr(torch.optim.lr_scheduler, name, None)
+    base = torch.optim.lr_scheduler.LRScheduler
+    if not (isinstance(factory, type) and issubclass(factory, base)) or name in (
+        "LRScheduler",
+        "ReduceLROnPlateau",  # would steer by a loss, which is private
+    ):
+        raise ConfigError(
+            "optimizer.scheduler",
+            name,
+            "no scheduler of torch.optim.lr_scheduler that needs the step alone",
+            "Use CosineAnnealingLR, LinearLR, MultiStepLR, …",
+        )
+    if name in _NEEDS_LENGTH:
+        arguments.setdefault(_NEEDS_LENGTH[name], steps)
+    try:
+        return factory(optimizer, **arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            "optimizer.scheduler_arguments", arguments, f"{name}: {error}", "See torch's page of it"
+        ) from error

@@ -1,0 +1,145 @@
+"""From a configuration to a plan: σ, q, T and ε solved and checked; reads no data.
+
+What changes privacy is a :class:`PrivacyPlan`; what only changes speed and memory is not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from dp_ray.config import Config
+from dp_ray.data.catalog import DataFacts, data_facts
+from dp_ray.data.views import ViewMaker
+from dp_ray.errors import ConfigError
+from dp_ray.models.build import build_model
+from dp_ray.privacy.accounting import (
+    AccountantName,
+    BudgetError,
+    epsilon,
+    solve_noise_multiplier,
+    solve_steps,
+)
+from dp_ray.training.memory import check_memory
+from dp_ray.training.optimizers import build_optimizer
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """Everything that a privacy statement depends on; all of it public.
+
+    Attributes:
+        num_examples: N.
+        expected_batch_size: B̄, the denominator of every update.
+        views: K; needs no budget, recorded because results depend on it.
+        noise_multiplier: σ.
+        max_grad_norm: C.
+        steps: T, the most noised sums that may be released.
+        delta: δ.
+        accountant: which accountant states ε.
+        epsilon: ε of T steps: the budget that is never passed.
+    """
+
+    num_examples: int
+    expected_batch_size: int
+    views: int
+    noise_multiplier: float
+    max_grad_norm: float
+    steps: int
+    delta: float
+    accountant: AccountantName
+    epsilon: float
+
+    @property
+    def sample_rate(self) -> float:
+        """q = B̄/N."""
+        return self.expected_batch_size / self.num_examples
+
+    def epsilon_after(self, releases: int) -> float:
+        """ε of that many releases, as the accountant has it."""
+        return epsilon(
+            self.accountant,
+            noise_multiplier=self.noise_multiplier,
+            sample_rate=self.sample_rate,
+            steps=releases,
+            delta=self.delta,
+        )
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values, q included."""
+        return {**asdict(self), "sample_rate": self.sample_rate}
+
+
+def make_plan(config: Config) -> PrivacyPlan:
+    """Solves the budget and checks everything that can be checked without data.
+
+    Raises:
+        ConfigError: q > 1, δ ≥ 1/N, a budget that cannot be met, a network or a transform that
+            cannot be used, microbatches that do not fit into memory, an unknown optimizer.
+    """
+    facts = data_facts(config.data)
+    plan = _solve_budget(config, facts)
+    ViewMaker(config.augment, facts, torch.device("cpu"))
+    model = build_model(config.model, facts)
+    build_optimizer(config, [p for p in model.parameters() if p.requires_grad], plan.steps)
+    check_memory(config, facts, model)
+    return plan
+
+
+def _solve_budget(config: Config, facts: DataFacts) -> PrivacyPlan:
+    privacy, n = config.privacy, facts.num_examples
+    batch = config.data.expected_batch_size
+    if batch > n:
+        raise ConfigError(
+            "data.expected_batch_size",
+            batch,
+            f"q = {batch}/{n} is above 1",
+            f"Use at most {n}, the number of examples",
+        )
+    if privacy.delta >= 1 / n:
+        raise ConfigError(
+            "privacy.delta",
+            privacy.delta,
+            f"δ must be below 1/N = 1/{n} = {1 / n:.3g}: a larger one allows to publish an example",
+            f"Use {_round_down(0.1 / n):g}, say",
+        )
+    common = {"sample_rate": batch / n, "delta": privacy.delta}
+    sigma, steps = privacy.noise_multiplier, privacy.steps
+    try:
+        if sigma is None:
+            assert privacy.epsilon is not None and steps is not None
+            sigma = solve_noise_multiplier(
+                privacy.accountant, target=privacy.epsilon, steps=steps, **common
+            )
+        elif steps is None:
+            assert privacy.epsilon is not None
+            steps = solve_steps(
+                privacy.accountant, target=privacy.epsilon, noise_multiplier=sigma, **common
+            )
+    except BudgetError as error:
+        raise ConfigError(
+            "privacy.epsilon",
+            privacy.epsilon,
+            f"the budget cannot be met: {error}",
+            "Change privacy.epsilon, privacy.noise_multiplier, privacy.steps or "
+            "data.expected_batch_size",
+        ) from error
+    spent = epsilon(privacy.accountant, noise_multiplier=sigma, steps=steps, **common)
+    return PrivacyPlan(
+        num_examples=n,
+        expected_batch_size=batch,
+        views=config.augment.views,
+        noise_multiplier=sigma,
+        max_grad_norm=privacy.max_grad_norm,
+        steps=steps,
+        delta=privacy.delta,
+        accountant=privacy.accountant,
+        epsilon=spent,
+    )
+
+
+def _round_down(value: float) -> float:
+    """To one significant digit."""
+    return float(f"{value:.0e}")

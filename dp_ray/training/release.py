@@ -1,0 +1,161 @@
+"""What a finished run publishes: the model, its configuration and its privacy statement."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dp_ray.config import Config
+from dp_ray.privacy.accounting import AccountantName, epsilon
+from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.run_directory import RunDirectory
+
+ASSUMPTIONS = (
+    "Two data sets are neighbours if one has one example more; a person with several examples is "
+    "covered for each of them, not for all at once.",
+    "The number of examples, the configuration and the labels' names are public.",
+    "The test split is what data_evaluation says; ε does not cover it.",
+    "The configuration was chosen without looking at the private data; a search on it costs more.",
+    "Only the release folder is published; the run key and the private folder stay secret.",
+    "Run time, memory and traffic are not observed by the adversary.",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        finished: False if it was stopped and can be resumed.
+        steps: updates taken.
+        charges: noised sums paid for; more than ``steps`` if some were repeated.
+        epsilon: what the accountant says of the charges.
+        accuracy: on the test split, of what is released.
+        seconds: wall-clock time of the last session.
+    """
+
+    finished: bool
+    steps: int
+    charges: int
+    epsilon: float
+    accuracy: float | None
+    seconds: float
+
+
+def publish(
+    run: RunDirectory,
+    config: Config,
+    plan: PrivacyPlan,
+    *,
+    model: nn.Module,
+    params: dict[str, Tensor],
+    outcome: Outcome,
+) -> None:
+    """Writes ``release/`` (of a finished run) and ``result.json``, each whole or not at all.
+
+    Args:
+        run: where.
+        config: what was trained; what is private in it is left out.
+        plan: the privacy plan.
+        model: for the tensors that were not trained.
+        params: name → tensor of the trained ones.
+        outcome: how the run ended.
+    """
+    result: dict[str, Any] = {
+        "name": config.name,
+        "status": "finished" if outcome.finished else "stopped",
+        "steps": outcome.steps,
+        "charges": outcome.charges,
+        "epsilon": outcome.epsilon,
+        "delta": plan.delta,
+        "test_accuracy": outcome.accuracy,
+        "seconds": round(outcome.seconds, 2),
+    }
+    if outcome.finished:
+        state = {**model.state_dict(), **params}
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+        temporary = Path(tempfile.mkdtemp(prefix=".release.", dir=run.path))
+        try:
+            save_file(tensors, temporary / "model.safetensors")
+            (temporary / "config.yaml").write_text(
+                yaml.safe_dump(public_config(config), sort_keys=False), encoding="utf-8"
+            )
+            statement = privacy_statement(config, plan, outcome)
+            (temporary / "privacy.json").write_text(
+                json.dumps(statement, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+            temporary.chmod(0o755)
+            shutil.rmtree(run.release, ignore_errors=True)
+            os.rename(temporary, run.release)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    run.write_result(result)
+
+
+def public_config(config: Config) -> dict[str, Any]:
+    """The configuration without what helps to undo the noise or to find the data."""
+    values = config.dump()
+    values["seed"] = None
+    values["data"].update(root=None, cache=None)
+    values["train"]["storage_path"] = "runs"
+    values["cluster"]["address"] = None
+    return values
+
+
+def privacy_statement(config: Config, plan: PrivacyPlan, outcome: Outcome) -> dict[str, Any]:
+    """What may be claimed, by whose word, under which assumptions."""
+    seeded = config.seed is not None
+    names: tuple[AccountantName, ...] = ("prv", "rdp", "pld")
+    by_accountant = {
+        name: epsilon(
+            name,
+            noise_multiplier=plan.noise_multiplier,
+            sample_rate=plan.sample_rate,
+            steps=outcome.charges,
+            delta=plan.delta,
+        )
+        for name in names
+    }
+    return {
+        "epsilon": outcome.epsilon,
+        "delta": plan.delta,
+        "accountant": plan.accountant,
+        "epsilon_by_accountant": by_accountant,
+        "noise_multiplier": plan.noise_multiplier,
+        "sample_rate": plan.sample_rate,
+        "steps": outcome.steps,
+        "charges": outcome.charges,
+        "max_grad_norm": plan.max_grad_norm,
+        "views": plan.views,
+        "expected_batch_size": plan.expected_batch_size,
+        "num_examples": plan.num_examples,
+        "mechanism": "DP-SGD: Gaussian mechanism on sums of clipped per-example gradients, "
+        "Poisson sampling",
+        "unit_of_privacy": "one training example, with all of its views",
+        "adjacency": "add or remove one example",
+        "reproducible_from_seed": seeded,
+        "warning": "The run key was derived from a seed: whoever knows or guesses the seed can "
+        "subtract the noise, and ε does not hold against them."
+        if seeded
+        else None,
+        "test_accuracy": outcome.accuracy,
+        "data_evaluation": config.data.evaluation,
+        "assumptions": list(ASSUMPTIONS),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            **{name: version(name) for name in ("dp-ray", "opacus", "dp-accounting")},
+        },
+    }

@@ -1,0 +1,104 @@
+"""A worker's part of a step: draw, views, per-example gradients, clip, sum over its shard.
+
+Everything here is a function of (parameters, step, incarnation); nothing can draw noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dp_ray.data.sampling import Microbatch, PoissonSampler, Shard, microbatches
+from dp_ray.data.store import StoredSplit
+from dp_ray.data.views import ViewMaker
+from dp_ray.keys import KeyedStream, SamplingKeys
+from dp_ray.privacy.gradients import clipped_gradient_sum
+from dp_ray.training.layout import ParameterLayout
+
+
+@dataclass(frozen=True)
+class ShardSum:
+    """The clipped sum over one shard, ready to be reduced.
+
+    Attributes:
+        vector: [P] sum of clipped gradients.
+        statistics: [4] float64: examples, sum of losses, examples clipped, sum of norms. Private.
+        sensitivity: how far one example can move ``vector`` in L2 norm.
+    """
+
+    vector: Tensor
+    statistics: Tensor
+    sensitivity: float
+
+
+@dataclass(frozen=True)
+class ShardWorker:
+    """Computes one worker's share of any step.
+
+    Attributes:
+        model: the network; parameters are passed in, its own are used only where frozen.
+        layout: order of the parameters in the vector.
+        data: training examples, of which those of ``shard`` are read.
+        shard: this worker's examples.
+        sampler: the Poisson draw.
+        views: the K augmentations.
+        keys: draw, views and dropout; no key of the noise.
+        max_grad_norm: C.
+        microbatch_size: B; changes memory and speed alone.
+        device: where the network runs.
+    """
+
+    model: nn.Module
+    layout: ParameterLayout
+    data: StoredSplit
+    shard: Shard
+    sampler: PoissonSampler
+    views: ViewMaker
+    keys: SamplingKeys
+    max_grad_norm: float
+    microbatch_size: int
+    device: torch.device
+
+    def clipped_sum(self, params: Tensor, *, step: int, incarnation: int) -> ShardSum:
+        """The shard's sum at parameters [P]; zero if nothing was drawn."""
+        address = {"incarnation": incarnation, "step": step}
+        drawn = self.sampler.draw(KeyedStream(self.keys.draw, **address), self.shard)
+        view_stream = KeyedStream(self.keys.views, **address)
+        dropout_stream = KeyedStream(self.keys.dropout, **address)
+        vector = torch.zeros_like(params)
+        statistics = torch.zeros(4, dtype=torch.float64, device=self.device)
+        for batch in microbatches(drawn, self.microbatch_size):
+            self._add(batch, params, view_stream, dropout_stream, vector, statistics)
+        return ShardSum(vector, statistics, self.max_grad_norm)
+
+    def _add(
+        self,
+        batch: Microbatch,
+        params: Tensor,
+        view_stream: KeyedStream,
+        dropout_stream: KeyedStream,
+        vector: Tensor,
+        statistics: Tensor,
+    ) -> None:
+        images = torch.from_numpy(self.data.images[batch.ids])
+        labels = torch.from_numpy(self.data.labels[batch.ids]).to(self.device)
+        mask = torch.from_numpy(batch.mask).to(self.device)
+        images[~mask.cpu()] = 0  # padding holds no example, not even under a mask
+        labels = labels.where(mask, 0)
+        seeds = dropout_stream.words(batch.ids.astype("u8"), 1)[:, 0].astype("i8")
+        piece = clipped_gradient_sum(
+            self.model,
+            self.layout.split(params),
+            self.views.make(images, self.views.draw(view_stream, batch.ids)),
+            labels,
+            max_grad_norm=self.max_grad_norm,
+            mask=mask,
+            dropout_seeds=torch.from_numpy(seeds).to(self.device),
+        )
+        vector += self.layout.join(piece.gradients)
+        norms, losses = piece.norms.double()[mask], piece.losses.double()[mask]
+        clipped = (norms > self.max_grad_norm).double()
+        ones = torch.ones_like(norms)
+        statistics += torch.stack([ones, losses, clipped, norms]).sum(dim=1)
