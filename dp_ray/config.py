@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -277,7 +277,7 @@ def load_config(
     if not isinstance(values, dict):
         raise DpRayError(f"{path} must hold sections (data:, privacy:, …), not {values!r}")
     for override in overrides:
-        _apply_override(values, override)
+        apply_override(values, override)
     if name is not None:
         values["name"] = name
     values.setdefault("name", path.stem)
@@ -305,7 +305,8 @@ def describe_fields(
             yield prefix + name, field
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Sets ``a.b=value`` in plain values; the value is read as YAML."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -349,11 +350,11 @@ def _first_problem(error: ValidationError) -> ConfigError:
     location = [str(part) for part in problem["loc"]]
     # Branches of a union (int | None) add parts that are no field; keep what names a field.
     paths = {path for path, _ in describe_fields()}
-    while len(location) > 1 and ".".join(location) not in paths and len(location) > 2:
+    while len(location) > 2 and ".".join(location) not in paths:
         location.pop()
     field = ".".join(location) or "configuration"
     remedy = next((f.description for p, f in describe_fields() if p == field), None)
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
     if problem["type"] == "missing":
         return ConfigError(field, None, "must be given", remedy or "See dp-ray config")
     value = problem.get("input")
@@ -371,8 +372,3 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
     list("-+0123456789"),
 )
-
-
-def choices(field: FieldInfo) -> tuple[Any, ...]:
-    """The literal values that a field allows, if it allows only some."""
-    return get_args(field.annotation) if "Literal" in str(field.annotation) else ()

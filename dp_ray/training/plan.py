@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from dp_ray.config import Config
 from dp_ray.data.catalog import DataFacts, data_facts
 from dp_ray.data.views import ViewMaker
-from dp_ray.errors import ConfigError
+from dp_ray.errors import ConfigError, ModelError
 from dp_ray.models.build import build_model
 from dp_ray.privacy.accounting import (
     AccountantName,
@@ -22,7 +23,8 @@ from dp_ray.privacy.accounting import (
     solve_noise_multiplier,
     solve_steps,
 )
-from dp_ray.training.memory import check_memory
+from dp_ray.privacy.gradients import clipped_gradient_sum
+from dp_ray.training.estimate import check_memory
 from dp_ray.training.optimizers import build_optimizer
 
 
@@ -85,6 +87,7 @@ def make_plan(config: Config) -> PrivacyPlan:
     model = build_model(config.model, facts)
     build_optimizer(config, [p for p in model.parameters() if p.requires_grad], plan.steps)
     check_memory(config, facts, model)
+    _try_step(config, model, facts)
     return plan
 
 
@@ -138,6 +141,27 @@ def _solve_budget(config: Config, facts: DataFacts) -> PrivacyPlan:
         accountant=privacy.accountant,
         epsilon=spent,
     )
+
+
+def _try_step(config: Config, model: nn.Module, facts: DataFacts) -> None:
+    """Differentiates one blank example: what vmap cannot do shows before any data is read."""
+    params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    shape = (1, config.augment.views, facts.channels, facts.image_size, facts.image_size)
+    try:
+        clipped_gradient_sum(
+            model,
+            params,
+            torch.zeros(shape),
+            torch.zeros(1, dtype=torch.int64),
+            max_grad_norm=1.0,
+            dropout_seeds=torch.zeros(1, dtype=torch.int64),
+        )
+    except Exception as error:  # the network may be the user's own, and raise anything
+        raise ModelError(
+            f"model.name = {config.model.name!r}: no per-example gradient can be taken by "
+            f"torch.func: {error}. Random layers other than dropout, in-place changes of buffers "
+            "and control flow that depends on values are not supported"
+        ) from error
 
 
 def _round_down(value: float) -> float:

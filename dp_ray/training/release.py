@@ -75,6 +75,7 @@ def publish(
     """
     result: dict[str, Any] = {
         "name": config.name,
+        "path": str(run.path),
         "status": "finished" if outcome.finished else "stopped",
         "steps": outcome.steps,
         "charges": outcome.charges,

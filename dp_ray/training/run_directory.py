@@ -78,14 +78,22 @@ class RunDirectory:
         """Whether a run of this name was started."""
         return self.private.exists()
 
+    def check_free(self) -> None:
+        """Refuses a name that is taken: a run is never overwritten.
+
+        Raises:
+            RunError: it is; the message says how to go on.
+        """
+        if self.exists() or self.result.exists():
+            raise RunError(self._taken())
+
     def create(self, config: Config) -> None:
         """Lays out a new run and draws its key.
 
         Raises:
             RunError: the name is taken, or the folder cannot be written.
         """
-        if self.exists() or self.result.exists():
-            raise RunError(self._taken())
+        self.check_free()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.private.mkdir(mode=0o700)

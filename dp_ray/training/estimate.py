@@ -1,7 +1,9 @@
-"""How much memory a microbatch needs, before one is made."""
+"""How much memory a microbatch needs, and how long a run takes: told before any data is read."""
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import psutil
@@ -11,6 +13,9 @@ from torch import nn
 from dp_ray.config import Config
 from dp_ray.data.catalog import DataFacts
 from dp_ray.errors import ConfigError
+from dp_ray.privacy.gradients import clipped_gradient_sum
+from dp_ray.training.layout import ParameterLayout
+from dp_ray.training.threads import usable_cores
 
 GIB = 2.0**30
 
@@ -34,7 +39,7 @@ def memory_estimate(config: Config, facts: DataFacts, model: nn.Module) -> float
         model(torch.zeros(1, facts.channels, facts.image_size, facts.image_size))
     for handle in handles:
         handle.remove()
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parameters = parameter_count(model)
     pixels = facts.channels * facts.image_size**2
     return 4.0 * (2 * examples * views * (counted + pixels) + (examples + 4) * parameters)
 
@@ -65,3 +70,35 @@ def check_memory(config: Config, facts: DataFacts, model: nn.Module) -> None:
             f"which has {available / GIB:.1f}",
             "Lower it (results do not depend on it), or augment.views, or cluster.num_workers",
         )
+
+
+def microbatch_seconds(config: Config, facts: DataFacts, model: nn.Module) -> float:
+    """Time of one microbatch of blank images on this machine, with a worker's share of threads."""
+    params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    examples, views = config.train.microbatch_size, config.augment.views
+    images = torch.zeros(examples, views, facts.channels, facts.image_size, facts.image_size)
+    labels = torch.zeros(examples, dtype=torch.int64)
+    threads_before = torch.get_num_threads()
+    share = usable_cores() // max(config.cluster.num_workers, 1)
+    torch.set_num_threads(config.cluster.threads_per_worker or max(share, 1))
+    try:
+        best = math.inf
+        for _ in range(3):  # the first warms up
+            started = time.perf_counter()
+            clipped_gradient_sum(model, params, images, labels, max_grad_norm=1.0)
+            best = min(best, time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads_before)
+    return best
+
+
+def run_seconds(config: Config, facts: DataFacts, model: nn.Module, steps: int) -> float:
+    """Expected time of all steps, were every worker on a machine like this one."""
+    share = config.data.expected_batch_size / max(config.cluster.num_workers, 1)
+    microbatches = math.ceil(share / config.train.microbatch_size)
+    return steps * microbatches * microbatch_seconds(config, facts, model)
+
+
+def parameter_count(model: nn.Module) -> int:
+    """P."""
+    return ParameterLayout.of(model).size

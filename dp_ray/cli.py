@@ -1,0 +1,121 @@
+"""The commands; each hands over to the part that does the work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dp_ray.errors import DpRayError
+
+app = typer.Typer(
+    help="Differentially private training of image classifiers on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[Path, typer.Argument(help="A YAML configuration, such as configs/digits.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Overrides a field; may be repeated."),
+]
+Name = Annotated[
+    str | None, typer.Option(help="Name of the run; default the configuration file's name.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+@app.command()
+def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Solve the budget and estimate time and memory. Reads no data.
+
+    Of privacy.epsilon, privacy.noise_multiplier and privacy.steps two are given; the third is
+    printed here, with the ε curve over the steps.
+    """
+    from dp_ray.config import load_config
+    from dp_ray.report.plan import describe_plan, plan_facts
+
+    facts = plan_facts(load_config(config, overrides or ()))
+    _print(describe_plan(facts))
+    _print_json(facts, as_json)
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    name: Name = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped or that crashed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model within its privacy budget.
+
+    Results go to <train.storage_path>/<name>: release/ may be published, private/ must not be.
+    Ctrl-C stops after the step at hand, with a checkpoint; --resume goes on from there.
+    """
+    from dp_ray.cluster.run import run_training
+    from dp_ray.config import load_config
+    from dp_ray.report.summary import describe_result
+
+    loaded = load_config(config, overrides or (), name=name)
+    result = run_training(loaded, resume=resume, console=Console(stderr=True))
+    _print(describe_result(result))
+    _print_json(result, as_json)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run, such as runs/digits, or its release folder.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a released model on the test split."""
+    from dp_ray.report.summary import describe_evaluation
+    from dp_ray.training.evaluate_run import evaluate_run
+
+    result = evaluate_run(run, overrides or [])
+    _print(describe_evaluation(result))
+    _print_json(result, as_json)
+
+
+@app.command()
+def config(
+    file: Annotated[Path | None, typer.Argument(help="Show this file's values.")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Print every field with its meaning, and its default or a file's value."""
+    from dp_ray.config import load_config
+    from dp_ray.report.fields import describe_config
+
+    loaded = None if file is None else load_config(file, overrides or ())
+    _print(describe_config(loaded))
+    if loaded is not None:
+        _print_json(loaded.dump(), as_json)
+
+
+def _print(text: str) -> None:
+    typer.echo(text)
+
+
+def _print_json(value: dict[str, Any], wanted: bool) -> None:
+    if wanted:
+        typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def main() -> None:
+    """The console script: a user's mistake ends in one message and exit code 2."""
+    try:
+        app(prog_name="dp-ray")
+    except DpRayError as error:
+        Console(stderr=True).print(f"dp-ray: {error}", style="bold", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

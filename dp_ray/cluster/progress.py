@@ -1,0 +1,76 @@
+"""The live line of a run: how far, how fast, how much ε, how long still.
+
+It reads what rank 0 leaves in progress.json, so it is the same with and without Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from dp_ray.report.words import duration
+from dp_ray.training.run_directory import RunDirectory
+
+_INTERVAL_S = 0.5
+
+
+class ProgressLine:
+    """Shows a run's progress while it is entered; silent when ``console`` is no terminal."""
+
+    def __init__(self, run: RunDirectory, console: Console) -> None:
+        self._run = run
+        self._console = console
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._show, daemon=True)
+        self._note = "starting"
+
+    def __enter__(self) -> ProgressLine:
+        if self._console.is_terminal:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def note(self, text: str) -> None:
+        """Words shown before the numbers: what is going on."""
+        self._note = text
+
+    def _show(self) -> None:
+        with Live(console=self._console, refresh_per_second=4, transient=True) as live:
+            while not self._ended.wait(_INTERVAL_S):
+                live.update(Text(self.line()))
+
+    def line(self) -> str:
+        """The line as it is now."""
+        try:
+            text = self._run.progress.read_text(encoding="utf-8")
+            return f"{self._note}  {describe_progress(json.loads(text))}"
+        except (OSError, ValueError):
+            return f"{self._note} …"
+
+
+def describe_progress(progress: dict[str, Any]) -> str:
+    """One line from the contents of progress.json."""
+    accuracy = progress["test_accuracy"]
+    parts = [
+        f"step {progress['step']}/{progress['steps']}",
+        f"{progress['images_per_second']:,.0f} images/s",
+        f"ε {progress['epsilon']:.2f} of {progress['epsilon_planned']:.2f}",
+        f"test accuracy {'–' if accuracy is None else f'{accuracy:.3f}'}",
+        f"{duration(progress['seconds_left'])} left",
+    ]
+    return "  ".join(parts)

@@ -1,0 +1,114 @@
+"""Ray: started or joined, told of the job, and left as it was found."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Ray reads these when it is imported or started.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # also the start's poll interval
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from dp_ray.cluster.worker import train_func_per_worker
+from dp_ray.config import ClusterConfig
+from dp_ray.errors import DpRayError, RunError
+from dp_ray.training.loop import Task
+from dp_ray.training.threads import usable_cores
+
+
+def train_on_ray(task: Task) -> None:
+    """Runs the task on W Ray Train workers, to the end or to a stop request.
+
+    Raises:
+        DpRayError: what a worker found wrong, or a failure that Ray could not recover from.
+    """
+    cluster, run = task.config.cluster, task.run
+    resources = {"CPU": float(cluster.cpus_per_worker)}
+    if cluster.gpus_per_worker:
+        resources["GPU"] = cluster.gpus_per_worker
+    with ray_session(cluster):
+        trainer = TorchTrainer(
+            train_func_per_worker,
+            train_loop_config={"task": task},
+            torch_config=TorchConfig(timeout_s=int(cluster.timeout_s)),
+            scaling_config=ScalingConfig(
+                num_workers=cluster.num_workers,
+                use_gpu=cluster.gpus_per_worker > 0,
+                resources_per_worker=resources,
+            ),
+            run_config=RunConfig(
+                # Ray's experiment folder is the run's folder of checkpoints.
+                storage_path=str(run.private),
+                name=run.checkpoints.name,
+                failure_config=FailureConfig(max_failures=cluster.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            raise _explain(error) from error
+
+
+@contextmanager
+def ray_session(cluster: ClusterConfig) -> Iterator[None]:
+    """A connection to Ray: an existing one, the configured cluster, or one of our own.
+
+    A local Ray that was started here listens on 127.0.0.1 only, and is shut down at the end.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    environment = {"PYTHONPATH": os.pathsep.join(_import_paths())}
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address is not None:
+            ray.init(
+                address=address, runtime_env={"env_vars": environment}, log_to_driver=False
+            )
+        else:
+            environment["GLOO_SOCKET_IFNAME"] = "lo"
+            ray.init(
+                num_cpus=max(usable_cores(), cluster.num_workers * cluster.cpus_per_worker),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": environment},
+                _node_ip_address="127.0.0.1",
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        place = address or "this machine"
+        raise RunError(f"Ray on {place} cannot be reached or started: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _import_paths() -> list[str]:
+    """Where workers find a user's own loaders and models: here, and where Python looks already."""
+    inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    return [os.getcwd(), *inherited]
+
+
+def _explain(error: TrainingFailedError) -> DpRayError:
+    """The user's mistake inside Ray's report of it, or a short account of the failure."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, DpRayError):
+                return cause
+            cause = getattr(cause, "_base_exc", None) or cause.__cause__
+    first = failures[0] if failures else error
+    return RunError(
+        f"training failed on a worker: {first}\n"
+        "What was charged is in the ledger; --resume goes on from the last checkpoint"
+    )

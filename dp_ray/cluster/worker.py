@@ -1,0 +1,59 @@
+"""What each Ray Train worker runs: the training loop, with Ray's process group and reports."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+
+from dp_ray.config import ClusterConfig
+from dp_ray.training.checkpoint import FOLDER_PREFIX, Checkpoint
+from dp_ray.training.collective import ProcessGroup
+from dp_ray.training.loop import Task, train
+from dp_ray.training.threads import usable_cores
+
+
+class _RayReports:
+    """Hands metrics and checkpoints to Ray Train; a barrier for all workers."""
+
+    def report(self, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint.save(Path(folder))
+            ray.train.report(
+                metrics,
+                checkpoint=ray.train.Checkpoint.from_directory(folder),
+                checkpoint_dir_name=f"{FOLDER_PREFIX}{checkpoint.step:08d}",
+            )
+
+
+def train_func_per_worker(config: dict[str, Any]) -> None:
+    """Takes part in a run as one of W workers.
+
+    Args:
+        config: ``{"task": Task}``, the same for every worker.
+    """
+    task: Task = config["task"]
+    device = ray.train.torch.get_device()
+    train(
+        task,
+        ProcessGroup(device),
+        _RayReports(),
+        device=device,
+        threads=_threads(task.config.cluster),
+    )
+
+
+def _threads(cluster: ClusterConfig) -> int:
+    """The configured number; else this worker's share of the machine, if it is ours alone."""
+    if cluster.threads_per_worker is not None:
+        return cluster.threads_per_worker
+    if cluster.address is not None:
+        return cluster.cpus_per_worker
+    share = usable_cores() // ray.train.get_context().get_local_world_size()
+    return max(cluster.cpus_per_worker, share)

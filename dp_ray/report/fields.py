@@ -1,0 +1,44 @@
+"""The configuration reference, made from the code: what ``dp-ray config`` prints."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+import yaml
+from pydantic_core import PydanticUndefined
+
+from dp_ray.config import Config, describe_fields
+
+
+def describe_config(config: Config | None) -> str:
+    """YAML with each field's sentence as a comment; it can be used as a configuration file.
+
+    Args:
+        config: whose values to show; None shows defaults, and which fields must be given.
+    """
+    values = {} if config is None else config.dump()
+    lines: list[str] = []
+    section = ""
+    for path, field in describe_fields():
+        parent, _, name = path.rpartition(".")
+        if parent != section:
+            lines += ["", f"{parent}:"]
+            section = parent
+        indent = "  " if parent else ""
+        if not parent and lines:
+            lines.append("")
+        comment = textwrap.wrap(field.description or "", 96 - len(indent))
+        lines += [f"{indent}# {line}" for line in comment]
+        if config is None:
+            value = field.get_default(call_default_factory=True)
+            required = value is PydanticUndefined
+            lines.append(f"{indent}{name}: {'# must be given' if required else _yaml(value)}")
+        else:
+            inner = values[parent] if parent else values
+            lines.append(f"{indent}{name}: {_yaml(inner[name])}")
+    return "\n".join(lines).strip()
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).replace("\n...", "").strip()

@@ -1,0 +1,65 @@
+"""A plan in words: what ``dp-ray plan`` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dp_ray.config import Config
+from dp_ray.data.catalog import data_facts
+from dp_ray.models.build import build_model
+from dp_ray.report.words import duration
+from dp_ray.training.estimate import (
+    GIB,
+    available_memory,
+    memory_estimate,
+    parameter_count,
+    run_seconds,
+)
+from dp_ray.training.plan import make_plan
+
+_CURVE_POINTS = 10
+
+
+def plan_facts(config: Config) -> dict[str, Any]:
+    """The plan, its ε curve, and what it takes on a machine like this one; reads no data.
+
+    Raises:
+        ConfigError: the plan cannot be carried out; see :func:`~dp_ray.training.plan.make_plan`.
+    """
+    plan = make_plan(config)
+    facts = data_facts(config.data)
+    model = build_model(config.model, facts)
+    steps = sorted({max(plan.steps * i // _CURVE_POINTS, 1) for i in range(1, _CURVE_POINTS + 1)})
+    return {
+        **plan.dump(),
+        "epsilon_curve": [[step, plan.epsilon_after(step)] for step in steps],
+        "parameters": parameter_count(model),
+        "num_workers": config.cluster.num_workers,
+        "seconds": run_seconds(config, facts, model, plan.steps),
+        "memory_gib_per_worker": memory_estimate(config, facts, model) / GIB,
+        "available_gib_per_worker": available_memory(config) / GIB,
+    }
+
+
+def describe_plan(facts: dict[str, Any]) -> str:
+    """Lines for the terminal."""
+    workers = facts["num_workers"]
+    where = f"{workers} workers" if workers > 1 else "1 worker" if workers else "this process"
+    lines = [
+        f"privacy       ε = {facts['epsilon']:.4f} at δ = {facts['delta']:g}, by {facts['accountant']}",
+        f"noise         σ = {facts['noise_multiplier']:.4f}, C = {facts['max_grad_norm']:g}",
+        f"sampling      q = {facts['expected_batch_size']}/{facts['num_examples']} = "
+        f"{facts['sample_rate']:.5f}",
+        f"work          T = {facts['steps']} steps, K = {facts['views']} views, "
+        f"P = {facts['parameters']:,} parameters",
+        f"time          about {duration(facts['seconds'])} on {where} of this machine, start-up and "
+        "evaluation not counted",
+        f"memory        about {facts['memory_gib_per_worker']:.2f} GiB for a worker's microbatch, "
+        f"{facts['available_gib_per_worker']:.1f} GiB available",
+        "",
+        "   step       ε",
+    ]
+    for step, epsilon in facts["epsilon_curve"]:
+        bar = "█" * round(40 * epsilon / facts["epsilon"]) if facts["epsilon"] < float("inf") else ""
+        lines.append(f"{step:7d}  {epsilon:6.3f}  {bar}")
+    return "\n".join(lines)

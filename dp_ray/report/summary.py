@@ -1,0 +1,34 @@
+"""How a run ended, in a few lines for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dp_ray.report.words import duration
+
+
+def describe_result(result: dict[str, Any]) -> str:
+    """What ``dp-ray train`` prints at the end, from the contents of result.json."""
+    accuracy = result["test_accuracy"]
+    shown = "no test examples" if accuracy is None else f"{accuracy:.4f}"
+    lines = [
+        f"{result['status']}      {result['steps']} steps in {duration(result['seconds'])}",
+        f"privacy       ε = {result['epsilon']:.4f} at δ = {result['delta']:g} "
+        f"({result['charges']} noised sums)",
+        f"test accuracy {shown}",
+    ]
+    if result["status"] == "finished":
+        lines.append(f"publish       {result['path']}/release")
+        lines.append(f"keep secret   {result['path']}/private")
+    else:
+        lines.append("go on         the same command with --resume")
+    return "\n".join(lines)
+
+
+def describe_evaluation(result: dict[str, Any]) -> str:
+    """What ``dp-ray evaluate`` prints."""
+    low, high = result["interval_95"]
+    return (
+        f"test accuracy {result['test_accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}) on "
+        f"{result['test_examples']} examples, declared {result['data_evaluation']}; not covered by ε"
+    )

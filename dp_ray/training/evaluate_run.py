@@ -1,0 +1,70 @@
+"""A released model, loaded again and evaluated on the test split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from scipy.stats import binomtest
+
+from dp_ray.config import Config, apply_override, parse_config
+from dp_ray.data.sampling import Shard
+from dp_ray.data.store import open_dataset
+from dp_ray.data.views import ViewMaker
+from dp_ray.errors import DpRayError, RunError
+from dp_ray.models.build import build_model
+from dp_ray.training.evaluation import count_correct
+from dp_ray.training.run_directory import RunDirectory
+
+
+def evaluate_run(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """Accuracy of what ``path`` released, with its 95% confidence interval (Wilson).
+
+    Args:
+        path: a run, or a release folder that was copied elsewhere.
+        overrides: ``a.b=value``, for example where the data is on this machine.
+
+    Raises:
+        DpRayError: there is no release, or the data cannot be read.
+    """
+    release = path / "release" if (path / "release").exists() else path
+    config = _config(path, release, overrides)
+    dataset = open_dataset(config.data)
+    model = build_model(config.model, dataset.facts)
+    weights = release / "model.safetensors"
+    try:
+        model.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise RunError(f"{weights} cannot be loaded: {error}") from error
+    if len(dataset.test) == 0:
+        raise DpRayError("the data set has no test examples to evaluate on")
+    device = torch.device("cpu")
+    views = ViewMaker(config.augment, dataset.facts, device)
+    total = len(dataset.test)
+    correct = count_correct(model, {}, dataset.test, views, device, Shard(0, total))
+    interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    return {
+        "run": str(path),
+        "test_accuracy": correct / total,
+        "interval_95": [float(interval.low), float(interval.high)],
+        "test_examples": total,
+        "data_evaluation": config.data.evaluation,
+    }
+
+
+def _config(path: Path, release: Path, overrides: list[str]) -> Config:
+    run = RunDirectory(path.absolute())
+    if run.exists():
+        values = run.config().dump()
+    else:
+        try:
+            values = yaml.safe_load((release / "config.yaml").read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise RunError(f"{path} holds no finished run: {error}") from error
+    for override in overrides:
+        apply_override(values, override)
+    return parse_config(values)
