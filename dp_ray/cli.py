@@ -19,7 +19,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigFile = Annotated[Path, typer.Argument(help="A YAML configuration, such as configs/digits.yaml.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(help="A YAML configuration, such as configs/digits.yaml.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Overrides a field; may be repeated."),

@@ -311,7 +311,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(
-            "--set", override, "not of the form section.field=value", "Write --set privacy.delta=1e-5"
+            "--set",
+            override,
+            "not of the form section.field=value",
+            "Write --set privacy.delta=1e-5",
         )
     try:
         value = yaml.load(text, Loader=_Loader)

@@ -111,7 +111,7 @@ class KeyedStream:
 
     def uniform(self, ids: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
         """[n, count] numbers in [0, 1) with 53 random bits each; ``ids`` as in :meth:`words`."""
-        return (self.words(ids, count) >> np.uint64(11)) * 2.0**-53
+        return (self.words(ids, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
     def normal(self, count: int) -> NDArray[np.float64]:
         """``count`` standard normal numbers in float64, by Box and Muller (1958).
@@ -122,6 +122,6 @@ class KeyedStream:
         pairs = (count + 1) // 2
         words = self.words(np.arange(pairs, dtype=np.uint64), 2)
         radius = np.sqrt(-2.0 * np.log((words[:, 0].astype(np.float64) + 0.5) * 2.0**-64))
-        angle = (2.0 * np.pi * 2.0**-53) * (words[:, 1] >> np.uint64(11))
+        angle = (2.0 * np.pi * 2.0**-53) * (words[:, 1] >> np.uint64(11)).astype(np.float64)
         pair = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
         return pair.reshape(-1)[:count]

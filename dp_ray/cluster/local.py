@@ -18,6 +18,7 @@ class _CheckpointsOnDisk:
         self._run = run
 
     def report(self, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
+        del metrics  # progress.json has them; there is no Ray to tell
         if checkpoint is not None:
             save_in(self._run.checkpoints, checkpoint)
 

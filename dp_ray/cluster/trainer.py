@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # Ray reads these when it is imported or started.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -70,9 +71,7 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     try:
         if address is not None:
-            ray.init(
-                address=address, runtime_env={"env_vars": environment}, log_to_driver=False
-            )
+            ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False)
         else:
             environment["GLOO_SOCKET_IFNAME"] = "lo"
             ray.init(
@@ -95,7 +94,7 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
 def _import_paths() -> list[str]:
     """Where workers find a user's own loaders and models: here, and where Python looks already."""
     inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    return [os.getcwd(), *inherited]
+    return [str(Path.cwd()), *inherited]
 
 
 def _explain(error: TrainingFailedError) -> DpRayError:

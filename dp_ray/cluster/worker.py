@@ -55,5 +55,5 @@ def _threads(cluster: ClusterConfig) -> int:
         return cluster.threads_per_worker
     if cluster.address is not None:
         return cluster.cpus_per_worker
-    share = usable_cores() // ray.train.get_context().get_local_world_size()
+    share = usable_cores() // int(ray.train.get_context().get_local_world_size())
     return max(cluster.cpus_per_worker, share)

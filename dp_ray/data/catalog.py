@@ -85,7 +85,10 @@ def data_facts(config: DataConfig) -> DataFacts:
         for name, value in given.items():
             if value is not None and value != getattr(known, name):
                 raise ConfigError(
-                    f"data.{name}", value, f"{config.name} has {getattr(known, name)}", "Leave it out"
+                    f"data.{name}",
+                    value,
+                    f"{config.name} has {getattr(known, name)}",
+                    "Leave it out",
                 )
         facts = {name: getattr(known, name) for name in _FACT_FIELDS}
     elif config.name == "fake":
@@ -110,7 +113,9 @@ def data_facts(config: DataConfig) -> DataFacts:
     std = config.std or (known.std if known else [0.5] * channels)
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
-            raise ConfigError(f"data.{name}", values, f"{channels} values are needed", "One a channel")
+            raise ConfigError(
+                f"data.{name}", values, f"{channels} values are needed", "One a channel"
+            )
     return DataFacts(**facts, mean=tuple(mean), std=tuple(std))
 
 
@@ -160,8 +165,9 @@ def import_object(path: str, field: str) -> Any:
         ConfigError: it cannot be imported; the message says why.
     """
     module, _, name = path.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    here = str(Path.cwd())
+    if "" not in sys.path and here not in sys.path:
+        sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -72,10 +71,10 @@ def open_dataset(config: DataConfig) -> Dataset:
             f"the decoded copy of the data cannot be written to {cache}: {error}; "
             "set data.cache to another folder"
         ) from error
-    return _open(folder, config, facts)
+    return _open(folder, facts)
 
 
-def _open(folder: Path, config: DataConfig, facts: DataFacts) -> Dataset:
+def _open(folder: Path, facts: DataFacts) -> Dataset:
     train, test = (
         StoredSplit(
             np.load(folder / f"{name}_images.npy", mmap_mode="r"),
@@ -111,7 +110,7 @@ def _write(folder: Path, splits: Splits, facts: DataFacts) -> None:
             for name, split in zip(("train", "test"), splits, strict=True)
         }
         (temporary / "meta.json").write_text(json.dumps(digests), encoding="utf-8")
-        os.rename(temporary, folder)
+        temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -120,7 +119,9 @@ def _write_split(folder: Path, name: str, split: Split, facts: DataFacts) -> str
     shape = (facts.channels, facts.image_size, facts.image_size)
     # A zero-length array cannot be mapped; np.save writes it as well as any other.
     images = (
-        open_memmap(folder / f"{name}_images.npy", mode="w+", dtype=np.uint8, shape=(len(split), *shape))
+        open_memmap(
+            folder / f"{name}_images.npy", mode="w+", dtype=np.uint8, shape=(len(split), *shape)
+        )
         if len(split)
         else np.zeros((0, *shape), dtype=np.uint8)
     )

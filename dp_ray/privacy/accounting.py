@@ -73,9 +73,7 @@ def _pld_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta:
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant()
-    accountant.compose(
-        PoissonSampledDpEvent(sample_rate, GaussianDpEvent(noise_multiplier)), steps
-    )
+    accountant.compose(PoissonSampledDpEvent(sample_rate, GaussianDpEvent(noise_multiplier)), steps)
     return float(accountant.get_epsilon(delta))
 
 

@@ -38,7 +38,7 @@ class KeyedDropout(TorchFunctionMode):
 
     def __enter__(self) -> KeyedDropout:
         if self._seed is not None:
-            super().__enter__()
+            super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(
@@ -48,7 +48,7 @@ class KeyedDropout(TorchFunctionMode):
         traceback: TracebackType | None,
     ) -> None:
         if self._seed is not None:
-            super().__exit__(exc_type, exc_value, traceback)
+            super().__exit__(exc_type, exc_value, traceback)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,
@@ -67,7 +67,7 @@ class KeyedDropout(TorchFunctionMode):
     def _dropout(
         self,
         func: Callable[..., Any],
-        input: Tensor,
+        input: Tensor,  # noqa: A002 (torch's own name, which callers may use)
         p: float = 0.5,
         training: bool = True,
         inplace: bool = False,
@@ -81,7 +81,8 @@ class KeyedDropout(TorchFunctionMode):
         assert self._seed is not None
         uniform = _hashed_uniform(self._seed, self._calls, shape)
         self._calls += 1
-        # No in-place form: the mask is batched by vmap while the input may not be.
+        # Never in place: vmap batches the mask, while the input may not be batched.
+        del inplace
         return input * (uniform >= p).to(input.dtype) / max(1.0 - p, 1e-12)
 
 

@@ -161,6 +161,7 @@ def _norms(gradients: Mapping[str, Tensor]) -> Tensor:
     pieces = [
         torch.linalg.vector_norm(piece, dim=1)
         for g in gradients.values()
-        for piece in g.flatten(1).split(_NORM_PIECE, dim=1)
+        for piece in torch.split(g.flatten(1), _NORM_PIECE, dim=1)
     ]
-    return torch.linalg.vector_norm(torch.stack(pieces).double(), dim=0)
+    norms_b: Tensor = torch.linalg.vector_norm(torch.stack(pieces).double(), dim=0)
+    return norms_b

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dp_ray.config import Config
@@ -46,20 +47,21 @@ def describe_plan(facts: dict[str, Any]) -> str:
     workers = facts["num_workers"]
     where = f"{workers} workers" if workers > 1 else "1 worker" if workers else "this process"
     lines = [
-        f"privacy       ε = {facts['epsilon']:.4f} at δ = {facts['delta']:g}, by {facts['accountant']}",
+        f"privacy       ε = {facts['epsilon']:.4f} at δ = {facts['delta']:g} "
+        f"(accountant: {facts['accountant']})",
         f"noise         σ = {facts['noise_multiplier']:.4f}, C = {facts['max_grad_norm']:g}",
         f"sampling      q = {facts['expected_batch_size']}/{facts['num_examples']} = "
         f"{facts['sample_rate']:.5f}",
         f"work          T = {facts['steps']} steps, K = {facts['views']} views, "
         f"P = {facts['parameters']:,} parameters",
-        f"time          about {duration(facts['seconds'])} on {where} of this machine, start-up and "
-        "evaluation not counted",
+        f"time          about {duration(facts['seconds'])} on {where} of this machine, without start-up "
+        "and evaluation",
         f"memory        about {facts['memory_gib_per_worker']:.2f} GiB for a worker's microbatch, "
         f"{facts['available_gib_per_worker']:.1f} GiB available",
         "",
         "   step       ε",
     ]
     for step, epsilon in facts["epsilon_curve"]:
-        bar = "█" * round(40 * epsilon / facts["epsilon"]) if facts["epsilon"] < float("inf") else ""
-        lines.append(f"{step:7d}  {epsilon:6.3f}  {bar}")
+        share = epsilon / facts["epsilon"] if math.isfinite(epsilon) else 0.0
+        lines.append(f"{step:7d}  {epsilon:6.3f}  {'█' * round(40 * share)}")
     return "\n".join(lines)

@@ -30,5 +30,5 @@ def describe_evaluation(result: dict[str, Any]) -> str:
     low, high = result["interval_95"]
     return (
         f"test accuracy {result['test_accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}) on "
-        f"{result['test_examples']} examples, declared {result['data_evaluation']}; not covered by ε"
+        f"{result['test_examples']} examples declared {result['data_evaluation']}; not covered by ε"
     )

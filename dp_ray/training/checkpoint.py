@@ -50,7 +50,7 @@ class Checkpoint:
             torch.save(values, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(file.name, folder / _FILE)
+        Path(file.name).replace(folder / _FILE)
 
     @classmethod
     def load(cls, folder: Path) -> Checkpoint:
@@ -74,7 +74,7 @@ def save_in(root: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
     checkpoint.save(temporary)
     folder = root / f"{FOLDER_PREFIX}{checkpoint.step:08d}"
     shutil.rmtree(folder, ignore_errors=True)
-    os.rename(temporary, folder)
+    temporary.rename(folder)
     for old in sorted(root.glob(f"{FOLDER_PREFIX}*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from dp_ray.config import Config
@@ -139,7 +138,9 @@ class Coordinator:
         charge = Charge(
             step=assignment.step,
             incarnation=assignment.incarnation,
-            digest=hmac.digest(self._digest_key, total.vector.cpu().numpy().tobytes(), "sha256").hex(),
+            digest=hmac.digest(
+                self._digest_key, total.vector.cpu().numpy().tobytes(), "sha256"
+            ).hex(),
             noise_multiplier=self._plan.noise_multiplier,
             max_grad_norm=total.sensitivity,
             sample_rate=self._plan.sample_rate,

@@ -48,7 +48,7 @@ class Journal:
         return self._run.stop_request.exists()
 
     def stepped(self, step: int, statistics: Tensor, seconds: float) -> None:
-        """A step was released; ``statistics`` are those of :class:`~dp_ray.training.step.ShardSum`."""
+        """A step was released; ``statistics`` [4] as in :class:`~dp_ray.training.step.ShardSum`."""
         examples, losses, clipped, norms = statistics.tolist()
         count = max(examples, 1.0)
         values = {

@@ -27,7 +27,7 @@ class ParameterLayout:
 
     def split(self, vector: Tensor) -> dict[str, Tensor]:
         """Name → view of ``vector`` [P]; writing to one writes to the other."""
-        pieces = vector.split([shape.numel() for shape in self.shapes.values()])
+        pieces = torch.split(vector, [shape.numel() for shape in self.shapes.values()])
         named = zip(self.shapes.items(), pieces, strict=True)
         return {name: piece.view(shape) for (name, shape), piece in named}
 

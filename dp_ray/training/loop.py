@@ -109,7 +109,7 @@ def _run(
     reported = 0  # the step of the last report: the same on all workers
     while True:
         started = time.monotonic()
-        assignment = _share_assignment(collective, lead, worker.device)
+        assignment = _share_assignment(collective, lead)
         evaluate = assignment.done or assignment.step % evaluate_every == 0
         save = assignment.done or assignment.step % checkpoint_every == 0
         if (evaluate or save) and (assignment.step != reported or assignment.done):
@@ -123,9 +123,7 @@ def _run(
             reported = assignment.step
         if assignment.done:
             break
-        total = worker.clipped_sum(
-            params, step=assignment.step, incarnation=assignment.incarnation
-        )
+        total = worker.clipped_sum(params, step=assignment.step, incarnation=assignment.incarnation)
         collective.reduce_(total.vector)
         collective.reduce_(total.statistics)
         if lead is not None and lead.coordinator.release(assignment, total):
@@ -212,9 +210,7 @@ def _share_keys(run: RunDirectory, collective: Collective) -> SamplingKeys:
     return SamplingKeys.from_bytes(bytes(tensor.tolist()))
 
 
-def _share_assignment(
-    collective: Collective, lead: _Lead | None, device: torch.device
-) -> Assignment:
+def _share_assignment(collective: Collective, lead: _Lead | None) -> Assignment:
     message = torch.zeros(3, dtype=torch.int64)
     if lead is not None:
         assignment = lead.coordinator.assignment()

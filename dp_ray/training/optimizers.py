@@ -17,6 +17,9 @@ _NEEDS_LENGTH = {
 }
 """Schedulers that must know how long training lasts, and by which argument."""
 
+_UNFIT = ("Optimizer", "LBFGS", "SparseAdam")
+"""Need a closure over the data, or sparse gradients."""
+
 
 def build_optimizer(
     config: Config, params: list[nn.Parameter], steps: int
@@ -28,13 +31,20 @@ def build_optimizer(
     """
     section = config.optimizer
     factory = getattr(torch.optim, section.name, None)
-    is_optimizer = isinstance(factory, type) and issubclass(factory, torch.optim.Optimizer)
-    if not is_optimizer or section.name in ("Optimizer", "LBFGS", "SparseAdam"):
+    if (
+        not (isinstance(factory, type) and issubclass(factory, torch.optim.Optimizer))
+        or section.name in _UNFIT
+    ):
         raise ConfigError(
-            "optimizer.name", section.name, "no optimizer of torch.optim that fits", "Use SGD, Adam, …"
+            "optimizer.name",
+            section.name,
+            "no optimizer of torch.optim that fits",
+            "Use SGD, Adam, …",
         )
     try:
-        optimizer = factory(params, lr=section.lr, **section.arguments)
+        optimizer: torch.optim.Optimizer = factory(
+            params, **{"lr": section.lr, **section.arguments}
+        )
     except (TypeError, ValueError) as error:
         raise ConfigError(
             "optimizer.arguments", section.arguments, f"{section.name}: {error}", "See torch.optim"

@@ -112,7 +112,8 @@ def _solve_budget(config: Config, facts: DataFacts) -> PrivacyPlan:
     sigma, steps = privacy.noise_multiplier, privacy.steps
     try:
         if sigma is None:
-            assert privacy.epsilon is not None and steps is not None
+            assert privacy.epsilon is not None
+            assert steps is not None
             sigma = solve_noise_multiplier(
                 privacy.accountant, target=privacy.epsilon, steps=steps, **common
             )

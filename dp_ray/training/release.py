@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import tempfile
@@ -99,7 +98,7 @@ def publish(
             )
             temporary.chmod(0o755)
             shutil.rmtree(run.release, ignore_errors=True)
-            os.rename(temporary, run.release)
+            temporary.rename(run.release)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     run.write_result(result)
