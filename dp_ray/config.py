@@ -146,7 +146,9 @@ class PrivacyConfig(_Section):
         None, description="σ: noise standard deviation over max_grad_norm; 0 is no privacy."
     )
     steps: Count | None = Field(None, description="T: noised updates.")
-    max_grad_norm: Positive = Field(1.0, description="C: bound on one example's gradient norm.")
+    max_grad_norm: Annotated[float, Field(ge=1e-9, allow_inf_nan=False)] = Field(
+        1.0, description="C: bound on one example's gradient norm."
+    )
     accountant: Literal["prv", "rdp", "pld"] = Field(
         "prv", description="Who says what was spent: Opacus's PRV or RDP, dp-accounting's PLD."
     )
@@ -269,7 +271,7 @@ def load_config(
     """
     path = Path(path)
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DpRayError(f"cannot read the configuration {path}: {error}") from error
     except yaml.YAMLError as error:
@@ -317,7 +319,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
             "Write --set privacy.delta=1e-5",
         )
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(path, text, "not a YAML value", "Quote it") from error
     for key in keys[:-1]:
@@ -363,15 +365,42 @@ def _first_problem(error: ValidationError) -> ConfigError:
     value = problem.get("input")
     if isinstance(value, BaseModel) or (isinstance(value, dict) and len(location) == 1):
         value = {k: v for k, v in dict(value).items() if v is not None}
-    return ConfigError(field, value, message, (remedy or "See dp-ray config").rstrip("."))
+    return ConfigError(field, value, message, (remedy or "See dp-ray config"))
+
+
+def read_yaml(text: str) -> Any:
+    """Plain values from YAML in which 1e-5 is a number, as people expect, and not a string.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def write_yaml(values: Any, *, one_line: bool = False) -> str:
+    """The inverse of :func:`read_yaml`, fields in their order."""
+    text: str = yaml.dump(
+        values,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=one_line,
+        width=2**16 if one_line else None,
+    )
+    return text
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-5 is a number, as people expect, and not a string."""
+    """See :func:`read_yaml`."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings that :class:`_Loader` would take for numbers."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )

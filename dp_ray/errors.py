@@ -27,7 +27,7 @@ class ConfigError(DpRayError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.field} = {self.value!r}: {self.problem}. {self.remedy}."
+        return f"{self.field} = {self.value!r}: {self.problem}. {self.remedy.rstrip('.')}."
 
 
 class DataError(DpRayError):

@@ -46,6 +46,14 @@ class RunKey:
         """A reproducible key; as secret as the seed, which is to say hardly."""
         return cls(hashlib.sha256(f"dp-ray run key from seed {seed}".encode()).digest())
 
+    def bind(self, context: str) -> RunKey:
+        """The key for one configuration and data set.
+
+        Equal seeds (or a copied run) with anything changed then share no noise: equal noise on
+        two sums would cancel out in the difference of the two releases.
+        """
+        return RunKey(self.derive(f"bound to {context}"))
+
     def derive(self, purpose: str) -> bytes:
         """A 32-byte key for one purpose; keys of two purposes tell nothing about each other."""
         return hmac.digest(self.secret, f"dp-ray/{purpose}".encode(), "sha256")

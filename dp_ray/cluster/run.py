@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dp_ray.cluster.environment import cluster_address, prepare_environment
 from dp_ray.cluster.progress import ProgressLine
 from dp_ray.config import Config
 from dp_ray.data.store import open_dataset
@@ -30,13 +31,20 @@ def run_training(config: Config, *, resume: bool, console: Console) -> dict[str,
     Raises:
         DpRayError: before anything is started where possible; see the message.
     """
+    address = cluster_address(config.cluster)
+    cluster = config.cluster.model_copy(update={"address": address})
+    config = config.model_copy(update={"cluster": cluster})
     run = RunDirectory.of(config)
     run.check_resume(config) if resume else run.check_free()
-    task = Task(config, make_plan(config), run)
-    if config.cluster.address is None:
+    plan = make_plan(config)
+    if resume:
+        plan = run.plan()  # solved again it might differ in the last digits
+    if address is None:
         open_dataset(config.data)  # a mistake in the data shows before Ray is started
     if not resume:
-        run.create(config)
+        run.create(config, plan)
+    # The seed leads to the noise: it stays in the run's private part, for the coordinator alone.
+    task = Task(config.model_copy(update={"seed": None}), plan, run)
     run.stop_request.unlink(missing_ok=True)
     with ProgressLine(run, console) as line, _stop_on_signal(run, line):
         if config.cluster.num_workers == 0:
@@ -45,7 +53,8 @@ def run_training(config: Config, *, resume: bool, console: Console) -> dict[str,
             line.note("training in this process")
             train_in_process(task)
         else:
-            from dp_ray.cluster.trainer import train_on_ray
+            prepare_environment(config.cluster)
+            from dp_ray.cluster.trainer import train_on_ray  # imports Ray
 
             line.note(f"training on {config.cluster.num_workers} workers")
             _in_thread(lambda: train_on_ray(task))

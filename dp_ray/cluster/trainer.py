@@ -8,10 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Ray reads these when it is imported or started.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # also the start's poll interval
-
 import ray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -68,7 +64,7 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     environment = {"PYTHONPATH": os.pathsep.join(_import_paths())}
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = cluster.address
     try:
         if address is not None:
             ray.init(address=address, runtime_env={"env_vars": environment}, log_to_driver=False)

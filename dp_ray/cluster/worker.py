@@ -10,7 +10,7 @@ import ray.train
 import ray.train.torch
 
 from dp_ray.config import ClusterConfig
-from dp_ray.training.checkpoint import FOLDER_PREFIX, Checkpoint
+from dp_ray.training.checkpoint import Checkpoint
 from dp_ray.training.collective import ProcessGroup
 from dp_ray.training.loop import Task, train
 from dp_ray.training.threads import usable_cores
@@ -25,11 +25,8 @@ class _RayReports:
             return
         with tempfile.TemporaryDirectory() as folder:
             checkpoint.save(Path(folder))
-            ray.train.report(
-                metrics,
-                checkpoint=ray.train.Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"{FOLDER_PREFIX}{checkpoint.step:08d}",
-            )
+            # Ray names the folder: a step that is repeated must not reuse one that Ray may remove.
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
 def train_func_per_worker(config: dict[str, Any]) -> None:

@@ -11,14 +11,18 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dp_ray.config import DataConfig
 from dp_ray.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class ArraySplit:
         return len(self.labels)
 
     def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """See :class:`Split`."""
         for start in range(0, len(self), 4096):
             part = slice(start, start + 4096)
             yield self.images[part], self.labels[part]
@@ -70,6 +75,14 @@ _KNOWN = {
     "cifar10": DataFacts(50_000, 10, 32, 3, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
 }
 _FAKE = DataFacts(10_000, 10, 32, 3, (0.5,) * 3, (0.5,) * 3)
+_FOLDERS = {
+    "mnist": ["MNIST"],
+    "fashion_mnist": ["FashionMNIST"],
+    "cifar10": ["cifar-10-batches-py"],
+    "image_folder": ["train", "test"],
+}
+"""Where below data.root the files lie."""
+
 _FACT_FIELDS = ("num_examples", "num_classes", "image_size", "channels")
 
 
@@ -131,7 +144,7 @@ def load_splits(config: DataConfig) -> Splits:
     if config.name == "fake":
         return _fake(facts, facts.num_examples), _fake(facts, max(facts.num_examples // 5, 1))
     if config.name == "image_folder":
-        return _image_folder(config, facts, "train"), _image_folder(config, facts, "test")
+        return _image_folder(config, facts)
     if ":" in config.name:
         return _own(config)
     return _torchvision(config)
@@ -140,21 +153,20 @@ def load_splits(config: DataConfig) -> Splits:
 def source_stamp(config: DataConfig) -> str | None:
     """What changes when the source of the data changes; None if that cannot be told cheaply."""
     if config.name == "digits":
-        import sklearn
-
-        return f"scikit-learn {sklearn.__version__}"
+        return f"scikit-learn {version('scikit-learn')}"
     if config.name == "fake":
         return "fake 1"
     if ":" in config.name:
         return None
     root = _root(config)
     stamps = []
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        for name in sorted(files):
-            path = Path(folder, name)
-            status = path.stat()
-            stamps.append(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}")
+    for part in _FOLDERS[config.name]:
+        for folder, folders, files in os.walk(root / part, followlinks=True):
+            folders.sort()
+            for name in sorted(files):
+                path = Path(folder, name)
+                status = path.stat()
+                stamps.append(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}")
     return "\n".join(stamps)
 
 
@@ -244,10 +256,19 @@ def _own(config: DataConfig) -> Splits:
             f"data.name = {config.name!r}: the loader must return "
             "((train_images, train_labels), (test_images, test_labels))"
         ) from None
-    return (
-        ArraySplit(np.asanyarray(train_images), np.asarray(train_labels, dtype=np.int64)),
-        ArraySplit(np.asanyarray(test_images), np.asarray(test_labels, dtype=np.int64)),
-    )
+    parts = []
+    for split, images, labels in (
+        ("train", train_images, train_labels),
+        ("test", test_images, test_labels),
+    ):
+        part = ArraySplit(np.asanyarray(images), np.asarray(labels, dtype=np.int64))
+        if len(part.images) != len(part.labels):
+            raise DataError(
+                f"data.name = {config.name!r}: {len(part.images)} {split} images and "
+                f"{len(part.labels)} labels: give one label an image"
+            )
+        parts.append(part)
+    return parts[0], parts[1]
 
 
 @dataclass(frozen=True)
@@ -272,7 +293,7 @@ class _FolderSplit:
 
         try:
             with Image.open(path) as file:
-                image = file.convert("L" if self.channels == 1 else "RGB")
+                image = _eight_bit(file).convert("L" if self.channels == 1 else "RGB")
         except Exception as error:  # Pillow raises a dozen kinds for broken files
             raise DataError(f"{path} is no readable image: {error}") from error
         # Shorter side to image_size, then the centre.
@@ -281,21 +302,44 @@ class _FolderSplit:
         return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
 
 
-def _image_folder(config: DataConfig, facts: DataFacts, split: str) -> _FolderSplit:
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey, which Pillow's convert() would cut at 255; others as they are."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its mode {image.mode} has no fixed range of brightness")
+    return image
+
+
+def _image_folder(config: DataConfig, facts: DataFacts) -> Splits:
+    train, test = (_open_folder(config, split) for split in ("train", "test"))
+    if train.classes != test.classes:
+        differing = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
+        raise DataError(
+            f"data.root = {config.root!r}: train/ and test/ have different class folders "
+            f"({differing}), so equal labels would mean different classes"
+        )
+    if len(train.classes) != facts.num_classes:
+        raise ConfigError(
+            "data.num_classes",
+            facts.num_classes,
+            f"train/ has {len(train.classes)} class folders",
+            "Make them agree",
+        )
+    return (
+        _FolderSplit(train.samples, facts.channels, facts.image_size),
+        _FolderSplit(test.samples, facts.channels, facts.image_size),
+    )
+
+
+def _open_folder(config: DataConfig, split: str) -> Any:
     import torchvision
 
-    folder = _root(config) / split
     try:
-        dataset = torchvision.datasets.ImageFolder(str(folder))
+        return torchvision.datasets.ImageFolder(str(_root(config) / split))
     except (FileNotFoundError, OSError) as error:
         raise DataError(
             f"data.root = {config.root!r}: expected {split}/<class>/<image> below it: {error}"
         ) from error
-    if len(dataset.classes) != facts.num_classes:
-        raise ConfigError(
-            "data.num_classes",
-            facts.num_classes,
-            f"{folder} has {len(dataset.classes)} class folders",
-            "Make them agree",
-        )
-    return _FolderSplit(dataset.samples, facts.channels, facts.image_size)

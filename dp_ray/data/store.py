@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,7 @@ def open_dataset(config: DataConfig) -> Dataset:
     if stamp is None:  # a user's own loader: only its output tells whether it changed
         splits = load_splits(config)
         stamp = _content_digest(splits)
-    identity = [config.name, str(config.root), facts.image_size, facts.channels, stamp]
+    identity = [config.name, str(config.root), asdict(facts), stamp]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     folder = cache / key
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -81,14 +82,16 @@ class ViewMaker:
         self._mean = torch.tensor(facts.mean, device=device).view(-1, 1, 1)
         self._std = torch.tensor(facts.std, device=device).view(-1, 1, 1)
 
-    def draw(self, stream: KeyedStream, ids: NDArray) -> ViewParameters:  # type: ignore[type-arg]
+    def draw(self, stream: KeyedStream, ids: NDArray[np.int64]) -> ViewParameters:
         """Random parameters of the K views of each of B examples, in the order of ``ids``.
 
         A view's parameters are a function of the stream, its example's id and its number.
         """
         config, views = self._config, self._config.views
-        view_ids = (ids.astype("u8")[:, None] * views + torch.arange(views).numpy()).reshape(-1)
-        numbers = stream.uniform(view_ids.astype("u8"), self._NUMBERS_PER_VIEW)
+        view_ids: NDArray[np.uint64] = np.add.outer(
+            ids.astype(np.uint64) * np.uint64(views), np.arange(views, dtype=np.uint64)
+        )
+        numbers = stream.uniform(view_ids.reshape(-1), self._NUMBERS_PER_VIEW)
         u = torch.from_numpy(numbers.T.copy()).to(self._device, torch.float64)
 
         def around(center: float, width: float, row: int) -> Tensor:
@@ -151,10 +154,15 @@ class ViewMaker:
             return shift_pixels(F.pad(x, (margin,) * 4, mode=config.padding), parameters, margin)
         margin = 0  # affine() takes what lies outside as black
         if config.padding == "reflect":
-            reach = config.shift + self._size * (config.scale + (0.5 if config.rotation else 0.0))
-            margin = min(math.ceil(reach), self._size - 1)
+            margin = min(math.ceil(self._reach()), self._size - 1)
             x = F.pad(x, (margin,) * 4, mode="reflect")
         return affine(x, parameters, margin)
+
+    def _reach(self) -> float:
+        """Pixels beyond the image that the strongest draw looks at: a corner, moved the most."""
+        turn = math.radians(min(self._config.rotation, 45.0))
+        corner = (self._size / 2 + self._config.shift) * (math.cos(turn) + math.sin(turn))
+        return corner / (1 - self._config.scale) - self._size / 2 + 1
 
 
 def shift_pixels(x: Tensor, parameters: ViewParameters, margin: int) -> Tensor:

@@ -49,7 +49,9 @@ def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
                 raise ConfigError("model.name", config.name, "built no torch module", "Return one")
             return model
         return _torchvision_model(config, facts)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # builders, the user's own among them, raise anything
         raise ConfigError(
             "model.arguments",
             config.arguments,

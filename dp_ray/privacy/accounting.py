@@ -16,8 +16,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
-from scipy.optimize import brentq
-
 AccountantName = Literal["prv", "rdp", "pld"]
 
 EPSILON_TOLERANCE = 1e-3
@@ -31,7 +29,10 @@ class BudgetError(ValueError):
     """No noise multiplier or number of steps in reach meets the budget."""
 
 
-@cache
+History = tuple[tuple[float, float, int], ...]
+"""What was released: (noise multiplier σ, sampling rate q, number of noised sums), in any order."""
+
+
 def epsilon(
     accountant: AccountantName,
     *,
@@ -40,40 +41,56 @@ def epsilon(
     steps: int,
     delta: float,
 ) -> float:
-    """ε of ``steps`` steps, at ``delta``.
+    """ε of ``steps`` equal steps, at ``delta``; see :func:`epsilon_of`.
 
     Args:
         accountant: which of the three accountants to ask.
         noise_multiplier: σ, noise standard deviation over sensitivity; 0 means no privacy.
         sample_rate: q in (0, 1].
-        steps: number of noised sums released, replays under a new incarnation included.
+        steps: number of noised sums released.
+        delta: δ in (0, 1).
+    """
+    return epsilon_of(accountant, ((noise_multiplier, sample_rate, steps),), delta)
+
+
+@cache
+def epsilon_of(accountant: AccountantName, history: History, delta: float) -> float:
+    """ε of all that was released, at ``delta``.
+
+    Args:
+        accountant: which of the three accountants to ask.
+        history: every noised sum, replays under a new incarnation included.
         delta: δ in (0, 1).
 
     Returns:
         An upper bound; ``inf`` without noise, 0 without steps.
     """
-    if steps == 0:
+    released = [entry for entry in history if entry[2] > 0]
+    if not released:
         return 0.0
-    if noise_multiplier == 0:
+    if any(sigma == 0 for sigma, _, _ in released):
         return math.inf
     if accountant == "pld":
-        return _pld_epsilon(noise_multiplier, sample_rate, steps, delta)
+        return _pld_epsilon(released, delta)
     from opacus.accountants import PRVAccountant, RDPAccountant
 
     opacus_accountant = PRVAccountant() if accountant == "prv" else RDPAccountant()
-    opacus_accountant.history = [(noise_multiplier, sample_rate, steps)]
+    opacus_accountant.history = released
     with warnings.catch_warnings():
         # RDP warns when the best order is the largest one tried; the bound holds all the same.
         warnings.filterwarnings("ignore", message="Optimal order is the")
+        # At q = 1 PRV takes the logarithm of zero where the density is zero, as it should.
+        warnings.filterwarnings("ignore", category=RuntimeWarning)
         return float(opacus_accountant.get_epsilon(delta))
 
 
-def _pld_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
+def _pld_epsilon(released: list[tuple[float, float, int]], delta: float) -> float:
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant()
-    accountant.compose(PoissonSampledDpEvent(sample_rate, GaussianDpEvent(noise_multiplier)), steps)
+    for sigma, rate, steps in released:
+        accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(sigma)), steps)
     return float(accountant.get_epsilon(delta))
 
 
@@ -86,6 +103,8 @@ def solve_noise_multiplier(
         BudgetError: not even σ = 10⁴ meets the target.
     """
 
+    from scipy.optimize import brentq
+
     def cost(sigma: float, name: AccountantName = accountant) -> float:
         return epsilon(
             name, noise_multiplier=sigma, sample_rate=sample_rate, steps=steps, delta=delta
@@ -94,7 +113,7 @@ def solve_noise_multiplier(
     # RDP is cheap and looser: where it meets the budget, σ is known within a factor. (Below about
     # ε = log(1/δ)/62 its largest order meets none.)
     high = _bracket(lambda sigma: cost(sigma, "rdp") <= target)
-    if high is None:
+    if high is None and accountant != "rdp":
         high = _bracket(lambda sigma: cost(sigma) <= target)
     if high is None:
         raise BudgetError(f"no noise multiplier up to {MAX_NOISE_MULTIPLIER:g} is enough")

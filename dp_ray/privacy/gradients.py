@@ -15,7 +15,13 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from dp_ray.privacy.dropout import KeyedDropout
 
-_NORM_PIECE = 1 << 14
+_NORM_ROW = 256
+
+_SLACK = 1 - 2.0**-18
+"""Clipped to this part of C, so that the rounding of a float32 sum does not carry it past C."""
+
+SMALLEST_CLIP = 1e-9
+"""Squares of float32 numbers vanish below about 1e-19: a much smaller C would clip nothing."""
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 """Maps logits [K, classes] and labels [K] of one example's views to a scalar: their mean loss."""
@@ -76,15 +82,20 @@ def clipped_gradient_sum(
         The clipped sum; ``norms`` and ``losses`` have one entry per example, masked ones too.
 
     Raises:
-        ValueError: ``views``, ``labels`` and ``mask`` disagree on B, or C is not positive.
+        ValueError: ``views``, ``labels`` and ``mask`` disagree on B, C or the microbatch size is
+            too small, or a parameter is of a half-precision type.
     """
     num_examples = views.shape[0]
     if views.ndim != 5:
         raise ValueError(f"views must be [B, K, C, H, W], not {tuple(views.shape)}")
     if labels.shape[0] != num_examples or (mask is not None and mask.shape != (num_examples,)):
         raise ValueError("views, labels and mask must have the same number of examples")
-    if not max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm must be positive, not {max_grad_norm}")
+    if not max_grad_norm >= SMALLEST_CLIP:
+        raise ValueError(f"max_grad_norm must be at least {SMALLEST_CLIP}, not {max_grad_norm}")
+    if microbatch_size is not None and microbatch_size < 1:
+        raise ValueError(f"microbatch_size must be positive, not {microbatch_size}")
+    if any(p.dtype not in (torch.float32, torch.float64) for p in params.values()):
+        raise ValueError("params must be float32 or float64: sums of shorter types miss C")
     if mask is None:
         mask = torch.ones(num_examples, dtype=torch.bool, device=views.device)
 
@@ -145,7 +156,7 @@ def _clip_and_add(
     if not counted_b.all():
         for g in gradients.values():
             g[~counted_b] = 0  # not a factor of zero: 0 · NaN is NaN
-    factor_b = (max_grad_norm / norms_b).clamp(max=1.0).where(counted_b, 0.0)
+    factor_b = (_SLACK * max_grad_norm / norms_b).clamp(max=1.0).where(counted_b, 0.0)
     for name, g in gradients.items():
         total[name] += torch.einsum("b,b...->...", factor_b.to(g.dtype), g)
     return norms_b.to(next(iter(gradients.values())).dtype)
@@ -154,14 +165,17 @@ def _clip_and_add(
 def _norms(gradients: Mapping[str, Tensor]) -> Tensor:
     """[B] float64 norms over all parameters.
 
-    torch adds up a float32 norm in sequence, which is 4e-4 short at 10⁷ elements: an example
-    would be clipped to more than C. Norms of short pieces, joined in float64, are good to 1e-7.
-    A finite gradient whose squares overflow its type has norm infinity and is left out.
+    torch adds up a float32 norm nearly in sequence, which is 4e-4 short at 10⁷ numbers: an example
+    would be clipped to more than C. Norms of rows of 256, joined in float64, are good to 1e-7 and
+    as fast. A finite gradient whose squares overflow has norm infinity and is left out.
     """
-    pieces = [
-        torch.linalg.vector_norm(piece, dim=1)
-        for g in gradients.values()
-        for piece in torch.split(g.flatten(1), _NORM_PIECE, dim=1)
-    ]
-    norms_b: Tensor = torch.linalg.vector_norm(torch.stack(pieces).double(), dim=0)
+    per_tensor = []
+    for gradient in gradients.values():
+        flat = gradient.reshape(len(gradient), -1)
+        whole = flat.shape[1] - flat.shape[1] % _NORM_ROW
+        rows = flat[:, :whole].reshape(len(flat), whole // _NORM_ROW, _NORM_ROW)
+        row_norms = torch.linalg.vector_norm(rows, dim=2).double()
+        pieces = torch.cat([row_norms, flat[:, whole:].double()], dim=1)
+        per_tensor.append(torch.linalg.vector_norm(pieces, dim=1))
+    norms_b: Tensor = torch.linalg.vector_norm(torch.stack(per_tensor), dim=0)
     return norms_b

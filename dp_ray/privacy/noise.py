@@ -62,10 +62,15 @@ class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc
         self.max_grad_norm = sensitivity
         self._stream = stream
         for parameter, gradient in zip(self.params, gradients.values(), strict=True):
-            parameter.grad = gradient.view_as(parameter)
+            parameter.grad = gradient.to(parameter.dtype).view_as(parameter)
         self.step()
         self._stream = None
         self.zero_grad(set_to_none=True)
+
+    def accumulate(self) -> None:
+        """Opacus's hook: the sum is whole already (Opacus would copy the vector per tensor)."""
+        for p in self.params:
+            p.summed_grad = p.grad
 
     def add_noise(self) -> None:
         """Opacus's hook: ``summed_grad`` plus noise becomes ``grad``."""
@@ -76,8 +81,8 @@ class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc
         for p in self.params:
             part = noise[start : start + p.numel()].view_as(p).to(p.device)
             start += p.numel()
-            # Added in float64 and rounded once: the low bits of the result tell nothing about the
-            # sum (Mironov 2012; Holohan & Braghin 2021, arXiv 2107.10138).
+            # Added in float64 and rounded to float32 from that finer grid, against the attack on
+            # the low bits of a noised number (Mironov 2012; arXiv 2107.10138).
             p.grad = (p.summed_grad.double() + std * part).to(p.dtype)
 
     def scale_grad(self) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-import yaml
 from pydantic_core import PydanticUndefined
 
-from dp_ray.config import Config, describe_fields
+from dp_ray.config import Config, describe_fields, write_yaml
 
 
 def describe_config(config: Config | None) -> str:
@@ -22,9 +21,9 @@ def describe_config(config: Config | None) -> str:
     section = ""
     for path, field in describe_fields():
         parent, _, name = path.rpartition(".")
-        if parent != section:
+        if parent and parent != section:
             lines += ["", f"{parent}:"]
-            section = parent
+        section = parent
         indent = "  " if parent else ""
         if not parent and lines:
             lines.append("")
@@ -41,4 +40,4 @@ def describe_config(config: Config | None) -> str:
 
 
 def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True).replace("\n...", "").strip()
+    return write_yaml(value, one_line=True).replace("\n...", "").strip()

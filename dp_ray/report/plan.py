@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from dp_ray.config import Config
 from dp_ray.data.catalog import data_facts
 from dp_ray.models.build import build_model
-from dp_ray.report.words import duration
+from dp_ray.report.words import describe_epsilon, duration
 from dp_ray.training.estimate import (
     GIB,
     available_memory,
@@ -17,6 +16,7 @@ from dp_ray.training.estimate import (
     run_seconds,
 )
 from dp_ray.training.plan import make_plan
+from dp_ray.training.release import finite
 
 _CURVE_POINTS = 10
 
@@ -33,7 +33,8 @@ def plan_facts(config: Config) -> dict[str, Any]:
     steps = sorted({max(plan.steps * i // _CURVE_POINTS, 1) for i in range(1, _CURVE_POINTS + 1)})
     return {
         **plan.dump(),
-        "epsilon_curve": [[step, plan.epsilon_after(step)] for step in steps],
+        "epsilon": finite(plan.epsilon),
+        "epsilon_curve": [[step, finite(plan.epsilon_after(step))] for step in steps],
         "parameters": parameter_count(model),
         "num_workers": config.cluster.num_workers,
         "seconds": run_seconds(config, facts, model, plan.steps),
@@ -47,21 +48,22 @@ def describe_plan(facts: dict[str, Any]) -> str:
     workers = facts["num_workers"]
     where = f"{workers} workers" if workers > 1 else "1 worker" if workers else "this process"
     lines = [
-        f"privacy       ε = {facts['epsilon']:.4f} at δ = {facts['delta']:g} "
+        f"privacy       {describe_epsilon(facts['epsilon'], facts['delta'])} "
         f"(accountant: {facts['accountant']})",
         f"noise         σ = {facts['noise_multiplier']:.4f}, C = {facts['max_grad_norm']:g}",
         f"sampling      q = {facts['expected_batch_size']}/{facts['num_examples']} = "
         f"{facts['sample_rate']:.5f}",
         f"work          T = {facts['steps']} steps, K = {facts['views']} views, "
         f"P = {facts['parameters']:,} parameters",
-        f"time          about {duration(facts['seconds'])} on {where} of this machine, without start-up "
-        "and evaluation",
+        f"time          about {duration(facts['seconds'])} on {where} of this machine, "
+        "start-up and evaluation not counted",
         f"memory        about {facts['memory_gib_per_worker']:.2f} GiB for a worker's microbatch, "
         f"{facts['available_gib_per_worker']:.1f} GiB available",
         "",
         "   step       ε",
     ]
     for step, epsilon in facts["epsilon_curve"]:
-        share = epsilon / facts["epsilon"] if math.isfinite(epsilon) else 0.0
-        lines.append(f"{step:7d}  {epsilon:6.3f}  {'█' * round(40 * share)}")
+        if epsilon is not None:
+            share = epsilon / facts["epsilon"]
+            lines.append(f"{step:7d}  {epsilon:6.3f}  {'█' * round(40 * share)}")
     return "\n".join(lines)

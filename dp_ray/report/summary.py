@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dp_ray.report.words import duration
+from dp_ray.report.words import describe_epsilon, duration
 
 
 def describe_result(result: dict[str, Any]) -> str:
@@ -13,7 +13,7 @@ def describe_result(result: dict[str, Any]) -> str:
     shown = "no test examples" if accuracy is None else f"{accuracy:.4f}"
     lines = [
         f"{result['status']}      {result['steps']} steps in {duration(result['seconds'])}",
-        f"privacy       ε = {result['epsilon']:.4f} at δ = {result['delta']:g} "
+        f"privacy       {describe_epsilon(result['epsilon'], result['delta'])} "
         f"({result['charges']} noised sums)",
         f"test accuracy {shown}",
     ]

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 
+def describe_epsilon(epsilon: float | None, delta: float) -> str:
+    """The budget in words; None is what noise-free runs spend."""
+    if epsilon is None:
+        return "none: without noise there is no ε"
+    return f"ε = {epsilon:.4f} at δ = {delta:g}"
+
+
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds, the leading zeros left out."""
     minutes, rest = divmod(round(seconds), 60)

@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor
 from dp_ray.errors import RunError
 
 _FILE = "state.pt"
-FOLDER_PREFIX = "checkpoint_"
+_PREFIX = "checkpoint_"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Checkpoint:
         optimizer: state of the torch optimizer.
         scheduler: state of its schedule, if there is one.
         data_digest: digest of the training data.
+        ledger_position: names the last record of the ledger when this was taken.
     """
 
     step: int
@@ -42,6 +44,7 @@ class Checkpoint:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
     data_digest: str
+    ledger_position: str
 
     def save(self, folder: Path) -> None:
         """Writes into ``folder``, which exists."""
@@ -60,6 +63,8 @@ class Checkpoint:
             RunError: the file is missing, torn or no checkpoint.
         """
         path = folder / _FILE
+        if not zipfile.is_zipfile(path):  # torch's own format since 1.6; others are never read
+            raise RunError(f"{path} is no readable checkpoint: missing, torn or something else")
         try:
             values = torch.load(path, map_location="cpu", weights_only=True)
             return cls(**values)
@@ -72,10 +77,10 @@ def save_in(root: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".", dir=root))
     checkpoint.save(temporary)
-    folder = root / f"{FOLDER_PREFIX}{checkpoint.step:08d}"
+    folder = root / f"{_PREFIX}{checkpoint.step:08d}"
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
-    for old in sorted(root.glob(f"{FOLDER_PREFIX}*"))[:-keep]:
+    for old in sorted(root.glob(f"{_PREFIX}*"))[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
@@ -85,13 +90,21 @@ def newest_in(root: Path) -> Checkpoint | None:
 
     Ray may commit an older checkpoint than the newest on disk, and a folder may be half uploaded;
     so all are looked at. A newer one that is whole means fewer steps to repeat.
+
+    Raises:
+        RunError: there are checkpoints, and none of them can be read.
     """
     best: Checkpoint | None = None
-    for folder in sorted(root.glob(f"{FOLDER_PREFIX}*")):
+    folders = sorted(root.glob(f"{_PREFIX}*"))
+    failure: RunError | None = None
+    for folder in folders:
         try:
             found = Checkpoint.load(folder)
-        except RunError:
+        except RunError as error:
+            failure = error
             continue
         if best is None or found.step > best.step:
             best = found
+    if best is None and failure is not None:
+        raise failure  # to begin again silently would spend the budget on nothing
     return best

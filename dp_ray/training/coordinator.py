@@ -6,36 +6,22 @@ the ledger's verdict (durable), the noise, the update.
 
 from __future__ import annotations
 
+import copy
 import hmac
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from dp_ray.config import Config
-from dp_ray.errors import RunError
+from dp_ray.errors import LedgerError, RunError
 from dp_ray.keys import KeyedStream, RunKey
+from dp_ray.privacy.accounting import History, epsilon_of
 from dp_ray.privacy.ledger import Charge, Ledger, Verdict
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
 from dp_ray.training.checkpoint import Checkpoint
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.optimizers import build_optimizer
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.step import ShardSum
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What the workers do next.
-
-    Attributes:
-        step: the step to sum up.
-        incarnation: which invocation of it.
-        done: nothing more: all steps are taken, or the budget is spent.
-    """
-
-    step: int
-    incarnation: int
-    done: bool
+from dp_ray.training.step import Assignment, ShardSum
 
 
 class Coordinator:
@@ -44,7 +30,7 @@ class Coordinator:
     Args:
         config: optimizer and seed.
         plan: noise and budget.
-        run_key: the run's secret.
+        run_key: the run's secret, bound to its configuration and data.
         ledger: what was charged so far.
         initial_params: [P] on the device of training; copied.
         layout: the order of the vector.
@@ -53,7 +39,7 @@ class Coordinator:
         fingerprint: how this run is executed: what decides whether sums repeat bit for bit.
 
     Raises:
-        RunError: the checkpoint does not fit the network or the data.
+        RunError: the checkpoint does not fit the network, the data or the ledger.
     """
 
     def __init__(
@@ -105,14 +91,14 @@ class Coordinator:
         return self._vector if self._average is None else self._average
 
     @property
-    def charges(self) -> int:
-        """Noised sums paid for so far."""
-        return self._ledger.charges
+    def history(self) -> History:
+        """What was paid for, as the accountants take it."""
+        return self._ledger.history
 
     @property
     def epsilon(self) -> float:
         """ε spent, as the accountant says of the ledger."""
-        return self._plan.epsilon_after(self._ledger.charges)
+        return epsilon_of(self._plan.accountant, self._ledger.history, self._plan.delta)
 
     def assignment(self) -> Assignment:
         """What is to be summed up next."""
@@ -167,9 +153,10 @@ class Coordinator:
             step=self._step,
             params=self._vector.to("cpu", copy=True),
             average=None if self._average is None else self._average.to("cpu", copy=True),
-            optimizer=self._optimizer.state_dict(),
-            scheduler=None if self._scheduler is None else self._scheduler.state_dict(),
+            optimizer=copy.deepcopy(self._optimizer.state_dict()),
+            scheduler=None if self._scheduler is None else dict(self._scheduler.state_dict()),
             data_digest=self._data_digest,
+            ledger_position=self._ledger.position,
         )
 
     def _warm_decay(self) -> float:
@@ -182,6 +169,11 @@ class Coordinator:
             raise RunError(
                 "the training data is not what the run was started with: its digest differs. "
                 "Restore the data, or start a new run with another --name"
+            )
+        if not self._ledger.reaches(checkpoint.ledger_position):
+            raise LedgerError(
+                "the ledger is older than the checkpoint: records of what was spent are missing. "
+                "Restore it from a backup, or start a new run with another --name"
             )
         if checkpoint.params.shape != self._vector.shape:
             raise RunError(
@@ -198,7 +190,5 @@ class Coordinator:
 
     def _first_incarnation(self, fingerprint: dict[str, object]) -> int:
         """Raised at once where steps must be repeated and their sums cannot be the same."""
-        replays = self._ledger.next_step() > self._step
-        sessions = self._ledger.sessions
-        changed = bool(sessions) and sessions[-1] != fingerprint
-        return self._ledger.incarnation + 1 if replays and changed else 0
+        before = self._ledger.executions_from(self._step)
+        return self._ledger.incarnation + 1 if any(e != fingerprint for e in before) else 0

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.stats import binomtest
 
-from dp_ray.config import Config, apply_override, parse_config
+from dp_ray.config import Config, apply_override, parse_config, read_yaml
 from dp_ray.data.sampling import Shard
 from dp_ray.data.store import open_dataset
 from dp_ray.data.views import ViewMaker
@@ -62,7 +62,7 @@ def _config(path: Path, release: Path, overrides: list[str]) -> Config:
         values = run.config().dump()
     else:
         try:
-            values = yaml.safe_load((release / "config.yaml").read_text(encoding="utf-8"))
+            values = read_yaml((release / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise RunError(f"{path} holds no finished run: {error}") from error
     for override in overrides:

@@ -7,9 +7,10 @@ draw is empty takes part all the same.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +19,22 @@ from dp_ray.config import Config
 from dp_ray.data.sampling import PoissonSampler, Shard
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.data.views import ViewMaker
+from dp_ray.errors import DataError
 from dp_ray.keys import RunKey, SamplingKeys
 from dp_ray.models.build import build_model
 from dp_ray.privacy.ledger import Ledger
 from dp_ray.training.checkpoint import Checkpoint, newest_in
 from dp_ray.training.collective import Collective
-from dp_ray.training.coordinator import Assignment, Coordinator
 from dp_ray.training.evaluation import shared_accuracy
 from dp_ray.training.journal import Journal
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.release import Outcome, publish
-from dp_ray.training.run_directory import RunDirectory
-from dp_ray.training.step import ShardWorker
+from dp_ray.training.run_directory import RunDirectory, deciding_fields
+from dp_ray.training.step import Assignment, ShardWorker
+
+if TYPE_CHECKING:
+    from dp_ray.training.coordinator import Coordinator
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,9 @@ class _Lead:
     """What rank 0 has and the others do not."""
 
     coordinator: Coordinator
+    ledger: Ledger
     journal: Journal
+    sampling_keys: SamplingKeys
 
 
 def train(
@@ -84,13 +90,16 @@ def train(
     model = build_model(task.config.model, dataset.facts, init_seed=_init_seed(task, collective))
     model.to(device)
     layout = ParameterLayout.of(model)
+    _agree_on_data(collective, dataset.digest)
+    _share_untrained(collective, model, layout)
     lead = _make_lead(task, collective, model, layout, dataset, device, threads)
-    worker = _make_worker(task, collective, model, layout, dataset, device)
+    worker = _make_worker(task, collective, lead, model, layout, dataset, device)
     try:
         _run(task, collective, observer, lead, worker, dataset)
     finally:
         if lead is not None:
             lead.journal.close()
+            lead.ledger.close()
 
 
 def _run(
@@ -144,8 +153,12 @@ def _make_lead(
 ) -> _Lead | None:
     if collective.rank != 0:
         return None
-    run_key = task.run.run_key()
-    ledger = Ledger(task.run.ledger, run_key.derive("ledger"))
+    # Here, so that followers do not even load the code that draws noise.
+    from dp_ray.training.coordinator import Coordinator
+
+    context = json.dumps([deciding_fields(task.config), dataset.digest], sort_keys=True)
+    run_key = task.run.run_key().bind(context)
+    ledger = task.run.open_ledger(writable=True)
     fingerprint = {
         "workers": collective.world_size,
         "threads": threads,
@@ -164,12 +177,13 @@ def _make_lead(
         checkpoint=newest_in(task.run.checkpoints),
         fingerprint=fingerprint,
     )
-    return _Lead(coordinator, Journal(task.run, task.plan))
+    return _Lead(coordinator, ledger, Journal(task.run, task.plan), run_key.sampling_keys())
 
 
 def _make_worker(
     task: Task,
     collective: Collective,
+    lead: _Lead | None,
     model: nn.Module,
     layout: ParameterLayout,
     dataset: Dataset,
@@ -183,7 +197,7 @@ def _make_worker(
         shard=Shard.of(collective.rank, collective.world_size, plan.num_examples),
         sampler=PoissonSampler(plan.num_examples, plan.expected_batch_size),
         views=ViewMaker(task.config.augment, dataset.facts, device),
-        keys=_share_keys(task.run, collective),
+        keys=_share_keys(lead, collective),
         max_grad_norm=plan.max_grad_norm,
         microbatch_size=task.config.train.microbatch_size,
         device=device,
@@ -202,12 +216,35 @@ def initial_seed(run_key: RunKey) -> int:
     return int.from_bytes(run_key.derive("init")[:8], "little") >> 1
 
 
-def _share_keys(run: RunDirectory, collective: Collective) -> SamplingKeys:
-    """Rank 0 reads the run key; the others get what they draw with, which leads to no noise."""
-    data = run.run_key().sampling_keys().to_bytes() if collective.rank == 0 else bytes(96)
+def _share_keys(lead: _Lead | None, collective: Collective) -> SamplingKeys:
+    """Followers get what they draw with; none of it leads to the noise."""
+    data = bytes(96) if lead is None else lead.sampling_keys.to_bytes()
     tensor = torch.tensor(list(data), dtype=torch.uint8)
     collective.broadcast_(tensor)
     return SamplingKeys.from_bytes(bytes(tensor.tolist()))
+
+
+def _agree_on_data(collective: Collective, digest: str) -> None:
+    """All workers must hold the same examples under the same ids, or shards would overlap."""
+    own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
+    theirs = own.clone()
+    collective.broadcast_(theirs)
+    differing = torch.tensor([float(not torch.equal(own, theirs))])
+    collective.reduce_(differing)
+    collective.broadcast_(differing)
+    if differing.item():
+        raise DataError(
+            f"{int(differing.item())} of {collective.world_size} workers read other training data "
+            "than the first one: every node needs the same files, and a loader of your own must "
+            "return the same examples in the same order each time"
+        )
+
+
+def _share_untrained(collective: Collective, model: nn.Module, layout: ParameterLayout) -> None:
+    """Frozen parameters and buffers as rank 0 has them, whatever initialised them elsewhere."""
+    for name, tensor in model.state_dict().items():
+        if name not in layout.shapes:
+            collective.broadcast_(tensor)
 
 
 def _share_assignment(collective: Collective, lead: _Lead | None) -> Assignment:
@@ -250,7 +287,7 @@ def _finish(task: Task, lead: _Lead, worker: ShardWorker) -> None:
         outcome=Outcome(
             finished=coordinator.assignment().done,
             steps=coordinator.assignment().step,
-            charges=coordinator.charges,
+            history=coordinator.history,
             epsilon=coordinator.epsilon,
             accuracy=journal.accuracy,
             seconds=journal.seconds,

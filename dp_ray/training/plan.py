@@ -73,6 +73,11 @@ class PrivacyPlan:
         """Plain values, q included."""
         return {**asdict(self), "sample_rate": self.sample_rate}
 
+    @classmethod
+    def from_dump(cls, values: dict[str, Any]) -> PrivacyPlan:
+        """The inverse of :meth:`dump`."""
+        return cls(**{name: value for name, value in values.items() if name != "sample_rate"})
+
 
 def make_plan(config: Config) -> PrivacyPlan:
     """Solves the budget and checks everything that can be checked without data.
@@ -147,6 +152,7 @@ def _solve_budget(config: Config, facts: DataFacts) -> PrivacyPlan:
 def _try_step(config: Config, model: nn.Module, facts: DataFacts) -> None:
     """Differentiates one blank example: what vmap cannot do shows before any data is read."""
     params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     shape = (1, config.augment.views, facts.channels, facts.image_size, facts.image_size)
     try:
         clipped_gradient_sum(
@@ -163,6 +169,12 @@ def _try_step(config: Config, model: nn.Module, facts: DataFacts) -> None:
             f"torch.func: {error}. Random layers other than dropout, in-place changes of buffers "
             "and control flow that depends on values are not supported"
         ) from error
+    for name, buffer in model.named_buffers():
+        if not torch.equal(before[name], buffer):
+            raise ModelError(
+                f"model.name = {config.model.name!r}: buffer {name} changes in training, by as "
+                "much as there are microbatches, which is private: freeze it, or use another layer"
+            )
 
 
 def _round_down(value: float) -> float:

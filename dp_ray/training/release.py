@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
 import tempfile
@@ -12,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dp_ray.config import Config
-from dp_ray.privacy.accounting import AccountantName, epsilon
+from dp_ray.config import Config, write_yaml
+from dp_ray.privacy.accounting import AccountantName, History, epsilon_of
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import RunDirectory
 
@@ -39,18 +39,23 @@ class Outcome:
     Attributes:
         finished: False if it was stopped and can be resumed.
         steps: updates taken.
-        charges: noised sums paid for; more than ``steps`` if some were repeated.
-        epsilon: what the accountant says of the charges.
+        history: noised sums paid for; more than ``steps`` if some were repeated.
+        epsilon: what the accountant says of them.
         accuracy: on the test split, of what is released.
         seconds: wall-clock time of the last session.
     """
 
     finished: bool
     steps: int
-    charges: int
+    history: History
     epsilon: float
     accuracy: float | None
     seconds: float
+
+    @property
+    def charges(self) -> int:
+        """Number of noised sums paid for."""
+        return sum(count for _, _, count in self.history)
 
 
 def publish(
@@ -78,30 +83,42 @@ def publish(
         "status": "finished" if outcome.finished else "stopped",
         "steps": outcome.steps,
         "charges": outcome.charges,
-        "epsilon": outcome.epsilon,
+        "epsilon": finite(outcome.epsilon),
         "delta": plan.delta,
         "test_accuracy": outcome.accuracy,
         "seconds": round(outcome.seconds, 2),
     }
     if outcome.finished:
-        state = {**model.state_dict(), **params}
+        with torch.no_grad():  # through the model, so that tied parameters follow
+            for name, parameter in model.named_parameters():
+                if name in params:
+                    parameter.copy_(params[name])
+        state = model.state_dict()
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
         temporary = Path(tempfile.mkdtemp(prefix=".release.", dir=run.path))
         try:
             save_file(tensors, temporary / "model.safetensors")
             (temporary / "config.yaml").write_text(
-                yaml.safe_dump(public_config(config), sort_keys=False), encoding="utf-8"
+                write_yaml(public_config(config)), encoding="utf-8"
             )
-            statement = privacy_statement(config, plan, outcome)
+            seeded = run.config().seed is not None
+            statement = privacy_statement(config, plan, outcome, seeded=seeded)
             (temporary / "privacy.json").write_text(
                 json.dumps(statement, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
             temporary.chmod(0o755)
+            for file in temporary.iterdir():
+                file.chmod(0o644)
             shutil.rmtree(run.release, ignore_errors=True)
             temporary.rename(run.release)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     run.write_result(result)
+
+
+def finite(value: float) -> float | None:
+    """JSON has no infinity: without noise, ε is null."""
+    return value if math.isfinite(value) else None
 
 
 def public_config(config: Config) -> dict[str, Any]:
@@ -114,22 +131,14 @@ def public_config(config: Config) -> dict[str, Any]:
     return values
 
 
-def privacy_statement(config: Config, plan: PrivacyPlan, outcome: Outcome) -> dict[str, Any]:
+def privacy_statement(
+    config: Config, plan: PrivacyPlan, outcome: Outcome, *, seeded: bool
+) -> dict[str, Any]:
     """What may be claimed, by whose word, under which assumptions."""
-    seeded = config.seed is not None
     names: tuple[AccountantName, ...] = ("prv", "rdp", "pld")
-    by_accountant = {
-        name: epsilon(
-            name,
-            noise_multiplier=plan.noise_multiplier,
-            sample_rate=plan.sample_rate,
-            steps=outcome.charges,
-            delta=plan.delta,
-        )
-        for name in names
-    }
+    by_accountant = {name: finite(epsilon_of(name, outcome.history, plan.delta)) for name in names}
     return {
-        "epsilon": outcome.epsilon,
+        "epsilon": finite(outcome.epsilon),
         "delta": plan.delta,
         "accountant": plan.accountant,
         "epsilon_by_accountant": by_accountant,

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from dp_ray.config import Config, parse_config
+from dp_ray.config import Config, parse_config, read_yaml, write_yaml
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.keys import KEY_BYTES, RunKey
+from dp_ray.privacy.ledger import Ledger
+from dp_ray.training.plan import PrivacyPlan
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class RunDirectory:
         if self.exists() or self.result.exists():
             raise RunError(self._taken())
 
-    def create(self, config: Config) -> None:
-        """Lays out a new run and draws its key.
+    def create(self, config: Config, plan: PrivacyPlan) -> None:
+        """Lays out a new run, draws its key and enters its plan into the ledger.
 
         Raises:
             RunError: the name is taken, or the folder cannot be written.
@@ -97,9 +97,10 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.private.mkdir(mode=0o700)
-            self.write_private("config.yaml", yaml.safe_dump(config.dump(), sort_keys=False))
+            self.write_private("config.yaml", write_yaml(config.dump()))
             key = RunKey.from_entropy() if config.seed is None else RunKey.from_seed(config.seed)
             self.write_private("run_key", key.secret.hex() + "\n")
+            Ledger.create(self.ledger, key.derive("ledger"), plan.dump())
         except OSError as error:
             raise RunError(
                 f"{self.path} cannot be written: {error}; set train.storage_path to another folder"
@@ -122,7 +123,9 @@ class RunDirectory:
             raise RunError(f"{self.path} holds no run to resume: start it without --resume")
         if self.result.exists() and self.read_result().get("status") == "finished":
             raise RunError(self._taken())
-        before, now = _deciding_fields(self.config()), _deciding_fields(config)
+        started = self.config()
+        before = {**deciding_fields(started), "seed": started.seed}
+        now = {**deciding_fields(config), "seed": config.seed}
         for field in sorted(before.keys() | now.keys()):
             if before.get(field) != now.get(field):
                 raise ConfigError(
@@ -138,7 +141,7 @@ class RunDirectory:
             text = (self.private / "config.yaml").read_text(encoding="utf-8")
         except OSError as error:
             raise RunError(f"{self.path} holds no run: {error}") from error
-        return parse_config(yaml.safe_load(text))
+        return parse_config(read_yaml(text))
 
     def run_key(self) -> RunKey:
         """The run's secret.
@@ -154,6 +157,14 @@ class RunDirectory:
                 f"{path}: {error}. Without its key ({KEY_BYTES} bytes in hex) a run cannot be "
                 "continued; restore the file from a backup, or start a new run"
             ) from error
+
+    def open_ledger(self, *, writable: bool = False) -> Ledger:
+        """The run's ledger; see :class:`~dp_ray.privacy.ledger.Ledger` for the errors."""
+        return Ledger(self.ledger, self.run_key().derive("ledger"), writable=writable)
+
+    def plan(self) -> PrivacyPlan:
+        """The plan that the run was started with and is held to."""
+        return PrivacyPlan.from_dump(self.open_ledger().plan)
 
     def write_private(self, name: str, text: str) -> None:
         """Writes a file that only its owner may read, whole or not at all."""
@@ -176,8 +187,8 @@ class RunDirectory:
         return result
 
 
-def _deciding_fields(config: Config) -> dict[str, Any]:
-    """Dotted path → value of the fields that a resumed run may not change."""
+def deciding_fields(config: Config) -> dict[str, Any]:
+    """Dotted path → value of the fields that decide the mathematics, all but the seed."""
     values = config.dump()
     fields = {
         f"{section}.{name}": value
@@ -186,7 +197,7 @@ def _deciding_fields(config: Config) -> dict[str, Any]:
     }
     for may_change in ("data.root", "data.cache", "data.download", "data.evaluation"):
         del fields[may_change]
-    return {**fields, "seed": config.seed}
+    return fields
 
 
 def _write_atomically(path: Path, text: str, *, mode: int) -> None:

@@ -19,11 +19,27 @@ from dp_ray.training.layout import ParameterLayout
 
 
 @dataclass(frozen=True)
+class Assignment:
+    """What the workers do next.
+
+    Attributes:
+        step: the step to sum up.
+        incarnation: which invocation of it.
+        done: nothing more: all steps are taken, or the budget is spent.
+    """
+
+    step: int
+    incarnation: int
+    done: bool
+
+
+@dataclass(frozen=True)
 class ShardSum:
     """The clipped sum over one shard, ready to be reduced.
 
     Attributes:
-        vector: [P] sum of clipped gradients.
+        vector: [P] float64 sum of clipped gradients; in float32 the rounding of a large sum would
+            depend on the data by more than the slack in the clipping.
         statistics: [4] float64: examples, sum of losses, examples clipped, sum of norms. Private.
         sensitivity: how far one example can move ``vector`` in L2 norm.
     """
@@ -40,7 +56,7 @@ class ShardWorker:
     Attributes:
         model: the network; parameters are passed in, its own are used only where frozen.
         layout: order of the parameters in the vector.
-        data: training examples, of which those of ``shard`` are read.
+        data: training examples; those of ``shard`` join, and no other example is differentiated.
         shard: this worker's examples.
         sampler: the Poisson draw.
         views: the K augmentations.
@@ -67,7 +83,7 @@ class ShardWorker:
         drawn = self.sampler.draw(KeyedStream(self.keys.draw, **address), self.shard)
         view_stream = KeyedStream(self.keys.views, **address)
         dropout_stream = KeyedStream(self.keys.dropout, **address)
-        vector = torch.zeros_like(params)
+        vector = torch.zeros_like(params, dtype=torch.float64)
         statistics = torch.zeros(4, dtype=torch.float64, device=self.device)
         for batch in microbatches(drawn, self.microbatch_size):
             self._add(batch, params, view_stream, dropout_stream, vector, statistics)

@@ -1,0 +1,27 @@
+"""Settings that Ray reads from the environment when it is imported; set before that."""
+
+from __future__ import annotations
+
+import os
+
+from dp_ray.config import ClusterConfig
+
+
+def prepare_environment(cluster: ClusterConfig) -> None:
+    """Usage reports off, quick start of workers, and a Ray of our own on the loopback only.
+
+    Args:
+        cluster: tells whether a cluster is joined. What the user has set is left alone.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Also the interval at which Ray Train polls for its workers to be up; the default is 2 s.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    if cluster_address(cluster) is None:
+        # Without this Ray replaces 127.0.0.1 by the machine's outer address and listens there.
+        # The name is historical: it is how Ray keeps to the loopback on laptops.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def cluster_address(cluster: ClusterConfig) -> str | None:
+    """The cluster to join: the configured one, or the one a job was submitted to."""
+    return cluster.address or os.environ.get("RAY_ADDRESS")

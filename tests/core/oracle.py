@@ -1,0 +1,42 @@
+"""The plain way to a clipped gradient sum: one example, one view at a time, in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def loop_gradients(model: nn.Module, views: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
+    """For each example, name → gradient: of each view by itself, then the mean over the views."""
+    model = copy.deepcopy(model).double()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    examples = []
+    for i in range(len(views)):
+        mean = {name: torch.zeros_like(p) for name, p in trained.items()}
+        for view in views[i]:
+            loss = F.cross_entropy(model(view[None].double()), labels[i : i + 1])
+            gradients = torch.autograd.grad(loss, list(trained.values()))
+            for name, gradient in zip(trained, gradients, strict=True):
+                mean[name] += gradient / len(views[i])
+        examples.append(mean)
+    return examples
+
+
+def loop_norms(examples: list[dict[str, Tensor]]) -> Tensor:
+    """[B] norm of each example's gradient over all parameters."""
+    return torch.stack([torch.cat([g.flatten() for g in e.values()]).norm() for e in examples])
+
+
+def loop_clipped_sum(
+    examples: list[dict[str, Tensor]], mask: Tensor, max_grad_norm: float
+) -> dict[str, Tensor]:
+    """Name → sum over the examples that the mask lets in, each clipped by itself."""
+    total = {name: torch.zeros_like(g) for name, g in examples[0].items()}
+    for example, norm, counted in zip(examples, loop_norms(examples), mask, strict=True):
+        if counted and norm.isfinite():
+            for name, gradient in example.items():
+                total[name] += gradient * min(1.0, max_grad_norm / float(norm))
+    return total

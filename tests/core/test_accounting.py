@@ -1,0 +1,100 @@
+"""ε against published and independently computed figures, and the solvers built on it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from dp_ray.privacy import accounting
+from dp_ray.privacy.accounting import (
+    BudgetError,
+    epsilon,
+    solve_noise_multiplier,
+    solve_steps,
+)
+
+
+def cost(accountant: str, sigma: float, rate: float, steps: int, delta: float) -> float:
+    return epsilon(
+        accountant,  # type: ignore[arg-type]
+        noise_multiplier=sigma,
+        sample_rate=rate,
+        steps=steps,
+        delta=delta,
+    )
+
+
+@pytest.mark.parametrize(
+    ("accountant", "sigma", "rate", "steps", "delta", "expected", "digits"),
+    [
+        ("rdp", 1.5, 0.04, 2250, 1e-5, 7.32911, 5),
+        ("prv", 1.5, 0.04, 2250, 1e-5, 6.779, 3),
+        # Gopi et al. 2021, at δ = 1e-6
+        ("prv", 0.8, 0.001, 100, 1e-6, 0.270403, 6),
+        ("prv", 1.5, 0.05, 1000, 1e-6, 6.209969, 6),
+        ("prv", 2.0, 0.05, 1000, 1e-6, 4.172800, 6),
+        ("prv", 3.0, 0.2, 100, 1e-6, 3.381221, 6),
+        ("prv", 1.5, 0.001, 20000, 1e-6, 0.437005, 6),
+    ],
+)
+def test_known_figures(
+    accountant: str,
+    sigma: float,
+    rate: float,
+    steps: int,
+    delta: float,
+    expected: float,
+    digits: int,
+) -> None:
+    found = cost(accountant, sigma, rate, steps, delta)
+    assert round(found, digits) == pytest.approx(expected, abs=0.6 * 10**-digits)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "rate", "steps"), [(1.5, 0.04, 2250), (4.5, 0.36, 100), (2.0, 0.05, 1000)]
+)
+def test_accountants_agree(sigma: float, rate: float, steps: int) -> None:
+    """PLD, written by others, lies within PRV's error below it; RDP is looser than both."""
+    prv, pld, rdp = (cost(name, sigma, rate, steps, 1e-5) for name in ("prv", "pld", "rdp"))
+    assert prv - 0.03 < pld <= prv < rdp
+
+
+def test_limits() -> None:
+    assert cost("prv", 1.0, 0.1, 0, 1e-5) == 0.0
+    assert cost("rdp", 0.0, 0.1, 10, 1e-5) == math.inf
+
+
+@pytest.mark.parametrize("accountant", ["prv", "rdp", "pld"])
+@pytest.mark.parametrize(("target", "rate", "steps"), [(3.0, 0.35, 100), (0.5, 0.01, 500)])
+def test_noise_meets_the_budget_and_is_not_wasted(
+    accountant: str, target: float, rate: float, steps: int
+) -> None:
+    sigma = solve_noise_multiplier(
+        accountant,  # type: ignore[arg-type]
+        target=target,
+        sample_rate=rate,
+        steps=steps,
+        delta=1e-5,
+    )
+    spent = cost(accountant, sigma, rate, steps, 1e-5)
+    assert target - 0.01 <= spent <= target
+
+
+def test_budget_below_the_reach_of_rdp() -> None:
+    """RDP has no order for ε = 0.1 at δ = 1e-5; the search must do without it."""
+    sigma = solve_noise_multiplier("prv", target=0.1, sample_rate=0.01, steps=100, delta=1e-5)
+    assert 0.09 < cost("prv", sigma, 0.01, 100, 1e-5) <= 0.1
+
+
+def test_steps_are_the_most_that_fit() -> None:
+    steps = solve_steps("prv", target=2.0, noise_multiplier=1.5, sample_rate=0.05, delta=1e-5)
+    assert cost("prv", 1.5, 0.05, steps, 1e-5) <= 2.0 < cost("prv", 1.5, 0.05, steps + 1, 1e-5)
+
+
+def test_impossible_budgets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accounting, "MAX_NOISE_MULTIPLIER", 10.0)
+    with pytest.raises(BudgetError, match="single step"):
+        solve_steps("rdp", target=0.01, noise_multiplier=0.3, sample_rate=0.5, delta=1e-5)
+    with pytest.raises(BudgetError, match="no noise multiplier"):
+        solve_noise_multiplier("rdp", target=0.01, sample_rate=0.5, steps=100, delta=1e-5)

@@ -1,0 +1,208 @@
+"""Training by Ray Train workers: the same mathematics, and what happens when a worker fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from support import MakeConfig
+from torch import Tensor
+
+from dp_ray.cluster.run import run_training
+from dp_ray.cluster.trainer import ray_session
+from dp_ray.config import ClusterConfig, Config
+from dp_ray.errors import ConfigError, DataError, RunError
+from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.run_directory import RunDirectory
+
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    """One Ray for the module, as the product starts it, with room for 4 workers."""
+    with ray_session(ClusterConfig(num_workers=4)):
+        yield
+
+
+def start(config: Config, *, resume: bool = False) -> dict[str, Any]:
+    return run_training(config, resume=resume, console=QUIET)
+
+
+def released(config: Config) -> Tensor:
+    tensors = load_file(RunDirectory.of(config).release / "model.safetensors")
+    return torch.cat([t.flatten() for t in tensors.values()])
+
+
+def test_the_number_of_workers_is_no_part_of_the_mathematics(make_config: MakeConfig) -> None:
+    """W = 0 (no Ray), 1, 2 and 4: 20 noised steps end within rounding of one another."""
+    found = {}
+    for workers in (0, 1, 2, 4):
+        config = make_config(
+            name=f"w{workers}",
+            privacy={"steps": 20},
+            cluster={"num_workers": workers},
+            optimizer={"ema_decay": 0.9, "arguments": {"momentum": 0.5}},
+        )
+        result = start(config)
+        assert (result["status"], result["charges"]) == ("finished", 20)
+        found[workers] = released(config)
+    for workers in (1, 2, 4):
+        difference = (found[workers] - found[0]).norm() / found[0].norm()
+        assert float(difference) < 1e-5, workers
+
+
+def test_a_killed_worker_costs_no_work_and_no_budget(make_config: MakeConfig) -> None:
+    """kill -9 of a worker mid-run: Ray restarts the group, the end is bit for bit the same."""
+    settings = {
+        "privacy": {"steps": 60},
+        "train": {"checkpoint_every": 5, "evaluate_every": 100},
+    }
+    whole = make_config(name="whole", cluster={"num_workers": 2}, **settings)
+    start(whole)
+    config = make_config(name="hit", cluster={"num_workers": 2, "max_failures": 2}, **settings)
+    run = RunDirectory.of(config)
+    killed: list[int] = []
+    killer = threading.Thread(target=lambda: killed.append(kill_a_worker(run)), daemon=True)
+    killer.start()
+    result = start(config)
+    killer.join()
+    assert killed
+    assert len(run.ledger.read_text().splitlines()) > result["charges"] + 1  # started twice
+    assert (result["status"], result["steps"], result["charges"]) == ("finished", 60, 60)
+    assert torch.equal(released(config), released(whole))
+
+
+def kill_a_worker(run: RunDirectory) -> int:
+    """Kills one of the run's worker processes once a checkpoint is there."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if list(run.checkpoints.glob("checkpoint_*/state.pt")):
+            for process in psutil.process_iter(["cmdline"]):
+                title = " ".join(process.info["cmdline"] or [])
+                ours = process.is_running() and os.getpid() in [p.pid for p in process.parents()]
+                if "RayTrainWorker" in title and ours:
+                    process.send_signal(signal.SIGKILL)
+                    return process.pid
+        time.sleep(0.02)
+    raise AssertionError("no worker was found to kill")
+
+
+def test_a_stop_request_leaves_a_resumable_run(make_config: MakeConfig) -> None:
+    config = make_config(privacy={"steps": 2000}, cluster={"num_workers": 2})
+    run = RunDirectory.of(config)
+
+    def request() -> None:
+        while not run.metrics.exists():
+            time.sleep(0.05)
+        run.write_private(run.stop_request.name, "")
+
+    threading.Thread(target=request, daemon=True).start()
+    result = start(config)
+    assert result["status"] == "stopped"
+    assert 0 < result["steps"] < 2000
+    assert result["charges"] == result["steps"]
+    assert list(run.checkpoints.glob("checkpoint_*/state.pt"))
+    assert not run.release.exists()
+
+
+OWN_CODE = """
+import os
+import numpy as np
+import torch
+from torch import nn
+
+def load(config):
+    r = np.random.default_rng(0)
+    images = r.integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
+    return (images, np.arange(40) % 2), (images[:8], np.arange(8) % 2)
+
+def load_in_any_order(config):
+    (images, labels), test = load(config)
+    order = np.random.default_rng(os.getpid()).permutation(40)
+    return (images[order], labels[order]), test
+
+def build(num_classes, channels, image_size):
+    frozen = nn.Linear(64, 16)
+    frozen.weight = nn.Parameter(torch.from_numpy(np.random.randn(16, 64)).float())
+    frozen.requires_grad_(False)
+    return nn.Sequential(nn.Flatten(), frozen, nn.Tanh(), nn.Linear(16, num_classes))
+"""
+OWN_DATA = {
+    "num_examples": 40,
+    "num_classes": 2,
+    "image_size": 8,
+    "channels": 1,
+    "expected_batch_size": 8,
+}
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A user's module in the directory that the command is run from."""
+    (tmp_path / "my_images.py").write_text(OWN_CODE)
+    monkeypatch.chdir(tmp_path)
+    ray.shutdown()  # workers look where Ray was started
+    with ray_session(ClusterConfig(num_workers=2)):
+        yield
+
+
+@pytest.mark.usefixtures("own_code")
+def test_own_loader_and_model_are_found_by_the_workers(make_config: MakeConfig) -> None:
+    """Its frozen layer is random: all workers must use rank 0's, or the model learns nothing."""
+    config = make_config(
+        data={"name": "my_images:load", **OWN_DATA},
+        model={"name": "my_images:build"},
+        cluster={"num_workers": 2},
+        privacy={"delta": 1e-3},
+    )
+    result = start(config)
+    assert result["status"] == "finished"
+
+    # Workers whose data differ would have overlapping shards: an example could count twice.
+    config = make_config(
+        name="shuffled",
+        data={"name": "my_images:load_in_any_order", **OWN_DATA},
+        model={"name": "my_images:build"},
+        cluster={"num_workers": 2},
+        privacy={"delta": 1e-3},
+    )
+    with pytest.raises(DataError, match="read other training data"):
+        start(config)
+
+
+def test_a_mistake_that_only_a_worker_sees_has_no_traceback(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's own message reaches the user as it is."""
+    config = make_config(cluster={"num_workers": 2})
+    run = RunDirectory.of(config)
+    original = RunDirectory.create
+
+    def create_and_lose_the_key(self: RunDirectory, config: Config, plan: PrivacyPlan) -> None:
+        original(self, config, plan)
+        (self.private / "run_key").unlink()
+
+    monkeypatch.setattr(RunDirectory, "create", create_and_lose_the_key)
+    with pytest.raises(RunError, match=r"run_key.*backup"):
+        start(config)
+    assert not run.release.exists()
+
+
+def test_a_mistake_is_told_before_ray_is_asked(make_config: MakeConfig) -> None:
+    config = make_config(
+        cluster={"num_workers": 2, "address": "127.0.0.1:1"}, privacy={"delta": 0.9}
+    )
+    with pytest.raises(ConfigError, match="delta"):
+        start(config)
