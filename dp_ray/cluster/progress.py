@@ -15,16 +15,24 @@ from rich.live import Live
 from rich.text import Text
 
 from dp_ray.report.words import duration
+from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import RunDirectory
 
 _INTERVAL_S = 0.5
 
 
 class ProgressLine:
-    """Shows a run's progress while it is entered; silent when ``console`` is no terminal."""
+    """Shows a run's progress while it is entered; silent when ``console`` is no terminal.
 
-    def __init__(self, run: RunDirectory, console: Console) -> None:
+    Args:
+        run: whose progress.json to read.
+        plan: T and the accountant.
+        console: where to show it.
+    """
+
+    def __init__(self, run: RunDirectory, plan: PrivacyPlan, console: Console) -> None:
         self._run = run
+        self._plan = plan
         self._console = console
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)
@@ -57,19 +65,24 @@ class ProgressLine:
     def line(self) -> str:
         """The line as it is now."""
         try:
-            text = self._run.progress.read_text(encoding="utf-8")
-            return f"{self._note}  {describe_progress(json.loads(text))}"
+            progress = json.loads(self._run.progress.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return f"{self._note} …"
+        return f"{self._note}  {describe_progress(progress, self._plan)}"
 
 
-def describe_progress(progress: dict[str, Any]) -> str:
-    """One line from the contents of progress.json."""
+def describe_progress(progress: dict[str, Any], plan: PrivacyPlan) -> str:
+    """One line from the contents of progress.json.
+
+    ε is shown for the next twentieth of the run, never too low: the accountant takes a moment.
+    """
     accuracy = progress["test_accuracy"]
+    grid = max(plan.steps // 20, 1)
+    spent = plan.epsilon_after(min(-(-progress["charges"] // grid) * grid, plan.steps))
     parts = [
-        f"step {progress['step']}/{progress['steps']}",
+        f"step {progress['step']}/{plan.steps}",
         f"{progress['images_per_second']:,.0f} images/s",
-        f"ε {progress['epsilon']:.2f} of {progress['epsilon_planned']:.2f}",
+        f"ε ≤ {spent:.2f} of {plan.epsilon:.2f}",
         f"test accuracy {'–' if accuracy is None else f'{accuracy:.3f}'}",
         f"{duration(progress['seconds_left'])} left",
     ]

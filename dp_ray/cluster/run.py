@@ -46,7 +46,7 @@ def run_training(config: Config, *, resume: bool, console: Console) -> dict[str,
     # The seed leads to the noise: it stays in the run's private part, for the coordinator alone.
     task = Task(config.model_copy(update={"seed": None}), plan, run)
     run.stop_request.unlink(missing_ok=True)
-    with ProgressLine(run, console) as line, _stop_on_signal(run, line):
+    with ProgressLine(run, plan, console) as line, _stop_on_signal(run, line):
         if config.cluster.num_workers == 0:
             from dp_ray.cluster.local import train_in_process
 

@@ -248,6 +248,8 @@ def _arrays(dataset: Any) -> ArraySplit:
 
 def _own(config: DataConfig) -> Splits:
     load = import_object(config.name, "data.name")
+    if not callable(load):
+        raise ConfigError("data.name", config.name, "is no function", "Name one that loads data")
     splits = load(config)
     try:
         (train_images, train_labels), (test_images, test_labels) = splits
@@ -261,7 +263,13 @@ def _own(config: DataConfig) -> Splits:
         ("train", train_images, train_labels),
         ("test", test_images, test_labels),
     ):
-        part = ArraySplit(np.asanyarray(images), np.asarray(labels, dtype=np.int64))
+        numbers = np.asarray(labels)
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+            raise DataError(
+                f"data.name = {config.name!r}: {split} labels must be a row of whole numbers, not "
+                f"{numbers.dtype} of shape {numbers.shape}"
+            )
+        part = ArraySplit(np.asanyarray(images), numbers.astype(np.int64))
         if len(part.images) != len(part.labels):
             raise DataError(
                 f"data.name = {config.name!r}: {len(part.images)} {split} images and "

@@ -35,6 +35,7 @@ class Journal:
         self._progress_written = 0.0
         self._step_seconds: list[float] = []
         self._epsilon = 0.0
+        self._charges = 0
         self._step = 0
         self.accuracy: float | None = None
 
@@ -47,8 +48,15 @@ class Journal:
         """Whether the user asked the run to stop."""
         return self._run.stop_request.exists()
 
-    def stepped(self, step: int, statistics: Tensor, seconds: float) -> None:
-        """A step was released; ``statistics`` [4] as in :class:`~dp_ray.training.step.ShardSum`."""
+    def stepped(self, step: int, charges: int, statistics: Tensor, seconds: float) -> None:
+        """A step was released.
+
+        Args:
+            step: which.
+            charges: noised sums paid for so far.
+            statistics: [4] as in :class:`~dp_ray.training.step.ShardSum`; private.
+            seconds: what the step took.
+        """
         examples, losses, clipped, norms = statistics.tolist()
         count = max(examples, 1.0)
         values = {
@@ -61,14 +69,15 @@ class Journal:
         self._metrics.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(f"private/{name}", value, step)
-        self._step = step + 1
+        self._step, self._charges = step + 1, charges
         self._step_seconds = [*self._step_seconds[-19:], seconds]
         if time.monotonic() - self._progress_written > _PROGRESS_INTERVAL_S:
             self._write_progress()
 
-    def evaluated(self, step: int, accuracy: float | None, epsilon: float) -> None:
+    def evaluated(self, step: int, charges: int, accuracy: float | None, epsilon: float) -> None:
         """The parameters before ``step`` were evaluated, at ε spent so far."""
-        self._step, self._epsilon, self.accuracy = step, epsilon, accuracy
+        self._step, self._charges = step, charges
+        self._epsilon, self.accuracy = epsilon, accuracy
         self._tensorboard.add_scalar("epsilon", epsilon, step)
         if accuracy is not None:
             self._tensorboard.add_scalar("test_accuracy", accuracy, step)
@@ -96,10 +105,9 @@ class Journal:
         progress: dict[str, Any] = {
             "step": self._step,
             "steps": self._plan.steps,
-            "epsilon": self._epsilon,
-            "epsilon_planned": self._plan.epsilon,
+            "charges": self._charges,
             "test_accuracy": self.accuracy,
-            # From public numbers and the clock; the realised batch size stays private.
+            # From public numbers and the clock; still private, as the clock shows the batch size.
             "images_per_second": images / per_step if per_step else 0.0,
             "seconds_left": (self._plan.steps - self._step) * per_step,
         }

@@ -136,7 +136,8 @@ def _run(
         collective.reduce_(total.vector)
         collective.reduce_(total.statistics)
         if lead is not None and lead.coordinator.release(assignment, total):
-            lead.journal.stepped(assignment.step, total.statistics, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            lead.journal.stepped(assignment.step, lead.ledger.charges, total.statistics, seconds)
         _broadcast(collective, params, None if lead is None else lead.coordinator.params)
     if lead is not None:
         _finish(task, lead, worker)
@@ -273,7 +274,7 @@ def _evaluate(
         worker.model, worker.layout, published, dataset.test, worker.views, collective
     )
     if lead is not None:
-        lead.journal.evaluated(step, accuracy, lead.coordinator.epsilon)
+        lead.journal.evaluated(step, lead.ledger.charges, accuracy, lead.coordinator.epsilon)
 
 
 def _finish(task: Task, lead: _Lead, worker: ShardWorker) -> None:

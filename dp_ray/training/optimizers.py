@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -73,8 +75,20 @@ def _build_scheduler(
     if name in _NEEDS_LENGTH:
         arguments.setdefault(_NEEDS_LENGTH[name], steps)
     try:
+        _try_schedule(factory, arguments)
         return factory(optimizer, **arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(
             "optimizer.scheduler_arguments", arguments, f"{name}: {error}", "See torch's page of it"
         ) from error
+
+
+def _try_schedule(
+    factory: type[torch.optim.lr_scheduler.LRScheduler], arguments: dict[str, Any]
+) -> None:
+    """Some arguments fail only when the schedule is stepped: better before data is read."""
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.5)
+    scheduler = factory(optimizer, **arguments)
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step()

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import pytest
 import yaml
 from pydantic import BaseModel
+from support import MakeConfig
 
 from dp_ray.config import (
     Config,
@@ -684,3 +685,13 @@ def test_the_printed_defaults_are_yaml_and_show_what_must_be_given(tmp_path: Pat
 def test_dump_is_plain_and_complete() -> None:
     config = parse_config(FULL)
     assert parse_config(yaml.safe_load(yaml.safe_dump(config.dump()))) == config
+
+
+def test_a_schedule_that_fails_when_stepped_is_refused_before_data_is_read(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config(
+        optimizer={"scheduler": "CosineAnnealingLR", "scheduler_arguments": {"T_max": 0}}
+    )
+    with pytest.raises(ConfigError, match=r"optimizer\.scheduler_arguments"):
+        make_plan(config)

@@ -609,3 +609,27 @@ def test_mnist(real_data: Path, tmp_path: Path) -> None:
     assert np.bincount(data.test.labels).tolist() == [
         *(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
     ]
+
+
+@pytest.mark.parametrize(
+    "labels", ["np.arange(6) + 0.5", "np.array(list('abcdef'))", "np.array(3)"]
+)
+def test_own_labels_that_are_no_row_of_whole_numbers_are_refused(
+    labels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "labels_" + labels.encode().hex()
+    (tmp_path / f"{name}.py").write_text(
+        "import numpy as np\n"
+        "images = np.zeros((6, 1, 4, 4), dtype=np.uint8)\n"
+        f"def load(config):\n    return (images, {labels}), (images, np.arange(6) % 2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    facts = {"num_examples": 6, "num_classes": 2, "image_size": 4, "channels": 1}
+    config = DataConfig(
+        name=f"{name}:load", expected_batch_size=2, cache=str(tmp_path / "cache"), **facts
+    )
+    with pytest.raises(DataError, match="whole numbers"):
+        open_dataset(config)
+    config = config.model_copy(update={"name": f"{name}:images"})
+    with pytest.raises(ConfigError, match=r"data\.name.*no function"):
+        open_dataset(config)

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from support import MakeConfig
 from rich.console import Console
 from safetensors.torch import load_file
+from support import MakeConfig
 from torch import Tensor
 
 from dp_ray.cluster import local as local_module

@@ -1,0 +1,49 @@
+# make demo, make test and make check work on a fresh machine and may be repeated.
+
+PYTHON ?= $(firstword $(foreach v,python3.13 python3.12 python3.11 python3,\
+	$(shell $(v) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && command -v $(v))))
+VENV ?= .venv
+BIN = $(VENV)/bin
+RUN ?= digits
+
+.PHONY: demo clean-demo test test-core check help
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.installed  ## Train configs/digits.yaml with 2 workers and say where the results are
+	@if [ -e runs/$(RUN)/result.json ] && grep -q '"finished"' runs/$(RUN)/result.json; then \
+		echo "runs/$(RUN) is there already (make clean-demo removes it):"; \
+	elif [ -e runs/$(RUN) ]; then \
+		$(BIN)/dp-ray train configs/digits.yaml --name $(RUN) --resume; \
+	else \
+		$(BIN)/dp-ray train configs/digits.yaml --name $(RUN); \
+	fi
+	@$(BIN)/dp-ray evaluate runs/$(RUN)
+	@echo "results       runs/$(RUN)/release may be published, runs/$(RUN)/private must not be"
+
+clean-demo:  ## Remove the demo's run
+	rm -rf runs/$(RUN)
+
+test: $(VENV)/.installed-dev  ## Run the whole test suite
+	$(BIN)/python -m pytest
+
+test-core: $(VENV)/.installed-dev  ## Run the tests that need no Ray
+	$(BIN)/python -m pytest tests/core
+
+check: $(VENV)/.installed-dev  ## Lint, format and type checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=…" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

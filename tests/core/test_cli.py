@@ -1,0 +1,134 @@
+"""The commands as a user meets them: what they print, and how mistakes end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from support import MakeConfig
+from typer.testing import CliRunner
+
+from dp_ray import cli
+from dp_ray.cluster.progress import describe_progress
+from dp_ray.config import load_config
+from dp_ray.report.words import duration
+from dp_ray.training.plan import make_plan
+
+COMMANDS = ("plan", "train", "evaluate", "config")
+
+
+@pytest.fixture
+def config_file(make_config: MakeConfig, tmp_path: Path) -> Path:
+    """A small configuration as a file."""
+    values = make_config().dump()
+    del values["name"]
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def dp_ray(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The real command, in a process of its own."""
+    command = [sys.executable, "-m", "dp_ray", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_help_names_every_command_and_option() -> None:
+    text = run("--help")
+    assert all(command in text for command in COMMANDS)
+    for command in COMMANDS:
+        assert "--json" in run(command, "--help")
+
+
+def test_plan_prints_the_budget_and_one_object(config_file: Path) -> None:
+    lines = run("plan", config_file, "--json").splitlines()
+    found = json.loads(lines[-1])
+    plan = make_plan(load_config(config_file))
+    assert found["epsilon"] == pytest.approx(plan.epsilon)
+    assert (found["steps"], found["noise_multiplier"]) == (4, 1.0)
+    curve = [epsilon for _, epsilon in found["epsilon_curve"]]
+    assert curve == sorted(curve)
+    assert curve[-1] == found["epsilon"]
+    assert found["seconds"] > 0
+    assert found["memory_gib_per_worker"] > 0
+    assert "σ = 1.0000" in "\n".join(lines)
+
+
+def test_train_evaluate_and_the_taken_name(config_file: Path) -> None:
+    result = json.loads(run("train", config_file, "--json").splitlines()[-1])
+    assert (result["name"], result["status"]) == ("small", "finished")
+    lines = run("evaluate", result["path"], "--json").splitlines()
+    assert json.loads(lines[-1])["test_accuracy"] == result["test_accuracy"]
+    other = run("train", config_file, "--name", "other", "--set", "privacy.steps=2", "--json")
+    assert json.loads(other.splitlines()[-1])["steps"] == 2
+
+    again = dp_ray("train", config_file)
+    assert again.returncode == 2
+    assert again.stderr.startswith("dp-ray: ")
+    assert "choose another --name" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("privacy.delta=0.9", "privacy.delta = 0.9: δ must be below 1/N"),
+        ("privacy.epsilom=1", "Did you mean privacy.epsilon?"),
+        ("nonsense", "not of the form section.field=value"),
+        ("data.name=mnist", "privacy.delta = 0.0001"),
+    ],
+)
+def test_a_mistake_is_one_message_without_traceback(
+    config_file: Path, override: str, expected: str
+) -> None:
+    found = dp_ray("train", config_file, "--set", override)
+    assert found.returncode == 2
+    assert expected in found.stderr
+    assert "Traceback" not in found.stderr
+    assert found.stdout == ""
+
+
+def test_a_missing_file_is_told() -> None:
+    found = dp_ray("plan", "no/such/file.yaml")
+    assert found.returncode == 2
+    assert "cannot read the configuration" in found.stderr
+
+
+def test_config_prints_every_field_with_its_meaning(config_file: Path) -> None:
+    text = run("config")
+    assert "# K: augmented copies of each example" in text
+    values = yaml.safe_load(run("config", config_file))
+    assert values["privacy"]["steps"] == 4
+
+
+def test_progress_is_told_in_one_line(make_config: MakeConfig) -> None:
+    plan = make_plan(make_config(privacy={"steps": 100}))
+    progress = {
+        "step": 42,
+        "charges": 42,
+        "test_accuracy": 0.5,
+        "images_per_second": 1234.5,
+        "seconds_left": 75,
+    }
+    line = describe_progress(progress, plan)
+    for part in ("step 42/100", "1,23", "test accuracy 0.500", "1 min 15 s left"):
+        assert part in line
+    shown = float(line.split("ε ≤ ")[1].split()[0])
+    assert plan.epsilon_after(42) - 0.005 <= shown <= plan.epsilon_after(45) + 0.005
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (7260, "2 h 01 min")]
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
