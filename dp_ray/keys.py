@@ -58,6 +58,10 @@ class RunKey:
         """A 32-byte key for one purpose; keys of two purposes tell nothing about each other."""
         return hmac.digest(self.secret, f"dp-ray/{purpose}".encode(), "sha256")
 
+    def seed_of_initial_parameters(self) -> int:
+        """63 bits for torch's generator, which draws the parameters before any training."""
+        return int.from_bytes(self.derive("init")[:8], "little") >> 1
+
     def sampling_keys(self) -> SamplingKeys:
         """The keys that followers get: none of them leads to the noise."""
         return SamplingKeys(*(self.derive(name) for name in SamplingKeys.PURPOSES))

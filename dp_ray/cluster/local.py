@@ -6,8 +6,9 @@ import torch
 
 from dp_ray.training.checkpoint import Checkpoint, save_in
 from dp_ray.training.collective import Alone
-from dp_ray.training.loop import Task, train
+from dp_ray.training.loop import train
 from dp_ray.training.run_directory import RunDirectory
+from dp_ray.training.session import Task, open_session
 from dp_ray.training.threads import usable_cores
 
 
@@ -24,8 +25,9 @@ class _CheckpointsOnDisk:
 
 
 def train_in_process(task: Task) -> None:
-    """Runs to the end or to a stop request; see :func:`dp_ray.training.loop.train`."""
+    """Runs to the end or to a stop request; see :mod:`dp_ray.training.loop`."""
     cluster = task.config.cluster
     device = torch.device("cuda" if cluster.gpus_per_worker else "cpu")
     threads = cluster.threads_per_worker or usable_cores()
-    train(task, Alone(), _CheckpointsOnDisk(task.run), device=device, threads=threads)
+    session = open_session(task, Alone(), device=device, threads=threads)
+    train(session, _CheckpointsOnDisk(task.run))

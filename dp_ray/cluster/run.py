@@ -15,9 +15,9 @@ from dp_ray.cluster.environment import cluster_address, prepare_environment
 from dp_ray.cluster.progress import ProgressLine
 from dp_ray.config import Config
 from dp_ray.data.store import open_dataset
-from dp_ray.training.loop import Task
 from dp_ray.training.plan import make_plan
 from dp_ray.training.run_directory import RunDirectory
+from dp_ray.training.session import Task
 
 
 def run_training(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from dp_ray.cluster.worker import train_func_per_worker
 from dp_ray.config import ClusterConfig
 from dp_ray.errors import DpRayError, RunError
-from dp_ray.training.loop import Task
+from dp_ray.training.session import Task
 from dp_ray.training.threads import usable_cores
 
 

@@ -12,7 +12,8 @@ import ray.train.torch
 from dp_ray.config import ClusterConfig
 from dp_ray.training.checkpoint import Checkpoint
 from dp_ray.training.collective import ProcessGroup
-from dp_ray.training.loop import Task, train
+from dp_ray.training.loop import train
+from dp_ray.training.session import Task, open_session
 from dp_ray.training.threads import usable_cores
 
 
@@ -37,13 +38,9 @@ def train_func_per_worker(config: dict[str, Any]) -> None:
     """
     task: Task = config["task"]
     device = ray.train.torch.get_device()
-    train(
-        task,
-        ProcessGroup(device),
-        _RayReports(),
-        device=device,
-        threads=_threads(task.config.cluster),
-    )
+    threads = _threads(task.config.cluster)
+    session = open_session(task, ProcessGroup(device), device=device, threads=threads)
+    train(session, _RayReports())
 
 
 def _threads(cluster: ClusterConfig) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dp_ray.config import Config
 from dp_ray.errors import LedgerError, RunError
 from dp_ray.keys import KeyedStream, RunKey
-from dp_ray.privacy.accounting import History, epsilon_of
+from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.ledger import Charge, Ledger, Verdict
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
 from dp_ray.training.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ class Coordinator:
         layout: the order of the vector.
         data_digest: of the training data; a checkpoint of other data is refused.
         checkpoint: where to go on from, if anywhere.
-        fingerprint: how this run is executed: what decides whether sums repeat bit for bit.
+        execution: how this run is executed: what decides whether sums repeat bit for bit.
 
     Raises:
         RunError: the checkpoint does not fit the network, the data or the ledger.
@@ -53,7 +53,7 @@ class Coordinator:
         layout: ParameterLayout,
         data_digest: str,
         checkpoint: Checkpoint | None,
-        fingerprint: dict[str, object],
+        execution: dict[str, object],
     ) -> None:
         self._plan = plan
         self._layout = layout
@@ -77,8 +77,8 @@ class Coordinator:
         if checkpoint is not None:
             self._restore(checkpoint)
         # An incarnation below this one is history: its sums might not repeat.
-        self._least_incarnation = self._first_incarnation(fingerprint)
-        ledger.open_session(fingerprint)
+        self._least_incarnation = self._first_incarnation(execution)
+        ledger.open_session(execution)
 
     @property
     def params(self) -> Tensor:
@@ -89,11 +89,6 @@ class Coordinator:
     def published_params(self) -> Tensor:
         """[P] what is evaluated and released: the moving average, if there is one."""
         return self._vector if self._average is None else self._average
-
-    @property
-    def history(self) -> History:
-        """What was paid for, as the accountants take it."""
-        return self._ledger.history
 
     @property
     def epsilon(self) -> float:
@@ -188,7 +183,7 @@ class Coordinator:
             self._scheduler.load_state_dict(checkpoint.scheduler)
         self._step = checkpoint.step
 
-    def _first_incarnation(self, fingerprint: dict[str, object]) -> int:
+    def _first_incarnation(self, execution: dict[str, object]) -> int:
         """Raised at once where steps must be repeated and their sums cannot be the same."""
         before = self._ledger.executions_from(self._step)
-        return self._ledger.incarnation + 1 if any(e != fingerprint for e in before) else 0
+        return self._ledger.incarnation + 1 if any(e != execution for e in before) else 0

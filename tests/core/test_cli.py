@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ from dp_ray import cli
 from dp_ray.cluster.progress import describe_progress
 from dp_ray.config import load_config
 from dp_ray.report.words import duration
+from dp_ray.training.checkpoint import newest_in
 from dp_ray.training.plan import make_plan
+from dp_ray.training.run_directory import RunDirectory
 
 COMMANDS = ("plan", "train", "evaluate", "config")
 
@@ -77,6 +81,29 @@ def test_train_evaluate_and_the_taken_name(config_file: Path) -> None:
     assert again.stderr.startswith("dp-ray: ")
     assert "choose another --name" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_resumed(config_file: Path) -> None:
+    run = RunDirectory.of(load_config(config_file))
+    command = [sys.executable, "-m", "dp_ray", "train", str(config_file)]
+    many = ["--set", "privacy.steps=4000", "--json"]
+    with subprocess.Popen(
+        [*command, *many], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while not run.progress.exists():
+            assert process.poll() is None, process.stderr
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate()
+    assert process.returncode == 0
+    assert errors == ""
+    result = json.loads(output.splitlines()[-1])
+    assert result["status"] == "stopped"
+    assert 0 < result["steps"] == result["charges"] < 4000
+    assert newest_in(run.checkpoints) is not None
+    assert "--resume" in output
+    refused = dp_ray("train", config_file, *many)
+    assert "continue it with --resume" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,12 @@ from dp_ray.data.catalog import data_facts
 from dp_ray.errors import ConfigError, LedgerError, ModelError, RunError
 from dp_ray.models.build import build_model
 from dp_ray.training import coordinator as coordinator_module
-from dp_ray.training import journal as journal_module
 from dp_ray.training.checkpoint import Checkpoint, newest_in, save_in
 from dp_ray.training.evaluate_run import evaluate_run
-from dp_ray.training.loop import Task
+from dp_ray.training.journal import Journal
 from dp_ray.training.plan import make_plan
 from dp_ray.training.run_directory import RunDirectory
+from dp_ray.training.session import Task
 from dp_ray.training.step import ShardSum, ShardWorker
 
 QUIET = Console(quiet=True)
@@ -49,16 +48,15 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.fixture
-def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Has the run stop as by Ctrl-C, before the given step."""
+def start_and_stop(config: Config, before_step: int, *, resume: bool = False) -> dict[str, Any]:
+    """Has a run stop as by Ctrl-C, before the given step."""
 
-    def arrange(step: int) -> None:
-        monkeypatch.setattr(
-            journal_module.Journal, "stop_requested", lambda self: self._step >= step
-        )
+    def requested(journal: Journal) -> bool:
+        return journal._step >= before_step
 
-    return arrange
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "stop_requested", requested)
+        return start(config, resume=resume)
 
 
 class PowerCut(BaseException):
@@ -174,20 +172,18 @@ OPTIMIZERS = [
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_stop_and_resume_equals_an_uninterrupted_run(
-    make_config: MakeConfig, stop_after: Callable[[int], None], optimizer: dict[str, Any]
+    make_config: MakeConfig, optimizer: dict[str, Any]
 ) -> None:
     whole = make_config(name="whole", optimizer=optimizer, privacy={"steps": 6})
     start(whole)
     config = make_config(name="cut", optimizer=optimizer, privacy={"steps": 6})
     for stop in (2, 5):
-        stop_after(stop)
-        result = start(config, resume=stop > 2)
+        result = start_and_stop(config, stop, resume=stop > 2)
         assert (result["status"], result["steps"]) == ("stopped", stop)
         assert not RunDirectory.of(config).release.exists()
         assert result["epsilon"] < make_plan(config).epsilon
     with pytest.raises(RunError, match="--resume"):
         start(config)
-    stop_after(99)
     result = start(config, resume=True)
     assert (result["status"], result["steps"], result["charges"]) == ("finished", 6, 6)
     assert same(released(whole), released(config))
@@ -261,24 +257,17 @@ def test_a_sum_that_differs_is_drawn_and_charged_again(
 )
 def test_resuming_as_something_else_is_refused(
     make_config: MakeConfig,
-    stop_after: Callable[[int], None],
     change: dict[str, Any],
     field: str,
 ) -> None:
-    stop_after(1)
-    start(make_config())
-    stop_after(99)
+    start_and_stop(make_config(), 1)
     with pytest.raises(ConfigError, match=field.replace(".", r"\.")):
         start(make_config(**change), resume=True)
 
 
-def test_resuming_on_other_data_is_refused(
-    make_config: MakeConfig, stop_after: Callable[[int], None]
-) -> None:
+def test_resuming_on_other_data_is_refused(make_config: MakeConfig) -> None:
     config = make_config()
-    stop_after(2)
-    start(config)
-    stop_after(99)
+    start_and_stop(config, 2)
     run = RunDirectory.of(config)
     found = newest_in(run.checkpoints)
     assert found is not None
@@ -288,14 +277,10 @@ def test_resuming_on_other_data_is_refused(
         start(config, resume=True)
 
 
-def test_a_lost_or_shortened_ledger_is_refused(
-    make_config: MakeConfig, stop_after: Callable[[int], None]
-) -> None:
+def test_a_lost_or_shortened_ledger_is_refused(make_config: MakeConfig) -> None:
     """Otherwise ε would be under-reported, and noise used again on another sum."""
     config = make_config()
-    stop_after(3)
-    start(config)
-    stop_after(99)
+    start_and_stop(config, 3)
     ledger = RunDirectory.of(config).ledger
     text = ledger.read_text()
     ledger.write_text("".join(text.splitlines(keepends=True)[:-2]))
@@ -309,26 +294,20 @@ def test_a_lost_or_shortened_ledger_is_refused(
 
 
 def test_epsilon_is_what_the_accountant_says_of_the_ledger(
-    make_config: MakeConfig, stop_after: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A solver that would answer otherwise today does not reprice yesterday's charges."""
     config = make_config(privacy={"noise_multiplier": None, "epsilon": 1.0})
-    stop_after(3)
-    start(config)
-    stop_after(99)
+    start_and_stop(config, 3)
     doubled = replace(make_plan(config), noise_multiplier=2 * make_plan(config).noise_multiplier)
     monkeypatch.setattr(run_module, "make_plan", lambda _config: doubled)
     result = start(config, resume=True)
     assert result["epsilon"] == pytest.approx(make_plan(config).epsilon)
 
 
-def test_unreadable_checkpoints_are_not_begun_again(
-    make_config: MakeConfig, stop_after: Callable[[int], None]
-) -> None:
+def test_unreadable_checkpoints_are_not_begun_again(make_config: MakeConfig) -> None:
     config = make_config()
-    stop_after(2)
-    start(config)
-    stop_after(99)
+    start_and_stop(config, 2)
     for file in RunDirectory.of(config).checkpoints.glob("*/state.pt"):
         file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(RunError, match="no readable checkpoint"):
@@ -391,12 +370,9 @@ def test_without_noise_epsilon_is_null(make_config: MakeConfig) -> None:
     assert "Infinity" not in text
 
 
-def test_a_missing_run_key_is_told(
-    make_config: MakeConfig, stop_after: Callable[[int], None]
-) -> None:
+def test_a_missing_run_key_is_told(make_config: MakeConfig) -> None:
     config = make_config()
-    stop_after(2)
-    start(config)
+    start_and_stop(config, 2)
     run = RunDirectory.of(config)
     (run.private / "run_key").unlink()
     with pytest.raises(RunError, match=r"run_key.*backup"):

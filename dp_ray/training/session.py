@@ -1,0 +1,190 @@
+"""A worker's place in a run: what it is made of, and how the workers come to agree on it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from dp_ray.config import Config
+from dp_ray.data.sampling import PoissonSampler, Shard
+from dp_ray.data.store import Dataset, open_dataset
+from dp_ray.data.views import ViewMaker
+from dp_ray.errors import DataError
+from dp_ray.keys import SamplingKeys
+from dp_ray.models.build import build_model
+from dp_ray.privacy.ledger import Ledger
+from dp_ray.training.checkpoint import newest_in
+from dp_ray.training.collective import Collective
+from dp_ray.training.journal import Journal
+from dp_ray.training.layout import ParameterLayout
+from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.run_directory import RunDirectory, deciding_fields
+from dp_ray.training.step import ShardWorker
+
+if TYPE_CHECKING:
+    from dp_ray.training.coordinator import Coordinator
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a worker must know to take part; the same for all of them.
+
+    Attributes:
+        config: the whole configuration.
+        plan: the solved budget.
+        run: where results go; on storage that all workers see.
+    """
+
+    config: Config
+    plan: PrivacyPlan
+    run: RunDirectory
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What rank 0 has and the others do not.
+
+    Attributes:
+        coordinator: charges, adds noise, updates.
+        ledger: what was charged; the coordinator's own.
+        journal: what is written while the run goes on.
+        sampling_keys: what the followers are given.
+    """
+
+    coordinator: Coordinator
+    ledger: Ledger
+    journal: Journal
+    sampling_keys: SamplingKeys
+
+    def close(self) -> None:
+        """Writes what is buffered and gives the ledger's lock back."""
+        self.journal.close()
+        self.ledger.close()
+
+
+@dataclass(frozen=True)
+class Session:
+    """One worker's place in one run.
+
+    Attributes:
+        task: what is trained.
+        collective: the other workers.
+        dataset: the examples; the same on all workers.
+        worker: this worker's part of a step.
+        lead: on rank 0, the coordinator and its files.
+    """
+
+    task: Task
+    collective: Collective
+    dataset: Dataset
+    worker: ShardWorker
+    lead: Lead | None
+
+
+def open_session(
+    task: Task, collective: Collective, *, device: torch.device, threads: int
+) -> Session:
+    """Opens data, model and, on rank 0, the run's files; all workers take part.
+
+    Args:
+        task: what to train.
+        collective: the other workers.
+        device: where this worker computes.
+        threads: torch threads of this worker.
+
+    Raises:
+        DpRayError: the data, the model, the run's files or its ledger cannot be used.
+    """
+    torch.set_num_threads(threads)
+    plan, dataset = task.plan, open_dataset(task.config.data)
+    _agree_on_data(collective, dataset.digest)
+    # What rank 0 initialises is broadcast, so only its seed matters.
+    seed = task.run.run_key().seed_of_initial_parameters() if collective.rank == 0 else 0
+    model = build_model(task.config.model, dataset.facts, init_seed=seed).to(device)
+    layout = ParameterLayout.of(model)
+    _share_untrained(collective, model, layout)
+    lead = None
+    if collective.rank == 0:
+        execution = {
+            "workers": collective.world_size,
+            "threads": threads,
+            "microbatch_size": task.config.train.microbatch_size,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "torch": str(torch.__version__),
+        }
+        lead = _open_lead(task, model, layout, dataset, execution)
+    worker = ShardWorker(
+        model=model,
+        layout=layout,
+        data=dataset.train,
+        shard=Shard.of(collective.rank, collective.world_size, plan.num_examples),
+        sampler=PoissonSampler(plan.num_examples, plan.expected_batch_size),
+        views=ViewMaker(task.config.augment, dataset.facts, device),
+        keys=_share_keys(lead, collective),
+        max_grad_norm=plan.max_grad_norm,
+        microbatch_size=task.config.train.microbatch_size,
+        device=device,
+    )
+    return Session(task, collective, dataset, worker, lead)
+
+
+def _open_lead(
+    task: Task,
+    model: nn.Module,
+    layout: ParameterLayout,
+    dataset: Dataset,
+    execution: dict[str, object],
+) -> Lead:
+    # Here, so that followers do not even load the code that draws noise.
+    from dp_ray.training.coordinator import Coordinator
+
+    context = json.dumps([deciding_fields(task.config), dataset.digest], sort_keys=True)
+    run_key = task.run.run_key().bind(context)
+    ledger = task.run.open_ledger(writable=True)
+    coordinator = Coordinator(
+        task.config,
+        task.plan,
+        run_key=run_key,
+        ledger=ledger,
+        initial_params=layout.join(dict(model.named_parameters())),
+        layout=layout,
+        data_digest=dataset.digest,
+        checkpoint=newest_in(task.run.checkpoints),
+        execution=execution,
+    )
+    return Lead(coordinator, ledger, Journal(task.run, task.plan), run_key.sampling_keys())
+
+
+def _share_keys(lead: Lead | None, collective: Collective) -> SamplingKeys:
+    """Followers get what they draw with; none of it leads to the noise."""
+    data = bytes(96) if lead is None else lead.sampling_keys.to_bytes()
+    tensor = torch.tensor(list(data), dtype=torch.uint8)
+    collective.broadcast_(tensor)
+    return SamplingKeys.from_bytes(bytes(tensor.tolist()))
+
+
+def _agree_on_data(collective: Collective, digest: str) -> None:
+    """All workers must hold the same examples under the same ids, or shards would overlap."""
+    own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
+    theirs = own.clone()
+    collective.broadcast_(theirs)
+    differing = torch.tensor([float(not torch.equal(own, theirs))])
+    collective.reduce_(differing)
+    collective.broadcast_(differing)
+    if differing.item():
+        raise DataError(
+            f"{int(differing.item())} of {collective.world_size} workers read other training data "
+            "than the first one: every node needs the same files, and a loader of your own must "
+            "return the same examples in the same order each time"
+        )
+
+
+def _share_untrained(collective: Collective, model: nn.Module, layout: ParameterLayout) -> None:
+    """Frozen parameters and buffers as rank 0 has them, whatever initialised them elsewhere."""
+    for name, tensor in model.state_dict().items():
+        if name not in layout.shapes:
+            collective.broadcast_(tensor)
