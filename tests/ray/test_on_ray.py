@@ -104,7 +104,7 @@ def test_a_stop_request_leaves_a_resumable_run(make_config: MakeConfig) -> None:
     run = RunDirectory.of(config)
 
     def request() -> None:
-        while not run.metrics.exists():
+        while not run.progress.exists():  # written after the first step
             time.sleep(0.05)
         run.write_private(run.stop_request.name, "")
 
