@@ -19,6 +19,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+STOPPED = 130
+"""Exit code of a run that was stopped by the user and can be resumed."""
+
 ConfigFile = Annotated[
     Path, typer.Argument(help="A YAML configuration, such as configs/digits.yaml.")
 ]
@@ -60,7 +63,8 @@ def train(
     """Train a model within its privacy budget.
 
     Results go to <train.storage_path>/<name>: release/ may be published, private/ must not be.
-    Ctrl-C stops after the step at hand, with a checkpoint; --resume goes on from there.
+
+    Ctrl-C stops after the step at hand, with a checkpoint and exit code 130; --resume goes on.
     """
     from dp_ray.cluster.run import run_training
     from dp_ray.config import load_config
@@ -70,6 +74,8 @@ def train(
     result = run_training(loaded, resume=resume, console=Console(stderr=True))
     _print(describe_result(result))
     _print_json(result, as_json)
+    if result["status"] == "stopped":
+        raise typer.Exit(STOPPED)
 
 
 @app.command()
@@ -95,12 +101,13 @@ def config(
 ) -> None:
     """Print every field with its meaning, and its default or a file's value."""
     from dp_ray.config import load_config
-    from dp_ray.report.fields import describe_config
+    from dp_ray.report.fields import describe_config, field_reference
 
+    if file is None and overrides:
+        raise typer.BadParameter("--set changes a file's values: name the file")
     loaded = None if file is None else load_config(file, overrides or ())
     _print(describe_config(loaded))
-    if loaded is not None:
-        _print_json(loaded.dump(), as_json)
+    _print_json(field_reference() if loaded is None else loaded.dump(), as_json)
 
 
 def _print(text: str) -> None:

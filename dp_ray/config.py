@@ -159,8 +159,8 @@ class PrivacyConfig(_Section):
         given = [name for name, value in values.items() if value is not None]
         if len(given) != 2:
             raise ValueError(
-                f"of epsilon, noise_multiplier and steps exactly two are given and the third is "
-                f"solved; found {', '.join(given) or 'none'}"
+                f"of epsilon, noise_multiplier and steps exactly two are given and the third, set "
+                f"to null, is solved; found {', '.join(given) or 'none'}"
             )
         if self.noise_multiplier == 0 and self.epsilon is not None:
             raise ValueError("noise_multiplier = 0 has no finite epsilon; give steps instead")
@@ -247,7 +247,9 @@ class Config(_Section):
         "out for a model that you publish.",
     )
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
-        "run", description="Name of the run; default the name of its configuration file."
+        "run",
+        description="Name of the run: letters, digits, . _ and -, a letter or digit first; default "
+        "the name of its configuration file.",
     )
 
     def dump(self) -> dict[str, Any]:
@@ -273,7 +275,11 @@ def load_config(
     try:
         values = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise DpRayError(f"cannot read the configuration {path}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DpRayError(
+            f"cannot read the configuration {path}: {reason}. Give a YAML file, such as "
+            "configs/digits.yaml"
+        ) from error
     except yaml.YAMLError as error:
         raise DpRayError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
@@ -335,10 +341,13 @@ def _refuse_unknown_keys(section: type[BaseModel], values: dict[str, Any], prefi
     for key, value in values.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-            everywhere = [path for path, _ in describe_fields() if path.endswith(f".{key}")]
-            hint = everywhere[0] if everywhere else prefix + near[0]
+            hints = [path for path, _ in describe_fields() if path.endswith(f".{key}")]
+            hints += [prefix + name for name in near]
             raise ConfigError(
-                f"{prefix}{key}", value, "no such field", f"Did you mean {hint}? See dp-ray config"
+                f"{prefix}{key}",
+                value,
+                "no such field",
+                f"Did you mean {hints[0]}? There are {', '.join(known)}; see dp-ray config",
             )
         annotation = known[key].annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -360,6 +369,8 @@ def _first_problem(error: ValidationError) -> ConfigError:
     field = ".".join(location) or "configuration"
     remedy = next((f.description for p, f in describe_fields() if p == field), None)
     message = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    if problem["type"] == "string_pattern_mismatch":
+        message = "it has a character that is not allowed there"
     if problem["type"] == "missing":
         return ConfigError(field, None, "must be given", remedy or "See dp-ray config")
     value = problem.get("input")

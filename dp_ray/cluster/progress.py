@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
@@ -37,6 +38,7 @@ class ProgressLine:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._show, daemon=True)
         self._note = "starting"
+        self._started = time.monotonic()
 
     def __enter__(self) -> ProgressLine:
         if self._console.is_terminal:
@@ -54,36 +56,39 @@ class ProgressLine:
             self._thread.join()
 
     def note(self, text: str) -> None:
-        """Words shown before the numbers: what is going on."""
+        """What is going on, shown until there are numbers, or in front of them."""
         self._note = text
 
     def _show(self) -> None:
         with Live(console=self._console, refresh_per_second=4, transient=True) as live:
             while not self._ended.wait(_INTERVAL_S):
-                live.update(Text(self.line()))
+                live.update(Text(self.line(), no_wrap=True, overflow="ellipsis"))
 
     def line(self) -> str:
         """The line as it is now."""
         try:
             progress = json.loads(self._run.progress.read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return f"{self._note} …"
-        return f"{self._note}  {describe_progress(progress, self._plan)}"
+            return f"{self._note} … {duration(time.monotonic() - self._started)}"
+        stopping = f"{self._note}, " if self._run.stop_request.exists() else ""
+        return stopping + describe_progress(progress, self._plan)
 
 
 def describe_progress(progress: dict[str, Any], plan: PrivacyPlan) -> str:
-    """One line from the contents of progress.json.
+    """One line, for 80 columns, from the contents of progress.json.
 
     ε is shown for the next twentieth of the run, never too low: the accountant takes a moment.
     """
-    accuracy = progress["test_accuracy"]
+    accuracy, seconds_left = progress["test_accuracy"], progress["seconds_left"]
     grid = max(plan.steps // 20, 1)
     spent = plan.epsilon_after(min(-(-progress["charges"] // grid) * grid, plan.steps))
     parts = [
         f"step {progress['step']}/{plan.steps}",
         f"{progress['images_per_second']:,.0f} images/s",
         f"ε ≤ {spent:.2f} of {plan.epsilon:.2f}",
-        f"test accuracy {'–' if accuracy is None else f'{accuracy:.3f}'}",
-        f"{duration(progress['seconds_left'])} left",
     ]
-    return "  ".join(parts)
+    if accuracy is not None:
+        parts.append(f"accuracy {accuracy:.3f}")
+    if seconds_left is not None:
+        parts.append(f"{duration(seconds_left)} left")
+    return ", ".join(parts)

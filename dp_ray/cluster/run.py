@@ -15,9 +15,11 @@ from dp_ray.cluster.environment import cluster_address, prepare_environment
 from dp_ray.cluster.progress import ProgressLine
 from dp_ray.config import Config
 from dp_ray.data.store import open_dataset
+from dp_ray.report.words import count
 from dp_ray.training.plan import make_plan
 from dp_ray.training.run_directory import RunDirectory
 from dp_ray.training.session import Task
+from dp_ray.training.threads import usable_cores
 
 
 def run_training(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
@@ -46,19 +48,30 @@ def run_training(config: Config, *, resume: bool, console: Console) -> dict[str,
     # The seed leads to the noise: it stays in the run's private part, for the coordinator alone.
     task = Task(config.model_copy(update={"seed": None}), plan, run)
     run.stop_request.unlink(missing_ok=True)
+    run.progress.unlink(missing_ok=True)
+    _warn_of_turns(config, console)
     with ProgressLine(run, plan, console) as line, _stop_on_signal(run, line):
         if config.cluster.num_workers == 0:
             from dp_ray.cluster.local import train_in_process
 
-            line.note("training in this process")
             train_in_process(task)
         else:
             prepare_environment(config.cluster)
             from dp_ray.cluster.trainer import train_on_ray  # imports Ray
 
-            line.note(f"training on {config.cluster.num_workers} workers")
+            line.note(f"starting Ray and {count(config.cluster.num_workers, 'worker')}")
             _in_thread(lambda: train_on_ray(task))
     return run.read_result()
+
+
+def _warn_of_turns(config: Config, console: Console) -> None:
+    wanted = config.cluster.num_workers * config.cluster.cpus_per_worker
+    if config.cluster.address is None and wanted > usable_cores():
+        console.print(
+            f"cluster.num_workers = {config.cluster.num_workers}: {wanted} CPUs are asked for and "
+            f"this machine has {usable_cores()}; the workers will take turns",
+            markup=False,
+        )
 
 
 def _in_thread(work: Callable[[], None]) -> None:
@@ -73,8 +86,11 @@ def _in_thread(work: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=body, daemon=True)
     thread.start()
+    handler = signal.getsignal(signal.SIGTERM)
     while thread.is_alive():
         thread.join(timeout=0.2)  # with a timeout, signals are handled in between
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's core puts its own in place as it starts
     if errors:
         raise errors[0]
 
@@ -88,7 +104,7 @@ def _stop_on_signal(run: RunDirectory, line: ProgressLine) -> Iterator[None]:
 
     def request_stop(_number: int, _frame: FrameType | None) -> None:
         run.write_private(run.stop_request.name, "")
-        line.note("stopping after this step (again: at once) ")
+        line.note("stopping (again: at once)")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {n: signal.signal(n, request_stop) for n in (signal.SIGINT, signal.SIGTERM)}

@@ -212,11 +212,16 @@ def _fake(facts: DataFacts, num_examples: int) -> ArraySplit:
 def _root(config: DataConfig) -> Path:
     if config.root is None:
         raise ConfigError(
-            "data.root", None, f"{config.name} needs the folder of its files", "Set data.root"
+            "data.root",
+            None,
+            f"{config.name} needs the folder that holds {_FOLDERS[config.name][0]}/",
+            "Set data.root to it",
         )
     root = Path(config.root).expanduser()
     if not root.is_dir() and not config.download:
-        remedy = "Check the path" if config.name == "image_folder" else "Or set data.download=true"
+        remedy = f"Give the folder that holds {_FOLDERS[config.name][0]}/"
+        if config.name != "image_folder":
+            remedy += ", or set data.download=true"
         raise ConfigError("data.root", config.root, "no such folder", remedy)
     return root
 
@@ -233,9 +238,10 @@ def _torchvision(config: DataConfig) -> Splits:
     try:
         parts = [dataset(root, train=train, download=config.download) for train in (True, False)]
     except (RuntimeError, OSError) as error:
+        [folder] = _FOLDERS[config.name]
         raise DataError(
-            f"data.root = {config.root!r}: {config.name} cannot be read from there: {error} "
-            f"(with data.download=true torchvision downloads it)"
+            f"data.root = {config.root!r}: {config.name} is not below it, or not whole ({error}). "
+            f"Give the folder that holds {folder}/, or set data.download=true"
         ) from error
     return _arrays(parts[0]), _arrays(parts[1])
 
@@ -250,7 +256,14 @@ def _own(config: DataConfig) -> Splits:
     load = import_object(config.name, "data.name")
     if not callable(load):
         raise ConfigError("data.name", config.name, "is no function", "Name one that loads data")
-    splits = load(config)
+    try:
+        splits = load(config)
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:  # the user's code raises what it likes
+        raise DataError(
+            f"data.name = {config.name!r}: load(config) failed: {type(error).__name__}: {error}"
+        ) from error
     try:
         (train_images, train_labels), (test_images, test_labels) = splits
     except (TypeError, ValueError):

@@ -39,5 +39,19 @@ def describe_config(config: Config | None) -> str:
     return "\n".join(lines).strip()
 
 
+def field_reference() -> dict[str, Any]:
+    """Dotted path → default (null also where a value must be given) and description."""
+    reference = {}
+    for path, field in describe_fields():
+        default = field.get_default(call_default_factory=True)
+        required = default is PydanticUndefined
+        reference[path] = {
+            "default": None if required else default,
+            "required": required,
+            "description": field.description,
+        }
+    return reference
+
+
 def _yaml(value: Any) -> str:
     return write_yaml(value, one_line=True).replace("\n...", "").strip()

@@ -56,7 +56,7 @@ def describe_plan(facts: dict[str, Any]) -> str:
         f"work          T = {facts['steps']} steps, K = {facts['views']} views, "
         f"P = {facts['parameters']:,} parameters",
         f"time          about {duration(facts['seconds'])} on {where} of this machine, "
-        "start-up and evaluation not counted",
+        "start-up (half a minute with Ray) and evaluation not counted",
         f"memory        about {facts['memory_gib_per_worker']:.2f} GiB for a worker's microbatch, "
         f"{facts['available_gib_per_worker']:.1f} GiB available",
         "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dp_ray.report.words import describe_epsilon, duration
+from dp_ray.report.words import count, describe_epsilon, duration
 
 
 def describe_result(result: dict[str, Any]) -> str:
@@ -12,9 +12,10 @@ def describe_result(result: dict[str, Any]) -> str:
     accuracy = result["test_accuracy"]
     shown = "no test examples" if accuracy is None else f"{accuracy:.4f}"
     lines = [
-        f"{result['status']}      {result['steps']} steps in {duration(result['seconds'])}",
+        f"{result['status']:13s} {count(result['steps'], 'step')} in "
+        f"{duration(result['seconds'])}, start-up not counted",
         f"privacy       {describe_epsilon(result['epsilon'], result['delta'])} "
-        f"({result['charges']} noised sums)",
+        f"({count(result['charges'], 'noised sum')})",
         f"test accuracy {shown}",
     ]
     if result["status"] == "finished":

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def count(number: int, thing: str) -> str:
+    """``1 step``, ``2 steps``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
 def describe_epsilon(epsilon: float | None, delta: float) -> str:
     """The budget in words; None is what noise-free runs spend."""
     if epsilon is None:

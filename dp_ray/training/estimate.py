@@ -94,7 +94,9 @@ def microbatch_seconds(config: Config, facts: DataFacts, model: nn.Module) -> fl
 
 def run_seconds(config: Config, facts: DataFacts, model: nn.Module, steps: int) -> float:
     """Expected time of all steps, were every worker on a machine like this one."""
-    share = config.data.expected_batch_size / max(config.cluster.num_workers, 1)
+    # More workers than cores take turns.
+    parallel = min(max(config.cluster.num_workers, 1), usable_cores())
+    share = config.data.expected_batch_size / parallel
     microbatches = math.ceil(share / config.train.microbatch_size)
     return steps * microbatches * microbatch_seconds(config, facts, model)
 

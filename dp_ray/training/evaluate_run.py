@@ -15,10 +15,13 @@ from dp_ray.config import Config, apply_override, parse_config, read_yaml
 from dp_ray.data.sampling import Shard
 from dp_ray.data.store import open_dataset
 from dp_ray.data.views import ViewMaker
-from dp_ray.errors import DpRayError, RunError
+from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.models.build import build_model
 from dp_ray.training.evaluation import count_correct
 from dp_ray.training.run_directory import RunDirectory
+
+_MAY_CHANGE = ("data.root", "data.cache", "data.download", "data.evaluation")
+"""Where the data is; what a model was trained as cannot be changed afterwards."""
 
 
 def evaluate_run(path: Path, overrides: list[str]) -> dict[str, Any]:
@@ -58,6 +61,10 @@ def evaluate_run(path: Path, overrides: list[str]) -> dict[str, Any]:
 
 def _config(path: Path, release: Path, overrides: list[str]) -> Config:
     run = RunDirectory(path.absolute())
+    if not path.exists():
+        raise RunError(f"there is no run {path}: give its folder, such as runs/digits")
+    if run.exists() and release == path:
+        raise RunError(f"{path} is unfinished: go on with dp-ray train … --resume")
     if run.exists():
         values = run.config().dump()
     else:
@@ -66,5 +73,10 @@ def _config(path: Path, release: Path, overrides: list[str]) -> Config:
         except (OSError, yaml.YAMLError) as error:
             raise RunError(f"{path} holds no finished run: {error}") from error
     for override in overrides:
+        field = override.partition("=")[0].strip()
+        if field not in _MAY_CHANGE:
+            raise ConfigError(
+                "--set", override, "not for evaluate", f"It takes {', '.join(_MAY_CHANGE)}"
+            )
         apply_override(values, override)
     return parse_config(values)

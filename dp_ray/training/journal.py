@@ -34,6 +34,7 @@ class Journal:
         self._tensorboard = SummaryWriter(str(run.private / "tensorboard"))
         self._progress_written = 0.0
         self._step_seconds: list[float] = []
+        self._warm = False
         self._epsilon = 0.0
         self._charges = 0
         self._step = 0
@@ -70,7 +71,9 @@ class Journal:
         for name, value in values.items():
             self._tensorboard.add_scalar(f"private/{name}", value, step)
         self._step, self._charges = step + 1, charges
-        self._step_seconds = [*self._step_seconds[-19:], seconds]
+        if self._warm:
+            self._step_seconds = [*self._step_seconds[-19:], seconds]
+        self._warm = True  # the first step of a session takes longer than the rest
         if time.monotonic() - self._progress_written > _PROGRESS_INTERVAL_S:
             self._write_progress()
 
@@ -109,7 +112,7 @@ class Journal:
             "test_accuracy": self.accuracy,
             # From public numbers and the clock; still private, as the clock shows the batch size.
             "images_per_second": images / per_step if per_step else 0.0,
-            "seconds_left": (self._plan.steps - self._step) * per_step,
+            "seconds_left": (self._plan.steps - self._step) * per_step or None,
         }
         self._run.write_private("progress.json", json.dumps(progress))
         self._progress_written = time.monotonic()

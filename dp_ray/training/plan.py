@@ -88,6 +88,7 @@ def make_plan(config: Config) -> PrivacyPlan:
     """
     facts = data_facts(config.data)
     plan = _solve_budget(config, facts)
+    _check_gpus(config)
     ViewMaker(config.augment, facts, torch.device("cpu"))
     model = build_model(config.model, facts)
     build_optimizer(config, [p for p in model.parameters() if p.requires_grad], plan.steps)
@@ -147,6 +148,19 @@ def _solve_budget(config: Config, facts: DataFacts) -> PrivacyPlan:
         accountant=privacy.accountant,
         epsilon=spent,
     )
+
+
+def _check_gpus(config: Config) -> None:
+    """A GPU that is not there would be waited for without end."""
+    wanted = config.cluster.gpus_per_worker * max(config.cluster.num_workers, 1)
+    found = torch.cuda.device_count()
+    if config.cluster.address is None and wanted > found:
+        raise ConfigError(
+            "cluster.gpus_per_worker",
+            config.cluster.gpus_per_worker,
+            f"{wanted:g} GPUs are needed and this machine has {found}",
+            "Set it to 0 to train on the CPU, use fewer workers, or give cluster.address",
+        )
 
 
 def _try_step(config: Config, model: nn.Module, facts: DataFacts) -> None:

@@ -109,7 +109,10 @@ class RunDirectory:
     def _taken(self) -> str:
         finished = self.result.exists() and self.read_result().get("status") == "finished"
         if finished:
-            return f"{self.path} holds a finished run: choose another --name"
+            return (
+                f"{self.path} holds a finished run, which is kept as it is: choose another --name, "
+                "or remove the folder"
+            )
         return f"{self.path} holds an unfinished run: continue it with --resume, or choose a --name"
 
     def check_resume(self, config: Config) -> None:

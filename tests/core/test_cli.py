@@ -95,7 +95,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(config_file: Path) -> None:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate()
-    assert process.returncode == 0
+    assert process.returncode == 130
     assert errors == ""
     result = json.loads(output.splitlines()[-1])
     assert result["status"] == "stopped"
@@ -148,7 +148,7 @@ def test_progress_is_told_in_one_line(make_config: MakeConfig) -> None:
         "seconds_left": 75,
     }
     line = describe_progress(progress, plan)
-    for part in ("step 42/100", "1,23", "test accuracy 0.500", "1 min 15 s left"):
+    for part in ("step 42/100", "1,23", "accuracy 0.500", "1 min 15 s left"):
         assert part in line
     shown = float(line.split("ε ≤ ")[1].split()[0])
     assert plan.epsilon_after(42) - 0.005 <= shown <= plan.epsilon_after(45) + 0.005

@@ -67,6 +67,11 @@ def test_equals_plain_loop(model_name: str, views: int) -> None:
         assert relative_error(found.gradients, expected) < 1e-5
         torch.testing.assert_close(found.norms.double(), norms, rtol=1e-4, atol=1e-7)
         assert found.sensitivity == max_grad_norm
+        single = clipped_gradient_sum(
+            model, trained(model), images[:1], labels[:1], max_grad_norm=max_grad_norm
+        )
+        alone = loop_clipped_sum(examples_gradients[:1], mask[:1], max_grad_norm)
+        assert relative_error(single.gradients, alone) < 1e-5
 
 
 @pytest.mark.parametrize("microbatch_size", [1, 4, 5, 64, None])

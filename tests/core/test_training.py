@@ -152,7 +152,7 @@ def test_a_taken_name_is_refused(make_config: MakeConfig) -> None:
     config = make_config()
     start(config)
     before = released(config)
-    with pytest.raises(RunError, match="finished run: choose another --name"):
+    with pytest.raises(RunError, match=r"finished run.*choose another --name"):
         start(config)
     with pytest.raises(RunError, match="finished run"):
         start(config, resume=True)
