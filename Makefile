@@ -12,14 +12,14 @@ help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.installed  ## Train configs/digits.yaml with 2 workers and say where the results are
-	@if [ -e runs/$(RUN)/result.json ] && grep -q '"finished"' runs/$(RUN)/result.json; then \
+	@if grep -qs '"finished"' runs/$(RUN)/result.json; then \
 		echo "runs/$(RUN) is there already (make clean-demo removes it):"; \
+		$(BIN)/dp-ray evaluate runs/$(RUN); \
 	elif [ -e runs/$(RUN) ]; then \
 		$(BIN)/dp-ray train configs/digits.yaml --name $(RUN) --resume; \
 	else \
 		$(BIN)/dp-ray train configs/digits.yaml --name $(RUN); \
 	fi
-	@$(BIN)/dp-ray evaluate runs/$(RUN)
 	@echo "results       runs/$(RUN)/release may be published, runs/$(RUN)/private must not be"
 
 clean-demo:  ## Remove the demo's run

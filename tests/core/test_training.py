@@ -20,7 +20,7 @@ from dp_ray.cluster import local as local_module
 from dp_ray.cluster import run as run_module
 from dp_ray.cluster.local import train_in_process
 from dp_ray.cluster.run import run_training
-from dp_ray.config import Config
+from dp_ray.config import Config, parse_config
 from dp_ray.data.catalog import data_facts
 from dp_ray.errors import ConfigError, LedgerError, ModelError, RunError
 from dp_ray.models.build import build_model
@@ -29,6 +29,7 @@ from dp_ray.training.checkpoint import Checkpoint, newest_in, save_in
 from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.journal import Journal
 from dp_ray.training.plan import make_plan
+from dp_ray.training.release import public_config
 from dp_ray.training.run_directory import RunDirectory
 from dp_ray.training.session import Task
 from dp_ray.training.step import ShardSum, ShardWorker
@@ -126,6 +127,20 @@ def test_nothing_private_is_released(make_config: MakeConfig, tmp_path: Path) ->
     for text in texts:
         assert str(tmp_path) not in text
     assert yaml.safe_load((run.release / "config.yaml").read_text())["seed"] is None
+
+
+def test_the_published_configuration_leads_neither_to_noise_nor_to_data(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config(
+        seed=5, data={"root": "/home/me/patients"}, cluster={"address": "10.0.0.1:6379"}
+    )
+    published = public_config(config)
+    assert published["seed"] is None
+    text = json.dumps(published)
+    for secret in ("patients", "10.0.0.1", config.train.storage_path):
+        assert secret not in text
+    assert parse_config(published).privacy == config.privacy
 
 
 def test_without_a_seed_runs_differ_and_no_warning_is_needed(make_config: MakeConfig) -> None:
