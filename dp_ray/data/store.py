@@ -19,7 +19,8 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from dp_ray.config import DataConfig
-from dp_ray.data.catalog import DataFacts, Split, Splits, data_facts, load_splits, source_stamp
+from dp_ray.data.catalog import DataFacts, data_facts
+from dp_ray.data.readers import Split, Splits, load_splits, source_stamp
 from dp_ray.errors import ConfigError, DataError
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from dp_ray.config import ModelConfig
-from dp_ray.data.catalog import DataFacts, import_object
+from dp_ray.data.catalog import DataFacts
 from dp_ray.errors import ConfigError, ModelError
+from dp_ray.imports import import_object
 from dp_ray.models.networks import GroupNormCNN, TanhCNN
 
 _OWN: dict[str, Callable[..., nn.Module]] = {"gn_cnn": GroupNormCNN, "tanh_cnn": TanhCNN}

@@ -12,10 +12,11 @@ import dp_ray
 PACKAGE = Path(dp_ray.__file__).parent
 
 # Each layer and the layers that it may import, besides itself.
-BASE = {"errors", "keys", "config"}
+BASE = {"errors", "keys", "imports", "config"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "keys": set(),
+    "imports": {"errors"},
     "config": {"errors"},
     "privacy": {"errors", "keys"},
     "data": BASE,

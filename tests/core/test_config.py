@@ -398,8 +398,8 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     for path in (
         "dp_ray.data.store.open_dataset",
         "dp_ray.data.store.load_splits",
-        "dp_ray.data.catalog.load_splits",
-        "dp_ray.data.catalog.source_stamp",
+        "dp_ray.data.readers.load_splits",
+        "dp_ray.data.readers.source_stamp",
         "sklearn.datasets.load_digits",
         "torchvision.datasets.MNIST",
         "torchvision.datasets.ImageFolder",

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dp_ray.config import DataConfig
-from dp_ray.data import catalog, store
-from dp_ray.data.catalog import data_facts, load_splits
+from dp_ray.data import readers, store
+from dp_ray.data.catalog import data_facts
+from dp_ray.data.readers import load_splits
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import ConfigError, DataError
 
@@ -71,7 +72,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     original = store.load_splits
 
-    def counted(config: DataConfig) -> catalog.Splits:
+    def counted(config: DataConfig) -> readers.Splits:
         found.append(config.name)
         return original(config)
 

@@ -1,0 +1,276 @@
+"""How the images of each data set are read; decoded only when walked through."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dp_ray.config import DataConfig
+from dp_ray.data.catalog import DataFacts, data_facts
+from dp_ray.errors import ConfigError, DataError
+from dp_ray.imports import import_object
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Split(Protocol):
+    """Images and labels that can be walked through once, in order, in pieces."""
+
+    def __len__(self) -> int: ...
+
+    def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Consecutive ([n, C, H, W] uint8, [n] int64) pairs."""
+        ...
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """A split that is in memory already: images [N, C, H, W] uint8, labels [N]."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """See :class:`Split`."""
+        for start in range(0, len(self), 4096):
+            part = slice(start, start + 4096)
+            yield self.images[part], self.labels[part]
+
+
+Splits = tuple[Split, Split]
+"""Training and test split."""
+
+_FOLDERS = {
+    "mnist": ["MNIST"],
+    "fashion_mnist": ["FashionMNIST"],
+    "cifar10": ["cifar-10-batches-py"],
+    "image_folder": ["train", "test"],
+}
+"""Where below data.root the files lie."""
+
+
+def load_splits(config: DataConfig) -> Splits:
+    """Opens the configured data set; images may be decoded only when walked through.
+
+    Raises:
+        DataError: the files are missing or unreadable.
+    """
+    facts = data_facts(config)
+    if config.name == "digits":
+        return _digits()
+    if config.name == "fake":
+        return _fake(facts, facts.num_examples), _fake(facts, max(facts.num_examples // 5, 1))
+    if config.name == "image_folder":
+        return _image_folder(config, facts)
+    if ":" in config.name:
+        return _own(config)
+    return _torchvision(config)
+
+
+def source_stamp(config: DataConfig) -> str | None:
+    """What changes when the source of the data changes; None if that cannot be told cheaply."""
+    if config.name == "digits":
+        return f"scikit-learn {version('scikit-learn')}"
+    if config.name == "fake":
+        return "fake 1"
+    if ":" in config.name:
+        return None
+    root = _root(config)
+    stamps = []
+    for part in _FOLDERS[config.name]:
+        for folder, folders, files in os.walk(root / part, followlinks=True):
+            folders.sort()
+            for name in sorted(files):
+                path = Path(folder, name)
+                status = path.stat()
+                stamps.append(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}")
+    return "\n".join(stamps)
+
+
+def _digits() -> Splits:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+    labels = digits.target.astype(np.int64)
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
+    )
+    train.sort(), test.sort()
+    return ArraySplit(images[train], labels[train]), ArraySplit(images[test], labels[test])
+
+
+def _fake(facts: DataFacts, num_examples: int) -> ArraySplit:
+    generator = np.random.default_rng(num_examples)
+    shape = (num_examples, facts.channels, facts.image_size, facts.image_size)
+    images = generator.integers(0, 256, shape, dtype=np.uint8)
+    return ArraySplit(images, generator.integers(0, facts.num_classes, num_examples))
+
+
+def _root(config: DataConfig) -> Path:
+    if config.root is None:
+        raise ConfigError(
+            "data.root",
+            None,
+            f"{config.name} needs the folder that holds {_FOLDERS[config.name][0]}/",
+            "Set data.root to it",
+        )
+    root = Path(config.root).expanduser()
+    if not root.is_dir() and not config.download:
+        remedy = f"Give the folder that holds {_FOLDERS[config.name][0]}/"
+        if config.name != "image_folder":
+            remedy += ", or set data.download=true"
+        raise ConfigError("data.root", config.root, "no such folder", remedy)
+    return root
+
+
+def _torchvision(config: DataConfig) -> Splits:
+    import torchvision
+
+    dataset: Callable[..., Any] = {
+        "mnist": torchvision.datasets.MNIST,
+        "fashion_mnist": torchvision.datasets.FashionMNIST,
+        "cifar10": torchvision.datasets.CIFAR10,
+    }[config.name]
+    root = _root(config)
+    try:
+        parts = [dataset(root, train=train, download=config.download) for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        [folder] = _FOLDERS[config.name]
+        raise DataError(
+            f"data.root = {config.root!r}: {config.name} is not below it, or not whole ({error}). "
+            f"Give the folder that holds {folder}/, or set data.download=true"
+        ) from error
+    return _arrays(parts[0]), _arrays(parts[1])
+
+
+def _arrays(dataset: Any) -> ArraySplit:
+    images = np.asarray(dataset.data)
+    images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return ArraySplit(images, np.asarray(dataset.targets, dtype=np.int64))
+
+
+def _own(config: DataConfig) -> Splits:
+    load = import_object(config.name, "data.name")
+    if not callable(load):
+        raise ConfigError("data.name", config.name, "is no function", "Name one that loads data")
+    try:
+        splits = load(config)
+    except (ConfigError, DataError):
+        raise
+    except Exception as error:  # the user's code raises what it likes
+        raise DataError(
+            f"data.name = {config.name!r}: load(config) failed: {type(error).__name__}: {error}"
+        ) from error
+    try:
+        (train_images, train_labels), (test_images, test_labels) = splits
+    except (TypeError, ValueError):
+        raise DataError(
+            f"data.name = {config.name!r}: the loader must return "
+            "((train_images, train_labels), (test_images, test_labels))"
+        ) from None
+    parts = []
+    for split, images, labels in (
+        ("train", train_images, train_labels),
+        ("test", test_images, test_labels),
+    ):
+        numbers = np.asarray(labels)
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+            raise DataError(
+                f"data.name = {config.name!r}: {split} labels must be a row of whole numbers, not "
+                f"{numbers.dtype} of shape {numbers.shape}"
+            )
+        part = ArraySplit(np.asanyarray(images), numbers.astype(np.int64))
+        if len(part.images) != len(part.labels):
+            raise DataError(
+                f"data.name = {config.name!r}: {len(part.images)} {split} images and "
+                f"{len(part.labels)} labels: give one label an image"
+            )
+        parts.append(part)
+    return parts[0], parts[1]
+
+
+@dataclass(frozen=True)
+class _FolderSplit:
+    """Images below one folder a class, decoded, resized and cropped as they are walked through."""
+
+    samples: list[tuple[str, int]]
+    channels: int
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        for start in range(0, len(self), 256):
+            part = self.samples[start : start + 256]
+            images = np.stack([self._decode(path) for path, _ in part])
+            yield images, np.array([label for _, label in part], dtype=np.int64)
+
+    def _decode(self, path: str) -> NDArray[np.uint8]:
+        from PIL import Image, ImageOps
+
+        try:
+            with Image.open(path) as file:
+                image = _eight_bit(file).convert("L" if self.channels == 1 else "RGB")
+        except Exception as error:  # Pillow raises a dozen kinds for broken files
+            raise DataError(f"{path} is no readable image: {error}") from error
+        # Shorter side to image_size, then the centre.
+        square = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BILINEAR)
+        pixels = np.asarray(square, dtype=np.uint8)
+        return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8-bit grey, which Pillow's convert() would cut at 255; others as they are."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its mode {image.mode} has no fixed range of brightness")
+    return image
+
+
+def _image_folder(config: DataConfig, facts: DataFacts) -> Splits:
+    train, test = (_open_folder(config, split) for split in ("train", "test"))
+    if train.classes != test.classes:
+        differing = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
+        raise DataError(
+            f"data.root = {config.root!r}: train/ and test/ have different class folders "
+            f"({differing}), so equal labels would mean different classes"
+        )
+    if len(train.classes) != facts.num_classes:
+        raise ConfigError(
+            "data.num_classes",
+            facts.num_classes,
+            f"train/ has {len(train.classes)} class folders",
+            "Make them agree",
+        )
+    return (
+        _FolderSplit(train.samples, facts.channels, facts.image_size),
+        _FolderSplit(test.samples, facts.channels, facts.image_size),
+    )
+
+
+def _open_folder(config: DataConfig, split: str) -> Any:
+    import torchvision
+
+    try:
+        return torchvision.datasets.ImageFolder(str(_root(config) / split))
+    except (FileNotFoundError, OSError) as error:
+        raise DataError(
+            f"data.root = {config.root!r}: expected {split}/<class>/<image> below it: {error}"
+        ) from error
