@@ -26,10 +26,11 @@ clean-demo:  ## Remove the demo's run
 	rm -rf runs/$(RUN)
 
 test: $(VENV)/.installed-dev  ## Run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/core --numprocesses 2
+	$(BIN)/python -m pytest tests/ray
 
 test-core: $(VENV)/.installed-dev  ## Run the tests that need no Ray
-	$(BIN)/python -m pytest tests/core
+	$(BIN)/python -m pytest tests/core --numprocesses 2
 
 check: $(VENV)/.installed-dev  ## Lint, format and type checks
 	$(BIN)/ruff check .

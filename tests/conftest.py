@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+# One thread a process: small tensors gain nothing from more, and tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 from typing import Any
 
