@@ -58,6 +58,13 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped or that crashed.")
     ] = False,
+    break_lock: Annotated[
+        bool,
+        typer.Option(
+            "--break-lock",
+            help="With --resume: take the run over from a process that is known to be gone.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train a model within its privacy budget.
@@ -65,13 +72,18 @@ def train(
     Results go to <train.storage_path>/<name>: release/ may be published, private/ must not be.
 
     Ctrl-C stops after the step at hand, with a checkpoint and exit code 130; --resume goes on.
+    More privacy.steps (and the privacy.epsilon that they cost) may be given with it.
     """
     from dp_ray.cluster.run import run_training
     from dp_ray.config import load_config
     from dp_ray.report.summary import describe_result
 
     loaded = load_config(config, overrides or (), name=name)
-    result = run_training(loaded, resume=resume, console=Console(stderr=True))
+    if break_lock and not resume:
+        raise typer.BadParameter("--break-lock goes with --resume")
+    result = run_training(
+        loaded, resume=resume, break_lock=break_lock, console=Console(stderr=True)
+    )
     _print(describe_result(result))
     _print_json(result, as_json)
     if result["status"] == "stopped":
@@ -80,7 +92,7 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run, such as runs/digits, or its release folder.")],
+    run: Annotated[str, typer.Argument(help="A run, such as runs/digits, or its release folder.")],
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
@@ -91,6 +103,29 @@ def evaluate(
     result = evaluate_run(run, overrides or [])
     _print(describe_evaluation(result))
     _print_json(result, as_json)
+
+
+@app.command()
+def ledger(
+    run: Annotated[str, typer.Argument(help="A run, such as runs/digits.")],
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Go on without records that a power cut took from the end: charges for what they "
+            "may have held.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Verify a run's ledger and show what was spent: steps, repeats, ε by each accountant."""
+    from dp_ray.report.ledger import describe_ledger, ledger_facts, repair_ledger
+
+    if repair:
+        repair_ledger(run)
+    facts = ledger_facts(run)
+    _print(describe_ledger(facts))
+    _print_json(facts, as_json)
 
 
 @app.command()

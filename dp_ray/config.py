@@ -195,7 +195,11 @@ class OptimizerConfig(_Section):
 class TrainConfig(_Section):
     """What a run does besides learning; nothing here changes privacy."""
 
-    storage_path: str = Field("runs", description="Folder of runs; a run lives in its name below.")
+    storage_path: str = Field(
+        "runs",
+        description="Folder of runs; a run lives in its name below. A path, or a URI that "
+        "pyarrow.fs opens (s3://bucket/runs).",
+    )
     microbatch_size: Count = Field(
         32, description="B: examples differentiated at a time by a worker; bounds memory."
     )
@@ -203,15 +207,24 @@ class TrainConfig(_Section):
         None, description="Steps between evaluations; default a tenth of T."
     )
     checkpoint_every: Count | None = Field(
-        None, description="Steps between checkpoints; default a tenth of T."
+        None,
+        description="Steps between checkpoints; default a tenth of T, and 1 where workers come "
+        "and go.",
+    )
+    charge_every: Count | None = Field(
+        None,
+        description="Steps that the ledger pays for at once; default 1 on a disk, 16 in an object "
+        "store. A crash may cost up to so many charges; with 1 on a disk it costs none.",
     )
 
 
 class ClusterConfig(_Section):
     """Where it runs; no number here changes the mathematics."""
 
-    num_workers: Annotated[int, Field(ge=0)] = Field(
-        1, description="W: Ray Train workers; 0 runs in this process, without Ray."
+    num_workers: Annotated[int, Field(ge=0)] | list[Count] = Field(
+        1,
+        description="W: Ray Train workers; 0 runs in this process, without Ray. [min, max] goes on "
+        "with fewer when some are lost, and grows back.",
     )
     address: str | None = Field(
         None, description="Address of a running Ray cluster; none starts Ray on this machine."
@@ -223,12 +236,34 @@ class ClusterConfig(_Section):
     threads_per_worker: Count | None = Field(
         None, description="torch threads of a worker; default its share of the node's cores."
     )
-    max_failures: Annotated[int, Field(ge=0)] = Field(
-        0, description="Worker failures after which Ray restarts the workers."
+    max_failures: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Worker failures after which Ray restarts the workers; default 0, and no limit "
+        "where num_workers is [min, max].",
+    )
+    resize_interval_s: Positive = Field(
+        60.0, description="Seconds between looks for room to grow, where num_workers is [min, max]."
     )
     timeout_s: Positive = Field(
         600.0, description="Seconds that workers wait for one another before they give up."
     )
+
+    @model_validator(mode="after")
+    def _range_of_workers(self) -> ClusterConfig:
+        workers = self.num_workers
+        if isinstance(workers, list) and (len(workers) != 2 or workers[0] > workers[1]):
+            raise ValueError(f"{workers} is not [min, max]")
+        return self
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers may change during a run."""
+        return isinstance(self.num_workers, list)
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers there may be."""
+        return self.num_workers[1] if isinstance(self.num_workers, list) else self.num_workers
 
 
 class Config(_Section):

@@ -44,3 +44,7 @@ class RunError(DpRayError):
 
 class LedgerError(RunError):
     """A ledger that is torn, altered or does not belong to the run."""
+
+
+class StorageError(DpRayError):
+    """A folder that cannot be opened."""

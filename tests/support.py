@@ -2,9 +2,49 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dp_ray.cluster.run import run_training
 from dp_ray.config import Config
+from dp_ray.training.run_directory import RunDirectory
 
 MakeConfig = Callable[..., Config]
 """The type of the ``make_config`` fixture."""
+
+QUIET = Console(quiet=True)
+
+
+def start(config: Config, *, resume: bool = False, break_lock: bool = False) -> dict[str, Any]:
+    """Trains as ``dp-ray train`` does."""
+    return run_training(config, resume=resume, break_lock=break_lock, console=QUIET)
+
+
+def folder(config: Config) -> Path:
+    """A run's folder on the disk."""
+    path = RunDirectory.of(config).root.path
+    assert path is not None
+    return path
+
+
+def released(config: Config) -> dict[str, Tensor]:
+    """The published parameters by name."""
+    return dict(load_file(folder(config) / "release" / "model.safetensors"))
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Whether two models are equal bit for bit."""
+    return all(first[name].equal(second[name]) for name in first.keys() | second.keys())
+
+
+def charged(config: Config) -> list[tuple[int, int]]:
+    """(step, incarnation) of every charge in the run's ledger, in order."""
+    text = (folder(config) / "private/ledger/records.jsonl").read_text()
+    bodies = [json.loads(json.loads(line)["body"]) for line in text.splitlines()]
+    return [(b["step"], b["incarnation"]) for b in bodies if b["kind"] == "charge"]

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from dp_ray.training.checkpoint import Checkpoint, save_in
 from dp_ray.training.collective import Alone
 from dp_ray.training.loop import train
-from dp_ray.training.run_directory import RunDirectory
 from dp_ray.training.session import Task, open_session
 from dp_ray.training.threads import usable_cores
 
 
-class _CheckpointsOnDisk:
-    """Saves checkpoints where Ray Train would."""
+class _NobodyToTell:
+    """There is no Ray; progress.json has the numbers."""
 
-    def __init__(self, run: RunDirectory) -> None:
-        self._run = run
-
-    def report(self, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
-        del metrics  # progress.json has them; there is no Ray to tell
-        if checkpoint is not None:
-            save_in(self._run.checkpoints, checkpoint)
+    def report(self, metrics: dict[str, float]) -> None:
+        """See :class:`~dp_ray.training.loop.Observer`."""
 
 
 def train_in_process(task: Task) -> None:
@@ -30,4 +23,4 @@ def train_in_process(task: Task) -> None:
     device = torch.device("cuda" if cluster.gpus_per_worker else "cpu")
     threads = cluster.threads_per_worker or usable_cores()
     session = open_session(task, Alone(), device=device, threads=threads)
-    train(session, _CheckpointsOnDisk(task.run))
+    train(session, _NobodyToTell())

@@ -17,9 +17,10 @@ from rich.text import Text
 
 from dp_ray.report.words import duration
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.run_directory import RunDirectory
+from dp_ray.training.run_directory import PROGRESS, RunDirectory
 
 _INTERVAL_S = 0.5
+_INTERVAL_OF_OBJECTS_S = 3.0
 
 
 class ProgressLine:
@@ -61,16 +62,17 @@ class ProgressLine:
 
     def _show(self) -> None:
         with Live(console=self._console, refresh_per_second=4, transient=True) as live:
-            while not self._ended.wait(_INTERVAL_S):
+            on_disk = self._run.private.path is not None
+            while not self._ended.wait(_INTERVAL_S if on_disk else _INTERVAL_OF_OBJECTS_S):
                 live.update(Text(self.line(), no_wrap=True, overflow="ellipsis"))
 
     def line(self) -> str:
         """The line as it is now."""
         try:
-            progress = json.loads(self._run.progress.read_text(encoding="utf-8"))
+            progress = json.loads(self._run.private.read(PROGRESS))
         except (OSError, ValueError):
             return f"{self._note} … {duration(time.monotonic() - self._started)}"
-        stopping = f"{self._note}, " if self._run.stop_request.exists() else ""
+        stopping = f"{self._note}, " if self._run.stop_requested() else ""
         return stopping + describe_progress(progress, self._plan)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -16,19 +17,26 @@ from dp_ray.cluster.progress import ProgressLine
 from dp_ray.config import Config
 from dp_ray.data.store import open_dataset
 from dp_ray.report.words import count
-from dp_ray.training.plan import make_plan
-from dp_ray.training.run_directory import RunDirectory
+from dp_ray.training.plan import PrivacyPlan, check_feasible, make_plan
+from dp_ray.training.resume import plan_resumption
+from dp_ray.training.run_directory import PROGRESS, RAY, STOP, RunDirectory
 from dp_ray.training.session import Task
 from dp_ray.training.threads import usable_cores
 
+_LOCK_WAIT_S = 20.0
+"""The workers of a driver that was killed may take some seconds to end."""
 
-def run_training(config: Config, *, resume: bool, console: Console) -> dict[str, Any]:
+
+def run_training(
+    config: Config, *, resume: bool, console: Console, break_lock: bool = False
+) -> dict[str, Any]:
     """Plans, trains and returns what result.json holds.
 
     Args:
         config: what to train.
         resume: go on with a run that was stopped or that crashed; otherwise its name must be free.
         console: where progress is shown, if it is a terminal.
+        break_lock: with ``resume``, take the run over from a process that is known to be gone.
 
     Raises:
         DpRayError: before anything is started where possible; see the message.
@@ -37,18 +45,14 @@ def run_training(config: Config, *, resume: bool, console: Console) -> dict[str,
     cluster = config.cluster.model_copy(update={"address": address})
     config = config.model_copy(update={"cluster": cluster})
     run = RunDirectory.of(config)
-    run.check_resume(config) if resume else run.check_free()
-    plan = make_plan(config)
+    attempt = secrets.token_hex(8)
     if resume:
-        plan = run.plan()  # solved again it might differ in the last digits
-    if address is None:
-        open_dataset(config.data)  # a mistake in the data shows before Ray is started
-    if not resume:
-        run.create(config, plan)
+        config, plan = _take_up(run, config, attempt, console, break_lock=break_lock)
+    else:
+        plan = _begin(run, config)
     # The seed leads to the noise: it stays in the run's private part, for the coordinator alone.
-    task = Task(config.model_copy(update={"seed": None}), plan, run)
-    run.stop_request.unlink(missing_ok=True)
-    run.progress.unlink(missing_ok=True)
+    task = Task(config.model_copy(update={"seed": None}), plan, run, attempt)
+    _clear_notes(run)
     _warn_of_turns(config, console)
     with ProgressLine(run, plan, console) as line, _stop_on_signal(run, line):
         if config.cluster.num_workers == 0:
@@ -59,13 +63,60 @@ def run_training(config: Config, *, resume: bool, console: Console) -> dict[str,
             prepare_environment(config.cluster)
             from dp_ray.cluster.trainer import train_on_ray  # imports Ray
 
-            line.note(f"starting Ray and {count(config.cluster.num_workers, 'worker')}")
+            line.note(f"starting Ray and {count(config.cluster.max_workers, 'worker')}")
             _in_thread(lambda: train_on_ray(task))
     return run.read_result()
 
 
+def _begin(run: RunDirectory, config: Config) -> PrivacyPlan:
+    run.check_free()
+    plan = make_plan(config)
+    _try_data(config)
+    run.create(config, plan)
+    return plan
+
+
+def _take_up(
+    run: RunDirectory, config: Config, attempt: str, console: Console, *, break_lock: bool
+) -> tuple[Config, PrivacyPlan]:
+    resumption = plan_resumption(run, config)
+    config, before, plan = resumption.config, resumption.before, resumption.plan
+    check_feasible(config, plan.steps)
+    _try_data(config)
+    # Here too, and not only in the coordinator: a run in use is refused before Ray is started.
+    ledger = run.write_ledger(attempt, wait_s=_LOCK_WAIT_S, take_over=break_lock)
+    try:
+        if plan != before:
+            console.print(
+                f"privacy.steps: raised from {before.steps} to {plan.steps}, and the run's ε from "
+                f"{before.epsilon:.4f} to {plan.epsilon:.4f} at δ = {plan.delta:g}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+            if run.finished():  # no longer
+                run.write_result({**run.read_result(), "status": "stopped"})
+            ledger.amend_plan(plan.dump())
+    finally:
+        ledger.close()
+    return config, plan
+
+
+def _try_data(config: Config) -> None:
+    """A mistake in the data shows before Ray is started, if the workers are on this machine."""
+    if config.cluster.address is None:
+        open_dataset(config.data)
+
+
+def _clear_notes(run: RunDirectory) -> None:
+    """What an earlier attempt left for whoever watched it."""
+    for name in run.private.names():
+        if name in (STOP, PROGRESS) or name.startswith(f"{RAY}-"):
+            run.private.delete(name)
+
+
 def _warn_of_turns(config: Config, console: Console) -> None:
-    wanted = config.cluster.num_workers * config.cluster.cpus_per_worker
+    wanted = config.cluster.max_workers * config.cluster.cpus_per_worker
     if config.cluster.address is None and wanted > usable_cores():
         console.print(
             f"cluster.num_workers = {config.cluster.num_workers}: {wanted} CPUs are asked for and "
@@ -103,7 +154,7 @@ def _stop_on_signal(run: RunDirectory, line: ProgressLine) -> Iterator[None]:
         return
 
     def request_stop(_number: int, _frame: FrameType | None) -> None:
-        run.write_private(run.stop_request.name, "")
+        run.private.write(STOP, b"")
         line.note("stopping (again: at once)")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dp_ray.cluster.worker import train_func_per_worker
 from dp_ray.config import ClusterConfig
 from dp_ray.errors import DpRayError, RunError
+from dp_ray.training.run_directory import RAY
 from dp_ray.training.session import Task
 from dp_ray.training.threads import usable_cores
 
@@ -35,22 +36,37 @@ def train_on_ray(task: Task) -> None:
             train_loop_config={"task": task},
             torch_config=TorchConfig(timeout_s=int(cluster.timeout_s)),
             scaling_config=ScalingConfig(
-                num_workers=cluster.num_workers,
+                num_workers=_num_workers(cluster),
+                elastic_resize_monitor_interval_s=cluster.resize_interval_s,
                 use_gpu=cluster.gpus_per_worker > 0,
                 resources_per_worker=resources,
             ),
             run_config=RunConfig(
-                # Ray's experiment folder is the run's folder of checkpoints.
-                storage_path=str(run.private),
-                name=run.checkpoints.name,
-                failure_config=FailureConfig(max_failures=cluster.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
+                storage_path=run.private.uri,  # for Ray's own notes; it holds no checkpoints
+                # A new name each time: Ray goes on with a name that it knows, and a run that was
+                # given more steps would be over for it.
+                name=f"{RAY}-{task.attempt}",
+                failure_config=FailureConfig(max_failures=_max_failures(cluster)),
             ),
         )
         try:
             trainer.fit()
         except TrainingFailedError as error:
             raise _explain(error) from error
+
+
+def _num_workers(cluster: ClusterConfig) -> int | tuple[int, int]:
+    if isinstance(cluster.num_workers, int):
+        return cluster.num_workers
+    fewest, most = cluster.num_workers
+    return fewest, most
+
+
+def _max_failures(cluster: ClusterConfig) -> int:
+    """-1 is no limit."""
+    if cluster.max_failures is not None:
+        return cluster.max_failures
+    return -1 if cluster.is_elastic else 0
 
 
 @contextmanager
@@ -71,7 +87,7 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
         else:
             environment["GLOO_SOCKET_IFNAME"] = "lo"
             ray.init(
-                num_cpus=max(usable_cores(), cluster.num_workers * cluster.cpus_per_worker),
+                num_cpus=max(usable_cores(), cluster.max_workers * cluster.cpus_per_worker),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

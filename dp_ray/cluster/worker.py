@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 
 from dp_ray.config import ClusterConfig
-from dp_ray.training.checkpoint import Checkpoint
 from dp_ray.training.collective import ProcessGroup
 from dp_ray.training.loop import train
 from dp_ray.training.session import Task, open_session
@@ -18,16 +15,11 @@ from dp_ray.training.threads import usable_cores
 
 
 class _RayReports:
-    """Hands metrics and checkpoints to Ray Train; a barrier for all workers."""
+    """Hands metrics to Ray Train; a barrier for all workers."""
 
-    def report(self, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
-        if checkpoint is None:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(Path(folder))
-            # Ray names the folder: a step that is repeated must not reuse one that Ray may remove.
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    def report(self, metrics: dict[str, float]) -> None:
+        """See :class:`~dp_ray.training.loop.Observer`."""
+        ray.train.report(metrics)
 
 
 def train_func_per_worker(config: dict[str, Any]) -> None:

@@ -84,6 +84,12 @@ def epsilon_of(accountant: AccountantName, history: History, delta: float) -> fl
         return float(opacus_accountant.get_epsilon(delta))
 
 
+def epsilon_by_accountant(history: History, delta: float) -> dict[AccountantName, float]:
+    """ε of all that was released, by each accountant; see :func:`epsilon_of`."""
+    names: tuple[AccountantName, ...] = ("prv", "rdp", "pld")
+    return {name: epsilon_of(name, history, delta) for name in names}
+
+
 def _pld_epsilon(released: list[tuple[float, float, int]], delta: float) -> float:
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.pld import PLDAccountant

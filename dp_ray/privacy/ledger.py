@@ -1,146 +1,169 @@
 """The ledger: what was charged, written before anything is released.
 
-One JSON record a line. Each carries an HMAC, under a key derived from the run key, over itself and
-the record before, so a line that was changed, removed from the middle or moved is found. A record
-is on disk (fsync) before :meth:`Ledger.charge` returns, and the noise is drawn after that: a crash
-can leave a charge without a release, never a release without a charge.
+A write-ahead log over a :class:`~dp_ray.privacy.chain.Chain`. A charge is durable before
+:meth:`Ledger.charge` returns, and the noise is drawn after that: a crash can leave a charge without
+a release, never a release without a charge.
+
+A charge may pay for a block of steps at once, which saves waiting for the disk or the object store.
+The digests of their sums follow: written at once on a disk, with the next durable record elsewhere.
+A step that was paid for, and whose digest a crash took, is charged again when it is repeated,
+because nobody knows which sum its noise was added to.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hmac
-import json
-import os
-from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from dp_ray.errors import LedgerError
 from dp_ray.privacy.accounting import History
-
-
-@dataclass(frozen=True)
-class Charge:
-    """One noised sum.
-
-    Attributes:
-        step: the logical step.
-        incarnation: which invocation of the mechanism; it keys draw, views and noise.
-        digest: keyed digest of the sum before noise.
-        noise_multiplier: σ.
-        max_grad_norm: C.
-        sample_rate: q.
-    """
-
-    step: int
-    incarnation: int
-    digest: str
-    noise_multiplier: float
-    max_grad_norm: float
-    sample_rate: float
+from dp_ray.privacy.balance import UNKNOWN, Balance, Charge, Execution, Session
+from dp_ray.privacy.chain import Chain, Record
+from dp_ray.privacy.lock import WriterLock
+from dp_ray.storage import Folder
 
 
 class Verdict(Enum):
     """What may be done with a sum."""
 
-    CHARGED = "a new release, now on record"
+    CHARGED = "paid for: the first and only sum of this incarnation"
     REPLAYED = "the very release that is on record: same sum, same noise, no charge"
-    CONFLICT = "another sum is on record: this one must not get the same noise"
+    CONFLICT = "another sum is, or may be, on record: this one must not get the same noise"
 
 
 class Ledger:
-    """A write-ahead log of charges; one writer at a time.
+    """Charges of one run; one writer at a time.
 
     Args:
-        path: the file, made by :meth:`create`.
+        folder: where :meth:`create` began it.
         key: 32 bytes that authenticate the records.
-        writable: take the writer's lock, which :meth:`close` gives back.
+        lock: the right to write, released by :meth:`close`; None opens it for reading.
+        block: steps that are paid for at once; 1 charges each by itself.
+        repair: go on without records that a power cut took from the end. Each may have paid for
+            a block: so many sums are charged, and no incarnation that they may have used is
+            used again.
 
     Raises:
-        LedgerError: it is missing, in use, or a record is torn, altered or out of order.
+        LedgerError: it is missing, or a record is torn, altered or out of order.
     """
 
-    def __init__(self, path: Path, key: bytes, *, writable: bool = False) -> None:
-        self._path = path
-        self._key = key
-        self._macs = [""]
-        self._latest: dict[int, Charge] = {}  # by step, the newest incarnation
-        self._executions: dict[int, dict[str, Any]] = {}  # of those charges
-        self._execution: dict[str, Any] = {}
-        self._counts: Counter[tuple[float, float]] = Counter()
-        self._plan: dict[str, Any] = {}
-        self._descriptor = self._open(writable)
-        self.incarnation = 0
-        try:
-            self._read()
-        except LedgerError:
-            self.close()
-            raise
+    def __init__(
+        self,
+        folder: Folder,
+        key: bytes,
+        *,
+        lock: WriterLock | None = None,
+        block: int = 1,
+        repair: bool = False,
+    ) -> None:
+        self._lock = lock
+        self._block = block
+        self._balance = Balance()
+        self._chain = Chain(folder, key, guard=None if lock is None else lock.check, mend=repair)
+        for record in self._chain.records:
+            self._balance.take(record, writing=False)
+        if not self._balance.plan:
+            raise LedgerError(f"the ledger {folder} holds no plan: it is not that of a run")
+        if self._chain.lost:
+            self._repair(self._chain.lost)
 
     @classmethod
-    def create(cls, path: Path, key: bytes, plan: dict[str, Any]) -> None:
-        """Starts a ledger whose first record is the plan that the run is held to.
+    def create(cls, folder: Folder, key: bytes, plan: dict[str, Any]) -> None:
+        """Begins a ledger with the plan that the run is held to.
 
         Raises:
             FileExistsError: there is one already.
+            OSError: it cannot be written.
         """
-        line, _ = _seal(key, "", "plan", plan)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        _write_durably(descriptor, line)
-        os.close(descriptor)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the file's name must survive a crash too
-        os.close(folder)
+        Chain.create(folder, key, "plan", plan)
 
     def close(self) -> None:
-        """Gives the writer's lock back."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Ends writing, and says which steps are paid for and were never noised."""
+        try:
+            unused = [charge.step for charge in self._balance.prepaid()]
+            if unused and self._lock is not None:
+                self._append("unused", {"steps": unused})
+        finally:
+            self._chain.close()
+            if self._lock is not None:
+                self._lock.release()
 
     @property
     def plan(self) -> dict[str, Any]:
-        """What :meth:`create` was given."""
-        return dict(self._plan)
+        """What the run is held to; with the steps that it was given since."""
+        return self._balance.plan
 
     @property
     def charges(self) -> int:
         """Noised sums paid for."""
-        return sum(self._counts.values())
+        return self._balance.charges
+
+    @property
+    def steps(self) -> int:
+        """Steps that were paid for at least once."""
+        return len(self._balance.newest)
 
     @property
     def history(self) -> History:
         """What was paid for, as the accountants take it."""
-        return tuple((sigma, rate, count) for (sigma, rate), count in sorted(self._counts.items()))
+        return self._balance.history
+
+    @property
+    def sessions(self) -> list[Session]:
+        """The coordinators that worked on the run, in order."""
+        return self._balance.sessions
+
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """Name → digest of the checkpoints that were written, the newest last."""
+        return self._balance.checkpoints
+
+    @property
+    def repairs(self) -> int:
+        """How often a damaged end was accepted."""
+        return self._balance.repairs
 
     @property
     def position(self) -> str:
         """Names the last record; :meth:`reaches` tells whether a ledger still holds it."""
-        return self._macs[-1]
+        return self._chain.position
 
     def reaches(self, position: str) -> bool:
         """Whether the record that ``position`` named is still there."""
-        return position in self._macs
+        return self._chain.reaches(position)
 
-    def next_step(self) -> int:
-        """One past the last step on record."""
-        return max(self._latest, default=-1) + 1
+    def incarnation_for(self, step: int, *, diverged: bool) -> int:
+        """Under which incarnation a step is to be drawn.
 
-    def recorded(self, step: int) -> Charge | None:
-        """The newest charge of a step, if there is one."""
-        return self._latest.get(step)
+        Args:
+            step: the logical step.
+            diverged: the parameters are no longer those that the step on record started from.
 
-    def executions_from(self, step: int) -> list[dict[str, Any]]:
-        """How the steps on record from ``step`` on were executed."""
-        return [self._executions[s] for s in sorted(self._latest) if s >= step]
+        Returns:
+            That on record, if its very sum can be had again or was never noised; otherwise one
+            that was never used.
+        """
+        entry = self._balance.newest.get(step)
+        if entry is not None:
+            same = entry.execution == self._balance.execution and entry.charge.digest != UNKNOWN
+            if entry.prepaid or (same and not diverged):
+                return entry.charge.incarnation
+        return self._unused_incarnation(step)
 
-    def open_session(self, execution: dict[str, Any]) -> None:
-        """Records how the run is executed from here on."""
-        self._append("session", execution)
-        self._execution = execution
+    def is_paid(self, step: int, incarnation: int) -> bool:
+        """Whether this invocation of a step needs no further charge."""
+        entry = self._balance.newest.get(step)
+        return entry is not None and entry.charge.incarnation >= incarnation
+
+    def open_session(
+        self, execution: Execution, *, first_step: int, data: str, parameters: str
+    ) -> None:
+        """Records how, from where and on what the run goes on; see :class:`Session`."""
+        entries = self._balance.newest.values()
+        repeats = sum(e.charge.step >= first_step and not e.prepaid for e in entries)
+        session = Session(execution, first_step, repeats, data, parameters)
+        self._append("session", asdict(session))
 
     def charge(self, charge: Charge) -> Verdict:
         """Decides on a sum and, where it is new, makes its charge durable.
@@ -150,100 +173,60 @@ class Ledger:
 
         Returns:
             Whether the sum may be noised, and at what cost.
+
+        Raises:
+            LedgerError: the budget is spent, or the charge could not be made durable; nothing may
+                be released.
         """
-        known = self._latest.get(charge.step)
-        if known is not None and known.incarnation >= charge.incarnation:
-            return Verdict.REPLAYED if known == charge else Verdict.CONFLICT
-        self._append("charge", asdict(charge))
-        self._count(charge)
-        return Verdict.CHARGED
+        entry = self._balance.newest.get(charge.step)
+        if entry is None or entry.charge.incarnation < charge.incarnation:
+            if charge.incarnation < self._balance.floor:
+                return Verdict.CONFLICT
+            if self.charges >= self.plan["steps"]:
+                raise LedgerError("the budget is spent: nothing more is released")
+            self._append("charge", {**asdict(charge), "count": self._block_from(charge)})
+            return Verdict.CHARGED
+        if entry.prepaid and replace(entry.charge, digest=charge.digest) == charge:
+            self._append("sum", {"step": charge.step, "digest": charge.digest}, durable=False)
+            return Verdict.CHARGED
+        return Verdict.REPLAYED if entry.charge == charge else Verdict.CONFLICT
 
-    def _count(self, charge: Charge) -> None:
-        self._latest[charge.step] = charge
-        self._executions[charge.step] = self._execution
-        self._counts[charge.noise_multiplier, charge.sample_rate] += 1
-        self.incarnation = max(self.incarnation, charge.incarnation)
+    def add_checkpoint(self, name: str, digest: str) -> None:
+        """Records a checkpoint that was written: only those on record are gone on from."""
+        self._append("checkpoint", {"name": name, "digest": digest})
 
-    def _open(self, writable: bool) -> int | None:
-        flags = os.O_RDWR | os.O_APPEND if writable else os.O_RDONLY
-        try:
-            descriptor = os.open(self._path, flags)
-        except OSError as error:
-            raise LedgerError(
-                f"the ledger {self._path} cannot be opened: {error}. Without it nobody can say "
-                "what this run has spent; restore it from a backup, or start a new run"
-            ) from error
-        if not writable:
-            os.close(descriptor)
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            raise LedgerError(
-                f"another process is writing this run ({self._path} is locked): wait for it, or "
-                "end it, then go on with --resume"
-            ) from error
-        return descriptor
+    def amend_plan(self, plan: dict[str, Any]) -> None:
+        """Replaces the plan, by one with more steps."""
+        self._append("plan", plan)
 
-    def _append(self, kind: str, content: dict[str, Any]) -> None:
-        line, mac = _seal(self._key, self.position, kind, content)
-        try:
-            if self._descriptor is None:
-                raise OSError("it was opened for reading")
-            _write_durably(self._descriptor, line)
-        except OSError as error:
-            raise LedgerError(
-                f"the ledger {self._path} cannot be written: {error}; nothing was released"
-            ) from error
-        self._macs.append(mac)
+    def _block_from(self, charge: Charge) -> int:
+        """Steps from this one on that may be paid for together, within the plan."""
+        steps = self.plan["steps"]
+        most = min(self._block, steps - self.charges, steps - charge.step)
+        count = 1
+        while count < most and self._unused_incarnation(charge.step + count) == charge.incarnation:
+            count += 1
+        return count
 
-    def _read(self) -> None:
-        lines = self._path.read_bytes().split(b"\n")
-        if lines.pop() != b"":
-            raise self._broken(len(lines) + 1, "it is torn")
-        for number, line in enumerate(lines, start=1):
-            try:
-                record = json.loads(line)
-                body, mac = record["body"], record["mac"]
-                genuine = hmac.compare_digest(mac, _mac(self._key, self.position, body))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise self._broken(number, "it is no record") from None
-            if not genuine:
-                raise self._broken(number, "it, or the line before, was changed")
-            self._macs.append(mac)
-            self._take(json.loads(body))
-        if not self._plan:
-            raise self._broken(1, "the run's plan is missing")
+    def _unused_incarnation(self, step: int) -> int:
+        entry = self._balance.newest.get(step)
+        floor = self._balance.floor
+        return floor if entry is None else max(entry.charge.incarnation + 1, floor)
 
-    def _take(self, content: dict[str, Any]) -> None:
-        kind = content.pop("kind")
-        if kind == "charge":
-            self._count(Charge(**content))
-        elif kind == "session":
-            self._execution = content
-        else:
-            self._plan = content
-
-    def _broken(self, number: int, problem: str) -> LedgerError:
-        return LedgerError(
-            f"{self._path}, line {number}: {problem}. What this run has spent can no longer be "
-            "shown, so it is not continued; restore the file from a backup, or start a new run"
+    def _repair(self, lost: int) -> None:
+        incarnations = [e.charge.incarnation for e in self._balance.newest.values()]
+        self._append(
+            "repair",
+            {
+                "lost": lost,
+                "count": lost * max(self._balance.largest_block, self._block),
+                # Each lost record can have begun one further incarnation of a step.
+                "floor": max([*incarnations, self._balance.floor]) + lost + 1,
+                "noise_multiplier": self.plan["noise_multiplier"],
+                "sample_rate": self.plan["sample_rate"],
+            },
         )
 
-
-def _seal(key: bytes, previous: str, kind: str, content: dict[str, Any]) -> tuple[bytes, str]:
-    """A record as a line, and the HMAC that the next one carries on."""
-    body = json.dumps({"kind": kind, **content}, sort_keys=True)
-    mac = _mac(key, previous, body)
-    return (json.dumps({"body": body, "mac": mac}) + "\n").encode(), mac
-
-
-def _mac(key: bytes, previous: str, body: str) -> str:
-    return hmac.digest(key, f"{previous}\n{body}".encode(), "sha256").hex()
-
-
-def _write_durably(descriptor: int, line: bytes) -> None:
-    if os.write(descriptor, line) != len(line):
-        raise OSError("the record was written in part")
-    os.fsync(descriptor)
+    def _append(self, kind: str, content: dict[str, Any], *, durable: bool = True) -> None:
+        self._chain.append(kind, content, durable=durable)
+        self._balance.take(Record(kind, content), writing=True)

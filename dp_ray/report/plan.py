@@ -36,7 +36,7 @@ def plan_facts(config: Config) -> dict[str, Any]:
         "epsilon": finite(plan.epsilon),
         "epsilon_curve": [[step, finite(plan.epsilon_after(step))] for step in steps],
         "parameters": parameter_count(model),
-        "num_workers": config.cluster.num_workers,
+        "num_workers": config.cluster.max_workers,
         "seconds": run_seconds(config, facts, model, plan.steps),
         "memory_gib_per_worker": memory_estimate(config, facts, model) / GIB,
         "available_gib_per_worker": available_memory(config) / GIB,

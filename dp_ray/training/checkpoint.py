@@ -1,27 +1,26 @@
 """What a run needs to go on: parameters, averages, optimizer and where it stood.
 
-A checkpoint is a folder with one file, which torch reads without running any code of it
-(``weights_only=True``). It is written beside its place and renamed: whole or not there.
+A checkpoint is one file, which torch reads without running any code of it (``weights_only=True``).
+The ledger records each one with its keyed digest: only those on record are gone on from, so one
+that was altered, or written a moment before a crash, is never taken for a state of the run. Ray's
+own checkpoints are not used: Ray commits them late and leaves those that it did not commit behind.
 """
 
 from __future__ import annotations
 
-import os
+import hmac
+import io
 import pickle
-import shutil
-import tempfile
 import zipfile
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dp_ray.errors import RunError
-
-_FILE = "state.pt"
-_PREFIX = "checkpoint_"
+from dp_ray.errors import LedgerError, RunError
+from dp_ray.privacy.ledger import Ledger
+from dp_ray.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,6 @@ class Checkpoint:
         average: [P], the moving average of the parameters, if there is one.
         optimizer: state of the torch optimizer.
         scheduler: state of its schedule, if there is one.
-        data_digest: digest of the training data.
         ledger_position: names the last record of the ledger when this was taken.
     """
 
@@ -43,68 +41,104 @@ class Checkpoint:
     average: Tensor | None
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
-    data_digest: str
     ledger_position: str
 
-    def save(self, folder: Path) -> None:
-        """Writes into ``folder``, which exists."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            torch.save(values, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(folder / _FILE)
+    def to_bytes(self) -> bytes:
+        """The content of a file."""
+        buffer = io.BytesIO()
+        torch.save({field.name: getattr(self, field.name) for field in fields(self)}, buffer)
+        return buffer.getvalue()
 
     @classmethod
-    def load(cls, folder: Path) -> Checkpoint:
-        """Reads what :meth:`save` wrote.
+    def from_bytes(cls, data: bytes) -> Checkpoint:
+        """The inverse of :meth:`to_bytes`.
 
         Raises:
-            RunError: the file is missing, torn or no checkpoint.
+            ValueError: the data are torn or no checkpoint.
         """
-        path = folder / _FILE
-        if not zipfile.is_zipfile(path):  # torch's own format since 1.6; others are never read
-            raise RunError(f"{path} is no readable checkpoint: missing, torn or something else")
+        if not zipfile.is_zipfile(io.BytesIO(data)):  # torch's own format since 1.6; others are never read
+            raise ValueError("no checkpoint")
         try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
-            return cls(**values)
+            return cls(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
         except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
-            raise RunError(f"{path} is no readable checkpoint: {error}") from error
+            raise ValueError(str(error)) from error
 
 
-def save_in(root: Path, checkpoint: Checkpoint, *, keep: int = 2) -> Path:
-    """Saves as a new folder of ``root`` and removes all but the newest ``keep``."""
-    root.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".", dir=root))
-    checkpoint.save(temporary)
-    folder = root / f"{_PREFIX}{checkpoint.step:08d}"
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-    for old in sorted(root.glob(f"{_PREFIX}*"))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return folder
+class Checkpoints:
+    """The checkpoints of a run, in step with its ledger.
 
-
-def newest_in(root: Path) -> Checkpoint | None:
-    """The readable checkpoint with the highest step below ``root``, whoever wrote it.
-
-    Ray may commit an older checkpoint than the newest on disk, and a folder may be half uploaded;
-    so all are looked at. A newer one that is whole means fewer steps to repeat.
-
-    Raises:
-        RunError: there are checkpoints, and none of them can be read.
+    Args:
+        folder: where they lie.
+        ledger: open for writing.
+        key: 32 bytes that authenticate them.
+        keep: how many of the newest are kept.
     """
-    best: Checkpoint | None = None
-    folders = sorted(root.glob(f"{_PREFIX}*"))
-    failure: RunError | None = None
-    for folder in folders:
-        try:
-            found = Checkpoint.load(folder)
-        except RunError as error:
-            failure = error
-            continue
-        if best is None or found.step > best.step:
-            best = found
-    if best is None and failure is not None:
-        raise failure  # to begin again silently would spend the budget on nothing
-    return best
+
+    def __init__(self, folder: Folder, ledger: Ledger, key: bytes, *, keep: int = 2) -> None:
+        self._folder = folder
+        self._ledger = ledger
+        self._key = key
+        self._keep = keep
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Writes a checkpoint, records it, and only then removes older ones.
+
+        Raises:
+            OSError: it cannot be written; those before are still there.
+        """
+        data = checkpoint.to_bytes()
+        digest = self._digest(data)
+        # Named by its content too: a step that is repeated must not overwrite one on record.
+        name = f"checkpoint_{checkpoint.step:08d}_{digest[:8]}.pt"
+        self._folder.write(name, data)
+        self._ledger.add_checkpoint(name, digest)
+        self._remove_all_but(list(self._ledger.checkpoints)[-self._keep :])
+
+    def newest(self) -> Checkpoint | None:
+        """The newest one on record that is whole; None if the run had not come to its first.
+
+        Orphans (written, and never recorded because of a crash) are removed.
+
+        Raises:
+            RunError: there were checkpoints, and none is left.
+            LedgerError: the ledger is older than a checkpoint.
+        """
+        on_disk = self._folder.names()
+        self._check_orphans([name for name in on_disk if name not in self._ledger.checkpoints])
+        for name in reversed(self._ledger.checkpoints):
+            if name in on_disk and (found := self._load(name)) is not None:
+                older = list(self._ledger.checkpoints)
+                self._remove_all_but(older[: older.index(name) + 1])
+                return found
+        if self._ledger.checkpoints:
+            raise RunError(
+                f"no readable checkpoint is left in {self._folder}, and the run had some: restore "
+                "them from a backup, or start a new run. The ledger is intact"
+            )
+        return None
+
+    def _load(self, name: str) -> Checkpoint | None:
+        data = self._folder.read(name)
+        if not hmac.compare_digest(self._digest(data), self._ledger.checkpoints[name]):
+            return None
+        return Checkpoint.from_bytes(data)
+
+    def _check_orphans(self, names: list[str]) -> None:
+        for name in names:
+            try:
+                position = Checkpoint.from_bytes(self._folder.read(name)).ledger_position
+            except (OSError, ValueError):
+                continue  # torn: it was being written
+            if not self._ledger.reaches(position):
+                raise LedgerError(
+                    f"the ledger is older than the checkpoint {name}: records of what was spent "
+                    "are missing. Restore it from a backup, or start a new run with another --name"
+                )
+
+    def _remove_all_but(self, names: list[str]) -> None:
+        for name in self._folder.names():
+            if name not in names:
+                self._folder.delete(name)
+
+    def _digest(self, data: bytes) -> str:
+        return hmac.digest(self._key, data, "sha256").hex()

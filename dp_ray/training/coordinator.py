@@ -7,7 +7,9 @@ the ledger's verdict (durable), the noise, the update.
 from __future__ import annotations
 
 import copy
+import hashlib
 import hmac
+import json
 
 from torch import Tensor, nn
 
@@ -15,9 +17,10 @@ from dp_ray.config import Config
 from dp_ray.errors import LedgerError, RunError
 from dp_ray.keys import KeyedStream, RunKey
 from dp_ray.privacy.accounting import epsilon_of
-from dp_ray.privacy.ledger import Charge, Ledger, Verdict
+from dp_ray.privacy.balance import Charge, Execution
+from dp_ray.privacy.ledger import Ledger, Verdict
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
-from dp_ray.training.checkpoint import Checkpoint
+from dp_ray.training.checkpoint import Checkpoint, Checkpoints
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.optimizers import build_optimizer
 from dp_ray.training.plan import PrivacyPlan
@@ -32,14 +35,16 @@ class Coordinator:
         plan: noise and budget.
         run_key: the run's secret, bound to its configuration and data.
         ledger: what was charged so far.
+        checkpoints: where to go on from, if anywhere.
         initial_params: [P] on the device of training; copied.
         layout: the order of the vector.
-        data_digest: of the training data; a checkpoint of other data is refused.
-        checkpoint: where to go on from, if anywhere.
+        data_digest: of the training data; to go on with other data is refused.
         execution: how this run is executed: what decides whether sums repeat bit for bit.
 
     Raises:
-        RunError: the checkpoint does not fit the network, the data or the ledger.
+        RunError: the run was started with another network or other data, or its checkpoints are
+            lost.
+        LedgerError: the ledger is older than a checkpoint, or cannot be written.
     """
 
     def __init__(
@@ -49,15 +54,15 @@ class Coordinator:
         *,
         run_key: RunKey,
         ledger: Ledger,
+        checkpoints: Checkpoints,
         initial_params: Tensor,
         layout: ParameterLayout,
         data_digest: str,
-        checkpoint: Checkpoint | None,
-        execution: dict[str, object],
+        execution: Execution,
     ) -> None:
         self._plan = plan
         self._layout = layout
-        self._data_digest = data_digest
+        self._checkpoints = checkpoints
         self._noise_key = run_key.derive("noise")
         self._digest_key = run_key.derive("digest")
         self._ledger = ledger
@@ -74,11 +79,16 @@ class Coordinator:
             normalize_update=config.optimizer.normalize_update,
         )
         self._step = 0
-        if checkpoint is not None:
+        self._diverged = False  # from the run that the ledger's later records are of
+        self._check_origin(data_digest)
+        if (checkpoint := checkpoints.newest()) is not None:
             self._restore(checkpoint)
-        # An incarnation below this one is history: its sums might not repeat.
-        self._least_incarnation = self._first_incarnation(execution)
-        ledger.open_session(execution)
+        ledger.open_session(
+            execution,
+            first_step=self._step,
+            data=data_digest,
+            parameters=_layout_digest(layout),
+        )
 
     @property
     def params(self) -> Tensor:
@@ -97,12 +107,9 @@ class Coordinator:
 
     def assignment(self) -> Assignment:
         """What is to be summed up next."""
-        recorded = self._ledger.recorded(self._step)
-        incarnation = self._least_incarnation
-        if recorded is not None and recorded.incarnation >= self._least_incarnation:
-            incarnation = recorded.incarnation
-        new = recorded is None or recorded.incarnation < incarnation
-        spent = new and self._ledger.charges >= self._plan.steps
+        incarnation = self._ledger.incarnation_for(self._step, diverged=self._diverged)
+        paid = self._ledger.is_paid(self._step, incarnation)
+        spent = not paid and self._ledger.charges >= self._plan.steps
         return Assignment(self._step, incarnation, self._step >= self._plan.steps or spent)
 
     def release(self, assignment: Assignment, total: ShardSum) -> bool:
@@ -126,9 +133,12 @@ class Coordinator:
             max_grad_norm=total.sensitivity,
             sample_rate=self._plan.sample_rate,
         )
-        if self._ledger.charge(charge) is Verdict.CONFLICT:
-            self._least_incarnation = self._ledger.incarnation + 1
+        verdict = self._ledger.charge(charge)
+        if verdict is Verdict.CONFLICT:
+            self._diverged = True
             return False
+        # Later steps on record started from other parameters, once a step was drawn afresh.
+        self._diverged |= verdict is Verdict.CHARGED and assignment.incarnation > 0
         noise = KeyedStream(
             self._noise_key, incarnation=assignment.incarnation, step=assignment.step
         )
@@ -142,16 +152,21 @@ class Coordinator:
         self._step += 1
         return True
 
-    def checkpoint(self) -> Checkpoint:
-        """The state before the next step; a copy on the CPU."""
-        return Checkpoint(
-            step=self._step,
-            params=self._vector.to("cpu", copy=True),
-            average=None if self._average is None else self._average.to("cpu", copy=True),
-            optimizer=copy.deepcopy(self._optimizer.state_dict()),
-            scheduler=None if self._scheduler is None else dict(self._scheduler.state_dict()),
-            data_digest=self._data_digest,
-            ledger_position=self._ledger.position,
+    def save(self) -> None:
+        """Writes a checkpoint of the state before the next step.
+
+        Raises:
+            OSError: it cannot be written; the ones before are intact.
+        """
+        self._checkpoints.save(
+            Checkpoint(
+                step=self._step,
+                params=self._vector.to("cpu", copy=True),
+                average=None if self._average is None else self._average.to("cpu", copy=True),
+                optimizer=copy.deepcopy(self._optimizer.state_dict()),
+                scheduler=None if self._scheduler is None else dict(self._scheduler.state_dict()),
+                ledger_position=self._ledger.position,
+            )
         )
 
     def _warm_decay(self) -> float:
@@ -159,22 +174,24 @@ class Coordinator:
         assert self._ema_decay is not None
         return min(self._ema_decay, (1 + self._step) / (10 + self._step))
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.data_digest != self._data_digest:
+    def _check_origin(self, data_digest: str) -> None:
+        if not self._ledger.sessions:
+            return
+        session = self._ledger.sessions[-1]
+        if session.data != data_digest:
             raise RunError(
                 "the training data is not what the run was started with: its digest differs. "
                 "Restore the data, or start a new run with another --name"
             )
-        if not self._ledger.reaches(checkpoint.ledger_position):
-            raise LedgerError(
-                "the ledger is older than the checkpoint: records of what was spent are missing. "
-                "Restore it from a backup, or start a new run with another --name"
-            )
-        if checkpoint.params.shape != self._vector.shape:
+        if session.parameters != _layout_digest(self._layout):
             raise RunError(
-                f"the checkpoint has {len(checkpoint.params)} parameters, the model "
-                f"{len(self._vector)}: resume with the model that the run was started with"
+                "the network's parameters are not those that the run was started with: their names "
+                "or shapes differ. Resume with the same model, or start a new run"
             )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        if not self._ledger.reaches(checkpoint.ledger_position):
+            raise LedgerError("the ledger and the checkpoint are not of the same run")
         self._vector.copy_(checkpoint.params)
         if self._average is not None and checkpoint.average is not None:
             self._average.copy_(checkpoint.average)
@@ -183,7 +200,7 @@ class Coordinator:
             self._scheduler.load_state_dict(checkpoint.scheduler)
         self._step = checkpoint.step
 
-    def _first_incarnation(self, execution: dict[str, object]) -> int:
-        """Raised at once where steps must be repeated and their sums cannot be the same."""
-        before = self._ledger.executions_from(self._step)
-        return self._ledger.incarnation + 1 if any(e != execution for e in before) else 0
+
+def _layout_digest(layout: ParameterLayout) -> str:
+    names = [[name, list(shape)] for name, shape in layout.shapes.items()]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()

@@ -48,7 +48,7 @@ def available_memory(config: Config) -> float:
     """Bytes that one worker may use, were all on this machine."""
     if config.cluster.gpus_per_worker and torch.cuda.is_available():
         return float(torch.cuda.get_device_properties(0).total_memory)
-    return psutil.virtual_memory().available / max(config.cluster.num_workers, 1)
+    return psutil.virtual_memory().available / max(config.cluster.max_workers, 1)
 
 
 def check_memory(config: Config, facts: DataFacts, model: nn.Module) -> None:
@@ -79,7 +79,7 @@ def microbatch_seconds(config: Config, facts: DataFacts, model: nn.Module) -> fl
     images = torch.zeros(examples, views, facts.channels, facts.image_size, facts.image_size)
     labels = torch.zeros(examples, dtype=torch.int64)
     threads_before = torch.get_num_threads()
-    share = usable_cores() // max(config.cluster.num_workers, 1)
+    share = usable_cores() // max(config.cluster.max_workers, 1)
     torch.set_num_threads(config.cluster.threads_per_worker or max(share, 1))
     try:
         best = math.inf
@@ -95,7 +95,7 @@ def microbatch_seconds(config: Config, facts: DataFacts, model: nn.Module) -> fl
 def run_seconds(config: Config, facts: DataFacts, model: nn.Module, steps: int) -> float:
     """Expected time of all steps, were every worker on a machine like this one."""
     # More workers than cores take turns.
-    parallel = min(max(config.cluster.num_workers, 1), usable_cores())
+    parallel = min(max(config.cluster.max_workers, 1), usable_cores())
     share = config.data.expected_batch_size / parallel
     microbatches = math.ceil(share / config.train.microbatch_size)
     return steps * microbatches * microbatch_seconds(config, facts, model)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from scipy.stats import binomtest
 
 from dp_ray.config import Config, apply_override, parse_config, read_yaml
@@ -17,32 +16,35 @@ from dp_ray.data.store import open_dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.models.build import build_model
+from dp_ray.storage import Folder, open_folder
 from dp_ray.training.evaluation import count_correct
-from dp_ray.training.run_directory import RunDirectory
+from dp_ray.training.release import MODEL
+from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
 
 _MAY_CHANGE = ("data.root", "data.cache", "data.download", "data.evaluation")
 """Where the data is; what a model was trained as cannot be changed afterwards."""
 
 
-def evaluate_run(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """Accuracy of what ``path`` released, with its 95% confidence interval (Wilson).
+def evaluate_run(location: str, overrides: list[str]) -> dict[str, Any]:
+    """Accuracy of what a run released, with its 95% confidence interval (Wilson).
 
     Args:
-        path: a run, or a release folder that was copied elsewhere.
+        location: path or URI of a run, or of a release folder that was copied elsewhere.
         overrides: ``a.b=value``, for example where the data is on this machine.
 
     Raises:
         DpRayError: there is no release, or the data cannot be read.
     """
-    release = path / "release" if (path / "release").exists() else path
-    config = _config(path, release, overrides)
+    folder = open_folder(location)
+    inside = folder.exists(RELEASE)
+    release = folder / RELEASE if inside else folder
+    config = _config(folder, overrides, released=inside)
     dataset = open_dataset(config.data)
     model = build_model(config.model, dataset.facts)
-    weights = release / "model.safetensors"
     try:
-        model.load_state_dict(load_file(weights))
+        model.load_state_dict(load(release.read(MODEL)))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise RunError(f"{weights} cannot be loaded: {error}") from error
+        raise RunError(f"{release}/{MODEL} cannot be loaded: {error}") from error
     if len(dataset.test) == 0:
         raise DpRayError("the data set has no test examples to evaluate on")
     device = torch.device("cpu")
@@ -51,7 +53,7 @@ def evaluate_run(path: Path, overrides: list[str]) -> dict[str, Any]:
     correct = count_correct(model, {}, dataset.test, views, device, Shard(0, total))
     interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
     return {
-        "run": str(path),
+        "run": location,
         "test_accuracy": correct / total,
         "interval_95": [float(interval.low), float(interval.high)],
         "test_examples": total,
@@ -59,19 +61,20 @@ def evaluate_run(path: Path, overrides: list[str]) -> dict[str, Any]:
     }
 
 
-def _config(path: Path, release: Path, overrides: list[str]) -> Config:
-    run = RunDirectory(path.absolute())
-    if not path.exists():
-        raise RunError(f"there is no run {path}: give its folder, such as runs/digits")
-    if run.exists() and release == path:
-        raise RunError(f"{path} is unfinished: go on with dp-ray train … --resume")
+def _config(folder: Folder, overrides: list[str], *, released: bool) -> Config:
+    run = RunDirectory(folder)
+    if not folder.names():
+        raise RunError(f"there is no run {folder}: give its folder, such as runs/digits")
+    if run.exists() and not released:
+        raise RunError(f"{folder} is unfinished: go on with dp-ray train … --resume")
     if run.exists():
         values = run.config().dump()
     else:
         try:
-            values = read_yaml((release / "config.yaml").read_text(encoding="utf-8"))
+            release = folder / RELEASE if released else folder
+            values = read_yaml(release.read(CONFIG).decode())
         except (OSError, yaml.YAMLError) as error:
-            raise RunError(f"{path} holds no finished run: {error}") from error
+            raise RunError(f"{folder} holds no finished run: {error}") from error
     for override in overrides:
         field = override.partition("=")[0].strip()
         if field not in _MAY_CHANGE:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
+from dp_ray.storage import OWNER_ONLY
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.run_directory import RunDirectory
+from dp_ray.training.run_directory import METRICS, PROGRESS, RunDirectory
 
-_PROGRESS_INTERVAL_S = 0.25
+_INTERVAL_S = 0.25
+_INTERVAL_OF_OBJECTS_S = 2.0
+"""Between writings of progress and looks for a stop request: on a disk, in an object store."""
+
+_TENSORBOARD = "tensorboard"
 
 
 class Journal:
@@ -28,11 +35,20 @@ class Journal:
         self._run = run
         self._plan = plan
         self._started = time.monotonic()
-        self._metrics = os.fdopen(
-            os.open(run.metrics, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a"
-        )
-        self._tensorboard = SummaryWriter(str(run.private / "tensorboard"))
-        self._progress_written = 0.0
+        self._interval_s = _INTERVAL_S
+        self._copied: tempfile.TemporaryDirectory[str] | None = None
+        folder = run.private.path
+        if folder is None:  # lines cannot be appended there: kept here, copied now and then
+            self._interval_s = _INTERVAL_OF_OBJECTS_S
+            self._copied = tempfile.TemporaryDirectory(prefix="dp-ray-")
+            folder = Path(self._copied.name)
+            if run.private.exists(METRICS):
+                (folder / METRICS).write_bytes(run.private.read(METRICS))
+        self._folder = folder
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        self._metrics = os.fdopen(os.open(folder / METRICS, flags, OWNER_ONLY), "a")
+        self._tensorboard = SummaryWriter(str(folder / _TENSORBOARD))
+        self._progress_written = self._stop_sought = 0.0
         self._step_seconds: list[float] = []
         self._warm = False
         self._epsilon = 0.0
@@ -47,7 +63,10 @@ class Journal:
 
     def stop_requested(self) -> bool:
         """Whether the user asked the run to stop."""
-        return self._run.stop_request.exists()
+        if self._copied is not None and time.monotonic() - self._stop_sought < self._interval_s:
+            return False  # asking costs a round trip
+        self._stop_sought = time.monotonic()
+        return self._run.stop_requested()
 
     def stepped(self, step: int, charges: int, statistics: Tensor, seconds: float) -> None:
         """A step was released.
@@ -74,7 +93,7 @@ class Journal:
         if self._warm:
             self._step_seconds = [*self._step_seconds[-19:], seconds]
         self._warm = True  # the first step of a session takes longer than the rest
-        if time.monotonic() - self._progress_written > _PROGRESS_INTERVAL_S:
+        if time.monotonic() - self._progress_written > self._interval_s:
             self._write_progress()
 
     def evaluated(self, step: int, charges: int, accuracy: float | None, epsilon: float) -> None:
@@ -89,6 +108,7 @@ class Journal:
         )
         self._metrics.flush()
         self._write_progress()
+        self._copy()
 
     def releases(self) -> dict[str, float]:
         """The latest numbers that are no secret."""
@@ -101,6 +121,16 @@ class Journal:
         """Writes what is buffered."""
         self._metrics.close()
         self._tensorboard.close()
+        self._copy()
+        if self._copied is not None:
+            self._copied.cleanup()
+
+    def _copy(self) -> None:
+        if self._copied is None:
+            return
+        self._run.private.write(METRICS, (self._folder / METRICS).read_bytes())
+        for file in (self._folder / _TENSORBOARD).iterdir():
+            (self._run.private / _TENSORBOARD).write(file.name, file.read_bytes())
 
     def _write_progress(self) -> None:
         per_step = sum(self._step_seconds) / max(len(self._step_seconds), 1)
@@ -114,5 +144,5 @@ class Journal:
             "images_per_second": images / per_step if per_step else 0.0,
             "seconds_left": (self._plan.steps - self._step) * per_step or None,
         }
-        self._run.write_private("progress.json", json.dumps(progress))
+        self._run.private.write(PROGRESS, json.dumps(progress).encode())
         self._progress_written = time.monotonic()

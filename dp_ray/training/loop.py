@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dp_ray.training.checkpoint import Checkpoint
+from dp_ray.errors import RunError
 from dp_ray.training.evaluation import shared_accuracy
 from dp_ray.training.release import Outcome, publish
 from dp_ray.training.session import Lead, Session
@@ -23,8 +23,8 @@ from dp_ray.training.step import Assignment
 class Observer(Protocol):
     """Told of progress, at the same steps on every worker."""
 
-    def report(self, metrics: dict[str, float], checkpoint: Checkpoint | None) -> None:
-        """Takes releases (never private numbers) and, on rank 0, perhaps a checkpoint."""
+    def report(self, metrics: dict[str, float]) -> None:
+        """Takes releases (never private numbers); rank 0's count."""
         ...
 
 
@@ -36,12 +36,17 @@ def train(session: Session, observer: Observer) -> None:
         observer: where progress is reported.
 
     Raises:
-        DpRayError: the run's files can no longer be written.
+        RunError: the run's files can no longer be written, or the ledger cannot.
     """
     try:
         _take_steps(session, observer)
         if session.lead is not None:
             _finish(session, session.lead)
+    except OSError as error:
+        raise RunError(
+            f"{session.task.run.root} can no longer be written: {error}. Make room or mend it, "
+            "then go on with --resume; what was charged is in the ledger, and nothing was published"
+        ) from error
     finally:
         if session.lead is not None:
             session.lead.close()
@@ -51,21 +56,23 @@ def _take_steps(session: Session, observer: Observer) -> None:
     collective, worker, lead = session.collective, session.worker, session.lead
     config, plan = session.task.config.train, session.task.plan
     evaluate_every = config.evaluate_every or max(plan.steps // 10, 1)
-    checkpoint_every = config.checkpoint_every or max(plan.steps // 10, 1)
+    checkpoint_every = session.task.checkpoint_every
     params = torch.zeros(worker.layout.size, device=worker.device)
     _broadcast(session, params, None if lead is None else lead.coordinator.params)
-    reported = 0  # the step of the last report: the same on all workers
+    handled: int | None = None  # the last step that was looked at here; the same on all workers
     while True:
         started = time.monotonic()
         assignment = _share_assignment(session)
         step = assignment.step
         evaluate = assignment.done or step % evaluate_every == 0
         save = assignment.done or step % checkpoint_every == 0
-        if (evaluate or save) and (step != reported or assignment.done):
+        if handled not in (None, step) or assignment.done:
+            if save and lead is not None:
+                lead.coordinator.save()
             if evaluate:
                 _evaluate(session, step)
-            _report(lead, observer, save=save)
-            reported = step
+                observer.report({} if lead is None else lead.journal.releases())
+        handled = step
         if assignment.done:
             return
         total = worker.clipped_sum(params, step=step, incarnation=assignment.incarnation)
@@ -110,13 +117,6 @@ def _evaluate(session: Session, step: int) -> None:
     )
     if lead is not None:
         lead.journal.evaluated(step, lead.ledger.charges, accuracy, lead.coordinator.epsilon)
-
-
-def _report(lead: Lead | None, observer: Observer, *, save: bool) -> None:
-    if lead is None:
-        observer.report({}, None)
-    else:
-        observer.report(lead.journal.releases(), lead.coordinator.checkpoint() if save else None)
 
 
 def _finish(session: Session, lead: Lead) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dp_ray.config import Config
+from dp_ray.config import Config, OptimizerConfig
 from dp_ray.errors import ConfigError
 
 _NEEDS_LENGTH = {
@@ -21,6 +21,12 @@ _NEEDS_LENGTH = {
 
 _UNFIT = ("Optimizer", "LBFGS", "SparseAdam")
 """Need a closure over the data, or sparse gradients."""
+
+
+def depends_on_length(section: OptimizerConfig) -> bool:
+    """Whether the schedule is laid out for T steps, and would not fit more."""
+    argument = _NEEDS_LENGTH.get(section.scheduler or "")
+    return argument is not None and argument not in section.scheduler_arguments
 
 
 def build_optimizer(

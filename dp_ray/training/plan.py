@@ -86,15 +86,24 @@ def make_plan(config: Config) -> PrivacyPlan:
         ConfigError: q > 1, δ ≥ 1/N, a budget that cannot be met, a network or a transform that
             cannot be used, microbatches that do not fit into memory, an unknown optimizer.
     """
+    plan = _solve_budget(config, data_facts(config.data))
+    check_feasible(config, plan.steps)
+    return plan
+
+
+def check_feasible(config: Config, steps: int) -> None:
+    """Checks all but the budget; reads no data.
+
+    Raises:
+        ConfigError: see :func:`make_plan`.
+    """
     facts = data_facts(config.data)
-    plan = _solve_budget(config, facts)
     _check_gpus(config)
     ViewMaker(config.augment, facts, torch.device("cpu"))
     model = build_model(config.model, facts)
-    build_optimizer(config, [p for p in model.parameters() if p.requires_grad], plan.steps)
+    build_optimizer(config, [p for p in model.parameters() if p.requires_grad], steps)
     check_memory(config, facts, model)
     _try_step(config, model, facts)
-    return plan
 
 
 def _solve_budget(config: Config, facts: DataFacts) -> PrivacyPlan:
@@ -152,7 +161,7 @@ def _solve_budget(config: Config, facts: DataFacts) -> PrivacyPlan:
 
 def _check_gpus(config: Config) -> None:
     """A GPU that is not there would be waited for without end."""
-    wanted = config.cluster.gpus_per_worker * max(config.cluster.num_workers, 1)
+    wanted = config.cluster.gpus_per_worker * max(config.cluster.max_workers, 1)
     found = torch.cuda.device_count()
     if config.cluster.address is None and wanted > found:
         raise ConfigError(

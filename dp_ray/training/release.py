@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import math
 import platform
-import shutil
-import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from dp_ray.config import Config, write_yaml
-from dp_ray.privacy.accounting import AccountantName, History, epsilon_of
+from dp_ray.privacy.accounting import History, epsilon_by_accountant
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.run_directory import RunDirectory
+from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
+
+MODEL = "model.safetensors"
+STATEMENT = "privacy.json"
 
 ASSUMPTIONS = (
     "Two data sets are neighbours if one has one example more; a person with several examples is "
@@ -76,10 +76,13 @@ def publish(
         model: for the tensors that were not trained.
         params: name → tensor of the trained ones.
         outcome: how the run ended.
+
+    Raises:
+        OSError: it cannot be written; the run can be resumed.
     """
     result: dict[str, Any] = {
         "name": config.name,
-        "path": str(run.path),
+        "path": str(run.root),
         "status": "finished" if outcome.finished else "stopped",
         "steps": outcome.steps,
         "charges": outcome.charges,
@@ -95,24 +98,15 @@ def publish(
                     parameter.copy_(params[name])
         state = model.state_dict()
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
-        temporary = Path(tempfile.mkdtemp(prefix=".release.", dir=run.path))
-        try:
-            save_file(tensors, temporary / "model.safetensors")
-            (temporary / "config.yaml").write_text(
-                write_yaml(public_config(config)), encoding="utf-8"
-            )
-            seeded = run.config().seed is not None
-            statement = privacy_statement(config, plan, outcome, seeded=seeded)
-            (temporary / "privacy.json").write_text(
-                json.dumps(statement, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
-            temporary.chmod(0o755)
-            for file in temporary.iterdir():
-                file.chmod(0o644)
-            shutil.rmtree(run.release, ignore_errors=True)
-            temporary.rename(run.release)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        seeded = run.config().seed is not None
+        statement = privacy_statement(config, plan, outcome, seeded=seeded)
+        text = json.dumps(statement, indent=2, ensure_ascii=False) + "\n"
+        files = {
+            MODEL: save(tensors),
+            CONFIG: write_yaml(public_config(config)).encode(),
+            STATEMENT: text.encode(),
+        }
+        run.root.publish(RELEASE, files)
     run.write_result(result)
 
 
@@ -135,13 +129,12 @@ def privacy_statement(
     config: Config, plan: PrivacyPlan, outcome: Outcome, *, seeded: bool
 ) -> dict[str, Any]:
     """What may be claimed, by whose word, under which assumptions."""
-    names: tuple[AccountantName, ...] = ("prv", "rdp", "pld")
-    by_accountant = {name: finite(epsilon_of(name, outcome.history, plan.delta)) for name in names}
+    spent = epsilon_by_accountant(outcome.history, plan.delta)
     return {
         "epsilon": finite(outcome.epsilon),
         "delta": plan.delta,
         "accountant": plan.accountant,
-        "epsilon_by_accountant": by_accountant,
+        "epsilon_by_accountant": {name: finite(value) for name, value in spent.items()},
         "noise_multiplier": plan.noise_multiplier,
         "sample_rate": plan.sample_rate,
         "steps": outcome.steps,

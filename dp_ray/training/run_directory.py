@@ -1,4 +1,4 @@
-"""What a run leaves on disk, and who may see it.
+"""What a run leaves behind, and who may see it.
 
 ::
 
@@ -6,77 +6,77 @@
       result.json            what came out, in one object
       release/               may be published: model.safetensors, config.yaml, privacy.json
       private/               mode 0700: run key, ledger, full configuration, metrics, checkpoints
+
+It lies on a disk, or in an object store if ``train.storage_path`` is a URI.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dp_ray.config import Config, parse_config, read_yaml, write_yaml
-from dp_ray.errors import ConfigError, RunError
+from dp_ray.errors import RunError
 from dp_ray.keys import KEY_BYTES, RunKey
 from dp_ray.privacy.ledger import Ledger
+from dp_ray.privacy.lock import WriterLock
+from dp_ray.storage import Folder, open_folder
 from dp_ray.training.plan import PrivacyPlan
+
+RESULT = "result.json"
+RELEASE = "release"
+CONFIG = "config.yaml"
+RUN_KEY = "run_key"
+METRICS = "metrics.jsonl"
+PROGRESS = "progress.json"
+STOP = "stop"
+RAY = "ray"
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths of one run; ``path`` is absolute."""
+    """The files of one run, in ``root``."""
 
-    path: Path
+    root: Folder
 
     @classmethod
     def of(cls, config: Config) -> RunDirectory:
-        """Where the configured run lives."""
-        return cls(Path(config.train.storage_path).expanduser().absolute() / config.name)
+        """Where the configured run lives.
+
+        Raises:
+            StorageError: ``train.storage_path`` is a URI that cannot be opened.
+        """
+        return cls(open_folder(config.train.storage_path) / config.name)
 
     @property
-    def release(self) -> Path:
-        """Folder of what may be published."""
-        return self.path / "release"
+    def release(self) -> Folder:
+        """What may be published."""
+        return self.root / RELEASE
 
     @property
-    def private(self) -> Path:
-        """Folder of what must not be published."""
-        return self.path / "private"
+    def private(self) -> Folder:
+        """What must not be published."""
+        return self.root / "private"
 
     @property
-    def result(self) -> Path:
-        """The one-object summary."""
-        return self.path / "result.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of checkpoints; under Ray it is the experiment's folder."""
+    def checkpoints(self) -> Folder:
+        """See :class:`~dp_ray.training.checkpoint.Checkpoints`."""
         return self.private / "checkpoints"
 
     @property
-    def ledger(self) -> Path:
+    def ledger(self) -> Folder:
         """The write-ahead log of charges."""
-        return self.private / "ledger.jsonl"
-
-    @property
-    def metrics(self) -> Path:
-        """One line a step; private."""
-        return self.private / "metrics.jsonl"
-
-    @property
-    def progress(self) -> Path:
-        """How far the run is, for whoever watches it."""
-        return self.private / "progress.json"
-
-    @property
-    def stop_request(self) -> Path:
-        """If this file is there, the run stops after the step at hand."""
-        return self.private / "stop"
+        return self.private / "ledger"
 
     def exists(self) -> bool:
         """Whether a run of this name was started."""
-        return self.private.exists()
+        return self.root.exists("private")
+
+    def finished(self) -> bool:
+        """Whether it came to its end."""
+        return self.root.exists(RESULT) and self.read_result().get("status") == "finished"
 
     def check_free(self) -> None:
         """Refuses a name that is taken: a run is never overwritten.
@@ -84,8 +84,17 @@ class RunDirectory:
         Raises:
             RunError: it is; the message says how to go on.
         """
-        if self.exists() or self.result.exists():
-            raise RunError(self._taken())
+        if self.exists() or self.root.exists(RESULT):
+            raise RunError(self.taken())
+
+    def taken(self) -> str:
+        """Why no new run can have this name, and how to go on."""
+        if self.finished():
+            return (
+                f"{self.root} holds a finished run, which is kept as it is: choose another --name, "
+                "remove the folder, or go on with --resume and more privacy.steps"
+            )
+        return f"{self.root} holds an unfinished run: continue it with --resume, or choose a --name"
 
     def create(self, config: Config, plan: PrivacyPlan) -> None:
         """Lays out a new run, draws its key and enters its plan into the ledger.
@@ -95,55 +104,27 @@ class RunDirectory:
         """
         self.check_free()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.private.mkdir(mode=0o700)
-            self.write_private("config.yaml", write_yaml(config.dump()))
+            if isinstance(path := self.root.path, Path):
+                path.mkdir(parents=True, exist_ok=True)  # to be seen by others, unlike private/
+            self.private.write(CONFIG, write_yaml(config.dump()).encode())
             key = RunKey.from_entropy() if config.seed is None else RunKey.from_seed(config.seed)
-            self.write_private("run_key", key.secret.hex() + "\n")
+            self.private.write(RUN_KEY, f"{key.secret.hex()}\n".encode())
             Ledger.create(self.ledger, key.derive("ledger"), plan.dump())
         except OSError as error:
             raise RunError(
-                f"{self.path} cannot be written: {error}; set train.storage_path to another folder"
+                f"{self.root} cannot be written: {error}; set train.storage_path to another folder"
             ) from error
 
-    def _taken(self) -> str:
-        finished = self.result.exists() and self.read_result().get("status") == "finished"
-        if finished:
-            return (
-                f"{self.path} holds a finished run, which is kept as it is: choose another --name, "
-                "or remove the folder"
-            )
-        return f"{self.path} holds an unfinished run: continue it with --resume, or choose a --name"
-
-    def check_resume(self, config: Config) -> None:
-        """Refuses to continue a run as something else.
+    def config(self) -> Config:
+        """The configuration that the run was started with, whole.
 
         Raises:
-            RunError: there is no run, or it is finished.
-            ConfigError: a field that decides the mathematics differs from the run's own.
+            RunError: there is none.
         """
-        if not self.exists():
-            raise RunError(f"{self.path} holds no run to resume: start it without --resume")
-        if self.result.exists() and self.read_result().get("status") == "finished":
-            raise RunError(self._taken())
-        started = self.config()
-        before = {**deciding_fields(started), "seed": started.seed}
-        now = {**deciding_fields(config), "seed": config.seed}
-        for field in sorted(before.keys() | now.keys()):
-            if before.get(field) != now.get(field):
-                raise ConfigError(
-                    field,
-                    now.get(field),
-                    f"the run was started with {before.get(field)!r}",
-                    "Resume it as it was, or start a new run with another --name",
-                )
-
-    def config(self) -> Config:
-        """The configuration that the run was started with, whole."""
         try:
-            text = (self.private / "config.yaml").read_text(encoding="utf-8")
+            text = self.private.read(CONFIG).decode()
         except OSError as error:
-            raise RunError(f"{self.path} holds no run: {error}") from error
+            raise RunError(f"{self.root} holds no run: {error}") from error
         return parse_config(read_yaml(text))
 
     def run_key(self) -> RunKey:
@@ -152,30 +133,60 @@ class RunDirectory:
         Raises:
             RunError: it is missing or damaged.
         """
-        path = self.private / "run_key"
         try:
-            return RunKey(bytes.fromhex(path.read_text(encoding="ascii").strip()))
+            return RunKey(bytes.fromhex(self.private.read(RUN_KEY).decode().strip()))
         except (OSError, ValueError) as error:
             raise RunError(
-                f"{path}: {error}. Without its key ({KEY_BYTES} bytes in hex) a run cannot be "
-                "continued; restore the file from a backup, or start a new run"
+                f"{self.private}/{RUN_KEY}: {error}. Without its key ({KEY_BYTES} bytes in hex) a "
+                "run cannot be continued; restore the file from a backup, or start a new run"
             ) from error
 
-    def open_ledger(self, *, writable: bool = False) -> Ledger:
-        """The run's ledger; see :class:`~dp_ray.privacy.ledger.Ledger` for the errors."""
-        return Ledger(self.ledger, self.run_key().derive("ledger"), writable=writable)
+    def read_ledger(self) -> Ledger:
+        """The run's ledger, verified.
 
-    def plan(self) -> PrivacyPlan:
-        """The plan that the run was started with and is held to."""
-        return PrivacyPlan.from_dump(self.open_ledger().plan)
+        Raises:
+            LedgerError: see :class:`~dp_ray.privacy.ledger.Ledger`.
+            RunError: the run key is missing.
+        """
+        return Ledger(self.ledger, self.run_key().derive("ledger"))
 
-    def write_private(self, name: str, text: str) -> None:
-        """Writes a file that only its owner may read, whole or not at all."""
-        _write_atomically(self.private / name, text, mode=0o600)
+    def write_ledger(
+        self,
+        attempt: str,
+        *,
+        wait_s: float = 0.0,
+        take_over: bool = False,
+        block: int = 1,
+        repair: bool = False,
+    ) -> Ledger:
+        """The run's ledger, open for this process alone.
+
+        Args:
+            attempt: see :class:`~dp_ray.privacy.lock.Owner`.
+            wait_s: how long to wait for a writer that is about to end.
+            take_over: break the lock of a writer that is known to be gone.
+            block: steps that are paid for at once.
+            repair: go on without a damaged end.
+
+        Raises:
+            LedgerError: another process writes it, or it does not verify.
+            RunError: the run key is missing.
+        """
+        key = self.run_key().derive("ledger")
+        lock = WriterLock(self.ledger, attempt, wait_s=wait_s, take_over=take_over)
+        try:
+            return Ledger(self.ledger, key, lock=lock, block=block, repair=repair)
+        except BaseException:
+            lock.release()
+            raise
+
+    def stop_requested(self) -> bool:
+        """Whether the user asked the run to stop after the step at hand."""
+        return self.private.exists(STOP)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes result.json, whole or not at all."""
-        _write_atomically(self.result, json.dumps(result, indent=2) + "\n", mode=0o644)
+        self.root.write(RESULT, (json.dumps(result, indent=2) + "\n").encode())
 
     def read_result(self) -> dict[str, Any]:
         """What result.json holds.
@@ -184,9 +195,9 @@ class RunDirectory:
             RunError: it is missing or not JSON.
         """
         try:
-            result: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+            result: dict[str, Any] = json.loads(self.root.read(RESULT))
         except (OSError, ValueError) as error:
-            raise RunError(f"{self.result} cannot be read: {error}") from error
+            raise RunError(f"{self.root}/{RESULT} cannot be read: {error}") from error
         return result
 
 
@@ -201,13 +212,3 @@ def deciding_fields(config: Config) -> dict[str, Any]:
     for may_change in ("data.root", "data.cache", "data.download", "data.evaluation"):
         del fields[may_change]
     return fields
-
-
-def _write_atomically(path: Path, text: str, *, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -16,9 +16,11 @@ from dp_ray.data.views import ViewMaker
 from dp_ray.errors import DataError
 from dp_ray.keys import SamplingKeys
 from dp_ray.models.build import build_model
+from dp_ray.privacy.balance import Execution
 from dp_ray.privacy.ledger import Ledger
-from dp_ray.training.checkpoint import newest_in
+from dp_ray.training.checkpoint import Checkpoints
 from dp_ray.training.collective import Collective
+from dp_ray.training.execution import describe_execution
 from dp_ray.training.journal import Journal
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.plan import PrivacyPlan
@@ -27,6 +29,12 @@ from dp_ray.training.step import ShardWorker
 
 if TYPE_CHECKING:
     from dp_ray.training.coordinator import Coordinator
+
+_BLOCK_OF_OBJECTS = 16
+"""Where each charge is a round trip to an object store, some are paid for together."""
+
+_LOCK_WAIT_S = 20.0
+"""A coordinator that was killed, or whose driver was, may take some seconds to end."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +45,31 @@ class Task:
         config: the whole configuration.
         plan: the solved budget.
         run: where results go; on storage that all workers see.
+        attempt: names this call of ``dp-ray train``, for the run's lock.
     """
 
     config: Config
     plan: PrivacyPlan
     run: RunDirectory
+    attempt: str
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints.
+
+        Where workers come and go, what was not saved must be drawn and charged again, so each
+        step is saved.
+        """
+        if self.config.train.checkpoint_every is not None:
+            return self.config.train.checkpoint_every
+        return 1 if self.config.cluster.is_elastic else max(self.plan.steps // 10, 1)
+
+    @property
+    def charge_every(self) -> int:
+        """Steps that are paid for at once."""
+        if self.config.train.charge_every is not None:
+            return self.config.train.charge_every
+        return 1 if self.run.ledger.path is not None else _BLOCK_OF_OBJECTS
 
 
 @dataclass(frozen=True)
@@ -62,8 +90,10 @@ class Lead:
 
     def close(self) -> None:
         """Writes what is buffered and gives the ledger's lock back."""
-        self.journal.close()
-        self.ledger.close()
+        try:
+            self.journal.close()
+        finally:
+            self.ledger.close()
 
 
 @dataclass(frozen=True)
@@ -107,15 +137,14 @@ def open_session(
     model = build_model(task.config.model, dataset.facts, init_seed=seed).to(device)
     layout = ParameterLayout.of(model)
     _share_untrained(collective, model, layout)
+    execution = describe_execution(
+        collective,
+        threads=threads,
+        device=device,
+        microbatch_size=task.config.train.microbatch_size,
+    )
     lead = None
     if collective.rank == 0:
-        execution = {
-            "workers": collective.world_size,
-            "threads": threads,
-            "microbatch_size": task.config.train.microbatch_size,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "torch": str(torch.__version__),
-        }
         lead = _open_lead(task, model, layout, dataset, execution)
     worker = ShardWorker(
         model=model,
@@ -137,26 +166,31 @@ def _open_lead(
     model: nn.Module,
     layout: ParameterLayout,
     dataset: Dataset,
-    execution: dict[str, object],
+    execution: Execution,
 ) -> Lead:
     # Here, so that followers do not even load the code that draws noise.
     from dp_ray.training.coordinator import Coordinator
 
-    context = json.dumps([deciding_fields(task.config), dataset.digest], sort_keys=True)
+    # The configuration that the run was started with: one that allows more steps draws the same.
+    context = json.dumps([deciding_fields(task.run.config()), dataset.digest], sort_keys=True)
     run_key = task.run.run_key().bind(context)
-    ledger = task.run.open_ledger(writable=True)
-    coordinator = Coordinator(
-        task.config,
-        task.plan,
-        run_key=run_key,
-        ledger=ledger,
-        initial_params=layout.join(dict(model.named_parameters())),
-        layout=layout,
-        data_digest=dataset.digest,
-        checkpoint=newest_in(task.run.checkpoints),
-        execution=execution,
-    )
-    return Lead(coordinator, ledger, Journal(task.run, task.plan), run_key.sampling_keys())
+    ledger = task.run.write_ledger(task.attempt, wait_s=_LOCK_WAIT_S, block=task.charge_every)
+    try:
+        coordinator = Coordinator(
+            task.config,
+            task.plan,
+            run_key=run_key,
+            ledger=ledger,
+            checkpoints=Checkpoints(task.run.checkpoints, ledger, run_key.derive("checkpoint")),
+            initial_params=layout.join(dict(model.named_parameters())),
+            layout=layout,
+            data_digest=dataset.digest,
+            execution=execution,
+        )
+        return Lead(coordinator, ledger, Journal(task.run, task.plan), run_key.sampling_keys())
+    except BaseException:
+        ledger.close()
+        raise
 
 
 def _share_keys(lead: Lead | None, collective: Collective) -> SamplingKeys:

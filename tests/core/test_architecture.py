@@ -12,13 +12,14 @@ import dp_ray
 PACKAGE = Path(dp_ray.__file__).parent
 
 # Each layer and the layers that it may import, besides itself.
-BASE = {"errors", "keys", "imports", "config"}
+BASE = {"errors", "keys", "imports", "config", "storage"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "keys": set(),
     "imports": {"errors"},
     "config": {"errors"},
-    "privacy": {"errors", "keys"},
+    "storage": {"errors"},
+    "privacy": {"errors", "keys", "storage"},
     "data": BASE,
     "models": BASE | {"data"},
     "training": BASE | {"privacy", "data", "models"},

@@ -11,18 +11,16 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import MakeConfig
+from support import MakeConfig, folder
 from typer.testing import CliRunner
 
 from dp_ray import cli
 from dp_ray.cluster.progress import describe_progress
 from dp_ray.config import load_config
 from dp_ray.report.words import duration
-from dp_ray.training.checkpoint import newest_in
 from dp_ray.training.plan import make_plan
-from dp_ray.training.run_directory import RunDirectory
 
-COMMANDS = ("plan", "train", "evaluate", "config")
+COMMANDS = ("plan", "train", "evaluate", "ledger", "config")
 
 
 @pytest.fixture
@@ -84,13 +82,13 @@ def test_train_evaluate_and_the_taken_name(config_file: Path) -> None:
 
 
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(config_file: Path) -> None:
-    run = RunDirectory.of(load_config(config_file))
+    private = folder(load_config(config_file)) / "private"
     command = [sys.executable, "-m", "dp_ray", "train", str(config_file)]
     many = ["--set", "privacy.steps=4000", "--set", "privacy.accountant=rdp", "--json"]
     with subprocess.Popen(
         [*command, *many], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        while not run.progress.exists():
+        while not (private / "progress.json").exists():
             assert process.poll() is None, process.stderr
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
@@ -100,10 +98,38 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(config_file: Path) -> None:
     result = json.loads(output.splitlines()[-1])
     assert result["status"] == "stopped"
     assert 0 < result["steps"] == result["charges"] < 4000
-    assert newest_in(run.checkpoints) is not None
+    assert list((private / "checkpoints").iterdir())
     assert "--resume" in output
     refused = dp_ray("train", config_file, *many)
     assert "continue it with --resume" in refused.stderr
+
+
+def test_ledger_says_what_was_spent_and_whether_it_verifies(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = json.loads(run("train", config_file, "--json").splitlines()[-1])
+    *lines, last = run("ledger", result["path"], "--json").splitlines()
+    facts = json.loads(last)
+    assert facts["verified"]
+    assert (facts["steps"], facts["charges"], facts["repeated"]) == (4, 4, 0)
+    assert facts["epsilon"] == facts["epsilon_by_accountant"]["prv"] == result["epsilon"]
+    assert set(facts["epsilon_by_accountant"]) == {"prv", "rdp", "pld"}
+    assert "verifies" in lines[0]
+
+    records = Path(result["path"]) / "private/ledger/records.jsonl"
+    whole = records.read_bytes()
+    records.write_bytes(whole.replace(b"charge", b"chargo", 1))
+    _, errors = failed(capsys, "ledger", result["path"])
+    assert "does not verify: record 3" in errors
+    assert errors.count("\n") == 1
+
+    records.write_bytes(whole[:-9])  # as a power cut leaves it
+    _, errors = failed(capsys, "ledger", result["path"])
+    assert "--repair" in errors
+    facts = json.loads(run("ledger", result["path"], "--repair", "--json").splitlines()[-1])
+    assert (facts["charges"], facts["repairs"]) == (5, 1)
+    _, errors = failed(capsys, "ledger", str(config_file.parent / "nothing"))
+    assert "there is no run" in errors
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,180 @@
+"""One writer a run: a lock with an owner, which a person can break knowingly.
+
+On a disk the lock is the kernel's (flock), so it ends with its process. In an object store it is a
+file that names its owner: nobody can tell there whether that owner is dead, unless it is an earlier
+process of the same attempt, or ran on this machine. Whoever has lost the lock notices before the
+next charge.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from dp_ray.errors import LedgerError
+from dp_ray.storage import OWNER_ONLY, Folder
+
+_FILE = "lock"
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who writes a run.
+
+    Attributes:
+        attempt: names one call of ``dp-ray train``; Ray may start its coordinator several times.
+        host: machine of the process.
+        pid: its number there.
+        started: when the process began, in seconds since 1970: numbers of processes are used again.
+        since: when it took the lock, for people.
+        nonce: tells two takings of the lock apart.
+    """
+
+    attempt: str
+    host: str
+    pid: int
+    started: float
+    since: str
+    nonce: str
+
+    @classmethod
+    def this_process(cls, attempt: str) -> Owner:
+        """The process that calls this, now."""
+        return cls(
+            attempt=attempt,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started=psutil.Process().create_time(),
+            since=datetime.now(UTC).isoformat(timespec="seconds"),
+            nonce=secrets.token_hex(8),
+        )
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+    def is_known_dead(self) -> bool:
+        """Whether it ran on this machine and no longer does."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            return abs(psutil.Process(self.pid).create_time() - self.started) > 1
+        except psutil.NoSuchProcess:
+            return True
+
+
+class WriterLock:
+    """The right to write a run, held until :meth:`release` or the end of the process.
+
+    Args:
+        folder: of the ledger.
+        attempt: see :class:`Owner`.
+        wait_s: how long to wait for an owner that is about to end.
+        take_over: break another's lock: only for a process that is known to be gone.
+
+    Raises:
+        LedgerError: another process holds it; the message names it.
+    """
+
+    def __init__(
+        self, folder: Folder, attempt: str, *, wait_s: float = 0.0, take_over: bool = False
+    ) -> None:
+        self._folder = folder
+        self._owner = Owner.this_process(attempt)
+        self._descriptor: int | None = None
+        deadline = time.monotonic() + wait_s
+        while not self._take(take_over):
+            if time.monotonic() >= deadline:
+                raise LedgerError(self._taken())
+            time.sleep(_POLL_S)
+
+    def check(self) -> None:
+        """Makes sure that the lock was not taken over.
+
+        Raises:
+            LedgerError: it was.
+        """
+        if not self._is_held():
+            raise LedgerError(
+                f"{self._folder}: the run was taken over by {self._read() or 'another process'}; "
+                "this process stops, and released nothing after that"
+            )
+
+    def release(self) -> None:
+        """Lets the next writer in."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        elif self._folder.path is None and self._is_held():
+            self._folder.delete(_FILE)
+
+    def _take(self, take_over: bool) -> bool:
+        path = self._folder.path
+        return self._take_object(take_over) if path is None else self._take_file(path, take_over)
+
+    def _take_file(self, path: Path, take_over: bool) -> bool:
+        if take_over and not self._take_file(path, False):
+            (path / _FILE).unlink(missing_ok=True)  # its holder finds another file in its place
+        try:
+            if self._descriptor is None:
+                self._descriptor = os.open(path / _FILE, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            return False
+        except OSError as error:
+            self.release()
+            raise LedgerError(f"the ledger {self._folder} cannot be written: {error}") from error
+        if not self._is_held():
+            self.release()
+            return False
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, self._content(), 0)
+        return True
+
+    def _take_object(self, take_over: bool) -> bool:
+        owner = self._read()
+        mine = owner is not None and owner.attempt == self._owner.attempt
+        if owner is None or take_over or mine or owner.is_known_dead():
+            try:
+                self._folder.write(_FILE, self._content())
+            except OSError as error:
+                raise LedgerError(
+                    f"the ledger {self._folder} cannot be written: {error}"
+                ) from error
+        return self._is_held()  # of two that wrote, the last has it
+
+    def _is_held(self) -> bool:
+        path = self._folder.path
+        if path is None:
+            return self._read() == self._owner
+        if self._descriptor is None:
+            return False
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), (path / _FILE).stat())
+        except FileNotFoundError:
+            return False
+
+    def _content(self) -> bytes:
+        return json.dumps(asdict(self._owner)).encode()
+
+    def _read(self) -> Owner | None:
+        try:
+            return Owner(**json.loads(self._folder.read(_FILE)))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def _taken(self) -> str:
+        return (
+            f"{self._folder}: another process writes this run ({self._read() or 'unknown'}). Wait "
+            "for it or end it; if it is known to be gone for good, --break-lock takes its place"
+        )

@@ -1,0 +1,90 @@
+"""What a run's ledger says, verified: what ``dp-ray ledger`` prints."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from dp_ray.errors import RunError
+from dp_ray.privacy.accounting import epsilon_by_accountant
+from dp_ray.report.words import count
+from dp_ray.storage import open_folder
+from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.release import finite
+from dp_ray.training.run_directory import RunDirectory
+
+
+def ledger_facts(location: str) -> dict[str, Any]:
+    """Steps, repeats and ε of a run; changes nothing.
+
+    Args:
+        location: path or URI of the run.
+
+    Raises:
+        RunError: there is no run, or its key is missing.
+        LedgerError: the ledger does not verify.
+    """
+    ledger = _run(location).read_ledger()
+    plan = PrivacyPlan.from_dump(ledger.plan)
+    spent = epsilon_by_accountant(ledger.history, plan.delta)
+    return {
+        "run": location,
+        "verified": True,
+        "sessions": len(ledger.sessions),
+        "steps": ledger.steps,
+        "steps_planned": plan.steps,
+        "charges": ledger.charges,
+        "charged_again": ledger.charges - ledger.steps,
+        "repeated": sum(session.repeats for session in ledger.sessions),
+        "repairs": ledger.repairs,
+        "checkpoints": len(ledger.checkpoints),
+        "noise_multiplier": plan.noise_multiplier,
+        "sample_rate": plan.sample_rate,
+        "max_grad_norm": plan.max_grad_norm,
+        "delta": plan.delta,
+        "accountant": plan.accountant,
+        "epsilon": finite(spent[plan.accountant]),
+        "epsilon_planned": finite(plan.epsilon),
+        "epsilon_by_accountant": {name: finite(value) for name, value in spent.items()},
+    }
+
+
+def repair_ledger(location: str) -> None:
+    """Accepts a damaged end and charges for what it may have held.
+
+    Raises:
+        RunError: there is no run, or its key is missing.
+        LedgerError: more than the end is damaged, or another process writes it.
+    """
+    _run(location).write_ledger(secrets.token_hex(8), repair=True).close()
+
+
+def describe_ledger(facts: dict[str, Any]) -> str:
+    """Lines for the terminal."""
+    by_accountant = ", ".join(
+        f"{name} {'none' if value is None else format(value, '.4f')}"
+        for name, value in facts["epsilon_by_accountant"].items()
+    )
+    planned = facts["epsilon_planned"]
+    lines = [
+        f"chain         verifies ({count(facts['sessions'], 'session')}, "
+        f"{count(facts['checkpoints'], 'checkpoint')})",
+        f"steps         {facts['steps']} of {facts['steps_planned']} paid for",
+        f"repeats       {count(facts['repeated'], 'step')} after a stop or crash, "
+        f"{facts['charged_again']} of them charged again",
+        f"charges       {count(facts['charges'], 'noised sum')} at "
+        f"σ = {facts['noise_multiplier']:.4f}, C = {facts['max_grad_norm']:g}, "
+        f"q = {facts['sample_rate']:.5f}",
+        f"ε spent       {by_accountant} (δ = {facts['delta']:g}); "
+        f"{facts['accountant']} counts, of {'none' if planned is None else format(planned, '.4f')}",
+    ]
+    if facts["repairs"]:
+        lines.append(f"repairs       {count(facts['repairs'], 'time')}, lost records charged for")
+    return "\n".join(lines)
+
+
+def _run(location: str) -> RunDirectory:
+    run = RunDirectory(open_folder(location))
+    if not run.exists():
+        raise RunError(f"there is no run {run.root}: give its folder, such as runs/digits")
+    return run

@@ -1,0 +1,50 @@
+"""How a run is executed: everything that decides whether a sum repeats bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+
+import numpy as np
+import torch
+
+from dp_ray.privacy.balance import Execution
+from dp_ray.training.collective import Collective
+
+
+def describe_execution(
+    collective: Collective, *, threads: int, device: torch.device, microbatch_size: int
+) -> Execution:
+    """The execution fingerprint; right on rank 0 only, and all workers take part.
+
+    Args:
+        collective: the workers; their number and each one's machine count.
+        threads: torch threads of this worker.
+        device: where this worker computes.
+        microbatch_size: B.
+    """
+    own = {
+        "threads": threads,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }
+    return {
+        "workers": collective.world_size,
+        "microbatch_size": microbatch_size,
+        "engine": "vmap",
+        **own,
+        "all_workers": _digest_of_all(collective, own),
+    }
+
+
+def _digest_of_all(collective: Collective, own: dict[str, object]) -> str:
+    """One string for what all workers are, in the order of their ranks."""
+    word = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).digest()[:7]
+    words = torch.zeros(collective.world_size, dtype=torch.int64)
+    words[collective.rank] = int.from_bytes(word, "little")
+    collective.reduce_(words)
+    return hashlib.sha256(words.numpy().tobytes()).hexdigest()[:16]

@@ -1,0 +1,136 @@
+"""Going on with a run: as what it was started, on how it was executed, with more steps at most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dp_ray.config import Config
+from dp_ray.errors import ConfigError, RunError
+from dp_ray.privacy.accounting import BudgetError, solve_steps
+from dp_ray.training.optimizers import depends_on_length
+from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.run_directory import RunDirectory, deciding_fields
+
+_BUDGET = ("privacy.epsilon", "privacy.noise_multiplier", "privacy.steps")
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What a run goes on as.
+
+    Attributes:
+        config: as given, with the execution of the sessions before where it leaves that open.
+        before: the plan that the run is held to so far.
+        plan: the plan from here on; it differs from ``before`` in T and ε if more steps were
+            asked for.
+    """
+
+    config: Config
+    before: PrivacyPlan
+    plan: PrivacyPlan
+
+
+def plan_resumption(run: RunDirectory, config: Config) -> Resumption:
+    """Checks that a run can go on under a configuration; changes nothing.
+
+    Raises:
+        RunError: there is no run, it is finished, or its files are damaged.
+        ConfigError: a field that decides the mathematics differs from the run's own.
+    """
+    if not run.exists():
+        raise RunError(f"{run.root} holds no run to resume: start it without --resume")
+    ledger = run.read_ledger()
+    started, before = run.config(), PrivacyPlan.from_dump(ledger.plan)
+    _check_fields(started, config)
+    plan = before
+    if any(_value(started, field) != _value(config, field) for field in _BUDGET):
+        plan = _raise_steps(config, before)
+    if run.finished() and plan.steps <= before.steps:
+        raise RunError(run.taken())
+    if ledger.sessions:
+        config = _keep_execution(config, ledger.sessions[-1].execution)
+    return Resumption(config, before, plan)
+
+
+def _check_fields(started: Config, now: Config) -> None:
+    old = {**deciding_fields(started), "seed": started.seed}
+    new = {**deciding_fields(now), "seed": now.seed}
+    for field in sorted((old.keys() | new.keys()) - set(_BUDGET)):
+        if old.get(field) != new.get(field):
+            raise ConfigError(
+                field,
+                new.get(field),
+                f"the run was started with {old.get(field)!r}",
+                "Resume it as it was, or start a new run with another --name",
+            )
+
+
+def _raise_steps(config: Config, before: PrivacyPlan) -> PrivacyPlan:
+    """The plan with the steps that a changed budget asks for, at the run's own noise."""
+    privacy = config.privacy
+    if privacy.noise_multiplier not in (None, before.noise_multiplier):
+        raise ConfigError(
+            "privacy.noise_multiplier",
+            privacy.noise_multiplier,
+            f"the run's noise is {before.noise_multiplier}",
+            "Resume it as it was, or start a new run with another --name",
+        )
+    steps = privacy.steps
+    if steps is None:
+        steps = _affordable_steps(config, before)
+    if steps < before.steps:
+        raise ConfigError(
+            "privacy.epsilon" if privacy.steps is None else "privacy.steps",
+            privacy.epsilon if privacy.steps is None else privacy.steps,
+            f"that is {steps} steps, fewer than the run's {before.steps}",
+            "A run can be given more steps, not fewer; Ctrl-C stops it at any step",
+        )
+    cost = before.epsilon_after(steps)
+    if privacy.epsilon is not None and cost > privacy.epsilon:
+        raise ConfigError(
+            "privacy.epsilon",
+            privacy.epsilon,
+            f"{steps} steps at the run's σ = {before.noise_multiplier:.4g} cost ε = {cost:.4f}",
+            f"To accept that, set privacy.epsilon to {_round_up(cost)} as well",
+        )
+    if steps > before.steps and depends_on_length(config.optimizer):
+        raise ConfigError(
+            "privacy.steps",
+            steps,
+            f"the schedule {config.optimizer.scheduler} was laid out for {before.steps} steps",
+            "Start a new run with another --name; its privacy cost adds to this one's",
+        )
+    return replace(before, steps=steps, epsilon=cost)
+
+
+def _affordable_steps(config: Config, before: PrivacyPlan) -> int:
+    assert config.privacy.epsilon is not None
+    try:
+        return solve_steps(
+            before.accountant,
+            target=config.privacy.epsilon,
+            noise_multiplier=before.noise_multiplier,
+            sample_rate=before.sample_rate,
+            delta=before.delta,
+        )
+    except BudgetError as error:
+        raise ConfigError(
+            "privacy.epsilon", config.privacy.epsilon, str(error), "Resume the run as it was"
+        ) from error
+
+
+def _keep_execution(config: Config, execution: dict[str, Any]) -> Config:
+    """Threads as before, unless they are given: another number would round sums otherwise."""
+    if config.cluster.threads_per_worker is not None:
+        return config
+    cluster = config.cluster.model_copy(update={"threads_per_worker": execution["threads"]})
+    return config.model_copy(update={"cluster": cluster})
+
+
+def _value(config: Config, field: str) -> Any:
+    return deciding_fields(config)[field]
+
+
+def _round_up(epsilon: float) -> float:
+    return int(epsilon * 100 + 1) / 100
