@@ -16,6 +16,9 @@ def prepare_environment(cluster: ClusterConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Also the interval at which Ray Train polls for its workers to be up; the default is 2 s.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    if cluster.is_elastic:
+        # How long a group of a size that is no longer to be had is waited for; the default is 60 s.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     if cluster_address(cluster) is None:
         # Without this Ray replaces 127.0.0.1 by the machine's outer address and listens there.
         # The name is historical: it is how Ray keeps to the loopback on laptops.

@@ -16,6 +16,7 @@ from dp_ray.cluster.environment import cluster_address, prepare_environment
 from dp_ray.cluster.progress import ProgressLine
 from dp_ray.config import Config
 from dp_ray.data.store import open_dataset
+from dp_ray.errors import RunError
 from dp_ray.report.words import count
 from dp_ray.training.plan import PrivacyPlan, check_feasible, make_plan
 from dp_ray.training.resume import plan_resumption
@@ -79,13 +80,15 @@ def _begin(run: RunDirectory, config: Config) -> PrivacyPlan:
 def _take_up(
     run: RunDirectory, config: Config, attempt: str, console: Console, *, break_lock: bool
 ) -> tuple[Config, PrivacyPlan]:
-    resumption = plan_resumption(run, config)
-    config, before, plan = resumption.config, resumption.before, resumption.plan
-    check_feasible(config, plan.steps)
-    _try_data(config)
+    if not run.exists():
+        raise RunError(f"{run.root} holds no run to resume: start it without --resume")
     # Here too, and not only in the coordinator: a run in use is refused before Ray is started.
     ledger = run.write_ledger(attempt, wait_s=_LOCK_WAIT_S, take_over=break_lock)
     try:
+        resumption = plan_resumption(run, ledger, config)
+        config, before, plan = resumption.config, resumption.before, resumption.plan
+        check_feasible(config, plan.steps)
+        _try_data(config)
         if plan != before:
             console.print(
                 f"privacy.steps: raised from {before.steps} to {plan.steps}, and the run's ε from "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,15 @@ from dp_ray.data.catalog import DataFacts
 from dp_ray.errors import ConfigError, ModelError
 from dp_ray.imports import import_object
 from dp_ray.models.networks import GroupNormCNN, TanhCNN
+from dp_ray.models.wide_resnet import WideResNet
 
-_OWN: dict[str, Callable[..., nn.Module]] = {"gn_cnn": GroupNormCNN, "tanh_cnn": TanhCNN}
+_OWN: dict[str, Callable[..., nn.Module]] = {
+    "gn_cnn": GroupNormCNN,
+    "tanh_cnn": TanhCNN,
+    "wrn_16_4": partial(WideResNet, depth=16, width=4),
+    "wrn_40_4": partial(WideResNet, depth=40, width=4),
+    "wrn_28_10": partial(WideResNet, depth=28, width=10),
+}
 
 
 def build_model(config: ModelConfig, facts: DataFacts, *, init_seed: int = 0) -> nn.Module:

@@ -33,7 +33,8 @@ class Owner:
 
     Attributes:
         attempt: names one call of ``dp-ray train``; Ray may start its coordinator several times.
-        host: machine of the process.
+        host: machine of the process, for people.
+        place: where its number means that process: the boot of a machine, and the container.
         pid: its number there.
         started: when the process began, in seconds since 1970: numbers of processes are used again.
         since: when it took the lock, for people.
@@ -42,6 +43,7 @@ class Owner:
 
     attempt: str
     host: str
+    place: str
     pid: int
     started: float
     since: str
@@ -53,6 +55,7 @@ class Owner:
         return cls(
             attempt=attempt,
             host=socket.gethostname(),
+            place=_place(),
             pid=os.getpid(),
             started=psutil.Process().create_time(),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -63,13 +66,22 @@ class Owner:
         return f"process {self.pid} on {self.host}, since {self.since}"
 
     def is_known_dead(self) -> bool:
-        """Whether it ran on this machine and no longer does."""
-        if self.host != socket.gethostname():
+        """Whether it ran here, and no longer does; False where that cannot be told."""
+        if not self.place or self.place != _place():
             return False
         try:
             return abs(psutil.Process(self.pid).create_time() - self.started) > 1
         except psutil.NoSuchProcess:
             return True
+
+
+def _place() -> str:
+    """Empty where the system does not tell it: two containers may share a host's name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
 
 
 class WriterLock:

@@ -56,7 +56,7 @@ class Checkpoint:
         Raises:
             ValueError: the data are torn or no checkpoint.
         """
-        if not zipfile.is_zipfile(io.BytesIO(data)):  # torch's own format since 1.6; others are never read
+        if not zipfile.is_zipfile(io.BytesIO(data)):  # other formats of torch are never read
             raise ValueError("no checkpoint")
         try:
             return cls(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))

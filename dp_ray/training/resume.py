@@ -8,6 +8,7 @@ from typing import Any
 from dp_ray.config import Config
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.privacy.accounting import BudgetError, solve_steps
+from dp_ray.privacy.ledger import Ledger
 from dp_ray.training.optimizers import depends_on_length
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import RunDirectory, deciding_fields
@@ -31,16 +32,18 @@ class Resumption:
     plan: PrivacyPlan
 
 
-def plan_resumption(run: RunDirectory, config: Config) -> Resumption:
+def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resumption:
     """Checks that a run can go on under a configuration; changes nothing.
 
+    Args:
+        run: which one.
+        ledger: its ledger.
+        config: as the user gives it now.
+
     Raises:
-        RunError: there is no run, it is finished, or its files are damaged.
+        RunError: the run is finished, or its files are damaged.
         ConfigError: a field that decides the mathematics differs from the run's own.
     """
-    if not run.exists():
-        raise RunError(f"{run.root} holds no run to resume: start it without --resume")
-    ledger = run.read_ledger()
     started, before = run.config(), PrivacyPlan.from_dump(ledger.plan)
     _check_fields(started, config)
     plan = before

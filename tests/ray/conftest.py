@@ -3,4 +3,4 @@
 from dp_ray.cluster.environment import prepare_environment
 from dp_ray.config import ClusterConfig
 
-prepare_environment(ClusterConfig())
+prepare_environment(ClusterConfig(num_workers=[1, 2]))

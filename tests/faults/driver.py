@@ -1,0 +1,37 @@
+"""The driver of a run that is hurt: ``python -m faults.driver CONFIG FAULT [--resume]``."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+
+from rich.console import Console
+
+from dp_ray.cluster.environment import prepare_environment
+from dp_ray.cluster.run import run_training
+from dp_ray.config import load_config
+from dp_ray.errors import DpRayError
+from faults import inject
+from faults.inject import Fault
+
+
+def main(path: str, fault: Fault, *, resume: bool) -> None:
+    """Trains as ``dp-ray train`` does, with the fault in the coordinator's process."""
+    config = load_config(path)
+    inject.driver(fault)
+    if config.cluster.max_workers == 0:
+        inject.watch(fault)
+    else:
+        prepare_environment(config.cluster)
+        from dp_ray.cluster import trainer
+
+        trainer.train_func_per_worker = functools.partial(inject.worker, fault=fault)
+    run_training(config, resume=resume, console=Console(quiet=True))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], Fault(**json.loads(sys.argv[2])), resume="--resume" in sys.argv)
+    except DpRayError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
