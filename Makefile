@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN ?= digits
 
-.PHONY: demo clean-demo test test-core check help
+.PHONY: demo clean-demo test test-core faults check help
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,10 +27,13 @@ clean-demo:  ## Remove the demo's run
 
 test: $(VENV)/.installed-dev  ## Run the whole test suite
 	$(BIN)/python -m pytest tests/core --numprocesses 2
-	$(BIN)/python -m pytest tests/ray
+	$(BIN)/python -m pytest tests/ray tests/faults
 
 test-core: $(VENV)/.installed-dev  ## Run the tests that need no Ray
 	$(BIN)/python -m pytest tests/core --numprocesses 2
+
+faults: $(VENV)/.installed-dev  ## Kill processes at every point of a step and at random moments: an hour
+	PYTHONPATH=tests $(BIN)/python -m faults.harness
 
 check: $(VENV)/.installed-dev  ## Lint, format and type checks
 	$(BIN)/ruff check .

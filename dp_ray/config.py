@@ -127,8 +127,9 @@ class ModelConfig(_Section):
 
     name: str = Field(
         "gn_cnn",
-        description="gn_cnn, tanh_cnn, any torchvision classifier (resnet18, …; batch norm is "
-        "replaced by group norm), or the import path of your own (my_pkg.my_module:build).",
+        description="gn_cnn, tanh_cnn, wrn_16_4, wrn_40_4, wrn_28_10, any torchvision classifier "
+        "(resnet18, …; batch norm is replaced by group norm), or the import path of your own "
+        "(my_pkg.my_module:build).",
     )
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="Further keyword arguments for the network's builder."

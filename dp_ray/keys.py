@@ -49,8 +49,8 @@ class RunKey:
     def bind(self, context: str) -> RunKey:
         """The key for one configuration and data set.
 
-        Equal seeds (or a copied run) with anything changed then share no noise: equal noise on
-        two sums would cancel out in the difference of the two releases.
+        Equal seeds with anything of that changed then share no noise: equal noise on two sums
+        would cancel out in the difference of the two releases.
         """
         return RunKey(self.derive(f"bound to {context}"))
 

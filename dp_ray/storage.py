@@ -1,4 +1,4 @@
-"""Folders on a local disk or on anything that ``pyarrow.fs`` opens (S3, GCS, Azure, HDFS, …).
+"""Folders on a local disk or on anything that ``pyarrow.fs`` opens (S3, GCS, Azure, …).
 
 A file is written whole or not at all, and is durable when :meth:`Folder.write` returns. A disk
 allows more (appends, file locks, renames): who needs those asks for :attr:`Folder.path`.
@@ -143,6 +143,7 @@ class LocalFolder(Folder):
 
     def publish(self, name: str, files: Mapping[str, bytes]) -> None:
         """See :class:`Folder`."""
+        self._path.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self._path))
         try:
             for file, data in files.items():

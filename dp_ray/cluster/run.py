@@ -17,10 +17,11 @@ from dp_ray.cluster.progress import ProgressLine
 from dp_ray.config import Config
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import RunError
+from dp_ray.privacy.ledger import Ledger
 from dp_ray.report.words import count
 from dp_ray.training.plan import PrivacyPlan, check_feasible, make_plan
 from dp_ray.training.resume import plan_resumption
-from dp_ray.training.run_directory import PROGRESS, RAY, STOP, RunDirectory
+from dp_ray.training.run_directory import PROGRESS, RAY, RESULT, STOP, RunDirectory
 from dp_ray.training.session import Task
 from dp_ray.training.threads import usable_cores
 
@@ -53,7 +54,6 @@ def run_training(
         plan = _begin(run, config)
     # The seed leads to the noise: it stays in the run's private part, for the coordinator alone.
     task = Task(config.model_copy(update={"seed": None}), plan, run, attempt)
-    _clear_notes(run)
     _warn_of_turns(config, console)
     with ProgressLine(run, plan, console) as line, _stop_on_signal(run, line):
         if config.cluster.num_workers == 0:
@@ -90,19 +90,35 @@ def _take_up(
         check_feasible(config, plan.steps)
         _try_data(config)
         if plan != before:
-            console.print(
+            _tell(
+                console,
                 f"privacy.steps: raised from {before.steps} to {plan.steps}, and the run's ε from "
                 f"{before.epsilon:.4f} to {plan.epsilon:.4f} at δ = {plan.delta:g}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
             )
-            if run.finished():  # no longer
-                run.write_result({**run.read_result(), "status": "stopped"})
+        elif ledger.amended:
+            _tell(
+                console,
+                f"privacy.steps: {plan.steps}, as the run was given since its start; "
+                f"ε = {plan.epsilon:.4f} at δ = {plan.delta:g}",
+            )
+        _mark_running(run, ledger)
+        if plan != before:
             ledger.amend_plan(plan.dump())
+        _clear_notes(run)
     finally:
         ledger.close()
     return config, plan
+
+
+def _mark_running(run: RunDirectory, ledger: Ledger) -> None:
+    """What an earlier attempt said of itself is no longer so."""
+    if run.root.exists(RESULT):
+        result = {**run.read_result(), "status": "running", "charges": ledger.charges}
+        run.write_result({**result, "epsilon": None, "test_accuracy": None})
+
+
+def _tell(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _try_data(config: Config) -> None:
@@ -121,10 +137,10 @@ def _clear_notes(run: RunDirectory) -> None:
 def _warn_of_turns(config: Config, console: Console) -> None:
     wanted = config.cluster.max_workers * config.cluster.cpus_per_worker
     if config.cluster.address is None and wanted > usable_cores():
-        console.print(
+        _tell(
+            console,
             f"cluster.num_workers = {config.cluster.num_workers}: {wanted} CPUs are asked for and "
             f"this machine has {usable_cores()}; the workers will take turns",
-            markup=False,
         )
 
 

@@ -80,7 +80,8 @@ class Balance:
         sessions: coordinators that worked on the run, in order.
         checkpoints: name → digest of those that were written, the newest last.
         floor: incarnations below may have been used by records that were lost.
-        largest_block: the most sums that one record paid for.
+        highest: the highest incarnation that was used, or may have been.
+        amended: whether the plan was replaced.
         repairs: how often a damaged end was accepted.
     """
 
@@ -90,7 +91,8 @@ class Balance:
         self.sessions: list[Session] = []
         self.checkpoints: dict[str, str] = {}
         self.floor = 0
-        self.largest_block = 1
+        self.highest = 0
+        self.amended = False
         self.repairs = 0
         self._counts: Counter[tuple[float, float]] = Counter()
 
@@ -133,6 +135,7 @@ class Balance:
         meaning[record.kind](record.content, writing)
 
     def _take_plan(self, content: dict[str, Any], _writing: bool) -> None:
+        self.amended = bool(self.plan)
         self.plan = content
 
     def _take_session(self, content: dict[str, Any], writing: bool) -> None:
@@ -144,7 +147,7 @@ class Balance:
         count = content["count"]
         charge = Charge(**{name: value for name, value in content.items() if name != "count"})
         self._counts[charge.noise_multiplier, charge.sample_rate] += count
-        self.largest_block = max(self.largest_block, count)
+        self.highest = max(self.highest, charge.incarnation)
         self.newest[charge.step] = Entry(charge, self.execution, prepaid=False)
         for step in range(charge.step + 1, charge.step + count):
             rest = replace(charge, step=step, digest=UNKNOWN)
@@ -164,7 +167,7 @@ class Balance:
 
     def _take_repair(self, content: dict[str, Any], _writing: bool) -> None:
         self._counts[content["noise_multiplier"], content["sample_rate"]] += content["count"]
-        self.floor = content["floor"]
+        self.floor = self.highest = content["floor"]
         self.repairs += 1
         self._spend_prepaid()
 

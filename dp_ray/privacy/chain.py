@@ -23,15 +23,31 @@ class Record(NamedTuple):
     content: dict[str, Any]
 
 
+class Totals(NamedTuple):
+    """What the head says of all records: it shows what lost ones may have held.
+
+    Attributes:
+        charges: noised sums paid for.
+        incarnation: the highest that was used.
+        block: the most sums that the next record may pay for.
+    """
+
+    charges: int = 0
+    incarnation: int = 0
+    block: int = 1
+
+
 class Chain:
     """The records in a folder, verified.
 
     Args:
         folder: where they lie.
         key: 32 bytes that authenticate them.
-        guard: called before and after a record is made durable; raises if this process may no
-            longer write. None opens the chain for reading.
-        mend: accept a damaged end, knowingly; :attr:`lost` then counts what may be missing.
+        guard: called before and after a record is written; raises if this process may no longer
+            write. None opens the chain for reading.
+        mend: accept a damaged end, knowingly. Then :attr:`damaged` says that there was one,
+            :attr:`totals` what the head knew, and :attr:`torn` that a record is in pieces which
+            the head does not know.
 
     Raises:
         LedgerError: they are missing, torn, altered or out of order.
@@ -49,9 +65,11 @@ class Chain:
         self._key = key
         self._guard = guard
         self._macs = [""]
+        self._durable = 0
         self._failed = False
         self.records: list[Record] = []
-        self.lost = 0
+        self.totals = Totals()
+        self.damaged = self.torn = False
         try:
             self._lines = open_records(folder, writable=guard is not None)
             head, data = self._lines.read_head(), self._lines.read()  # a writer may be adding
@@ -75,38 +93,78 @@ class Chain:
             OSError: it cannot be written.
         """
         line, mac = _seal(key, "", _body(kind, content))
-        create_records(folder, line, _head(key, 1, mac))
+        create_records(folder, line, _head(key, 1, mac, Totals()))
 
     @property
     def position(self) -> str:
-        """Names the last record."""
-        return self._macs[-1]
+        """Names the last record that no crash and no power cut can take."""
+        return self._macs[self._durable]
 
     def reaches(self, position: str) -> bool:
         """Whether the record that ``position`` named is still there."""
         return position in self._macs
 
-    def append(self, kind: str, content: dict[str, Any], *, durable: bool = True) -> None:
+    def append(
+        self, kind: str, content: dict[str, Any], totals: Totals, *, durable: bool = True
+    ) -> None:
         """Adds a record; if durable, it survives a power cut when this returns.
+
+        Args:
+            kind: what sort of record.
+            content: what it says.
+            totals: of all records with this one.
+            durable: whether it, and all before it, must be.
 
         Raises:
             LedgerError: it could not be written, or this process lost the right to.
         """
         if self._guard is None or self._failed:
-            raise LedgerError(f"the ledger {self._folder} is not open for writing")
-        line, mac = _seal(self._key, self.position, _body(kind, content))
-        self._guard()
+            raise LedgerError(
+                f"the ledger {self._folder} is not open for writing, or failed before: go on with "
+                "--resume"
+            )
+        line, mac = _seal(self._key, self._macs[-1], _body(kind, content))
+        # Whatever cuts this short, nobody knows what a next record would follow on.
+        self._failed = True
+        guarded = durable or not self._lines.queues
+        if guarded:
+            self._guard()
         try:
             if self._lines.append(line, durable=durable):
-                self._lines.write_head(_head(self._key, len(self._macs), mac))
+                head = _head(self._key, len(self._macs), mac, totals)
+                self._lines.write_head(head, durable=kind == "repair")
         except OSError as error:
-            self._failed = True  # nobody knows what a next record would follow on
             raise LedgerError(
                 f"the ledger {self._folder} cannot be written: {error}; nothing was released. "
                 "Make room or mend the disk, then go on with --resume"
             ) from error
-        self._guard()
+        if guarded:
+            self._guard()
         self._macs.append(mac)
+        self._durable = len(self._macs) - 1 if durable else self._durable
+        self._failed = False
+
+    @property
+    def writable(self) -> bool:
+        """Whether a record can be added."""
+        return self._guard is not None and not self._failed
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there are records that a crash or a power cut may take."""
+        return self._durable < len(self._macs) - 1
+
+    def cut(self) -> None:
+        """Removes a record that is in pieces, to be able to add others.
+
+        Raises:
+            LedgerError: it cannot be removed.
+        """
+        if self._torn_from is not None:
+            try:
+                self._lines.cut(self._torn_from)
+            except OSError as error:
+                raise self._broken(f"a torn record cannot be removed: {error}") from error
 
     def close(self) -> None:
         """Ends writing."""
@@ -118,38 +176,39 @@ class Chain:
         for number, line in enumerate(lines, start=1):
             try:
                 body = json.loads(line)["body"]
-                whole, mac = _seal(self._key, self.position, body)
-            except (ValueError, KeyError, TypeError):
+                whole, mac = _seal(self._key, self._macs[-1], body)
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise self._broken(f"record {number} is no record") from None
             if not hmac.compare_digest(line + b"\n", whole):
                 raise self._broken(f"record {number}, or the one before, was changed")
             content = json.loads(body)
             self._macs.append(mac)
             self.records.append(Record(content.pop("kind"), content))
-        named = self._read_head(head)
-        if named > len(lines) or tail:
-            if not mend:
-                raise self._broken(
-                    "its end is missing: a record is torn, or the last ones were cut off",
-                    "If a power cut or a full disk did it, dp-ray ledger --repair goes on without "
-                    "them and charges for what they may have held",
-                )
-            self.lost = max(named - len(lines), int(bool(tail)))
-            if tail:
-                self._lines.cut(len(data) - len(tail))
-        elif not hmac.compare_digest(head, _head(self._key, named, self._macs[named])):
+        self._durable = len(lines)
+        named, mac, self.totals = self._read_head(head)
+        if named <= len(lines) and mac != self._macs[named]:
             raise self._broken("its head was changed")
+        self.damaged = bool(tail) or named > len(lines)
+        self.torn = bool(tail) and named <= len(lines)
+        if self.damaged and not mend:
+            raise self._broken(
+                "its end is missing: a record is torn, or the last ones were cut off",
+                "If a power cut or a full disk did it, dp-ray ledger --repair goes on without "
+                "them and charges for what they may have held",
+            )
+        self._torn_from = len(data) - len(tail) if tail else None
 
-    def _read_head(self, head: bytes) -> int:
-        """The number of records that the head names; the head is checked against its own seal."""
+    def _read_head(self, head: bytes) -> tuple[int, str, Totals]:
+        """What the head says, checked against its own seal."""
         try:
-            number, mac, _ = head.decode().split()
-            genuine = hmac.compare_digest(head, _head(self._key, int(number), mac))
-        except ValueError:
-            genuine = False
-        if not genuine or int(number) < 1:
+            number, mac, *totals, _ = head.decode().split()
+            found = int(number), mac, Totals(*map(int, totals))
+            genuine = hmac.compare_digest(head, _head(self._key, *found))
+        except (ValueError, TypeError):
+            raise self._broken("its head was changed") from None
+        if not genuine:
             raise self._broken("its head was changed")
-        return int(number)
+        return found
 
     def _broken(self, problem: str, remedy: str = "") -> LedgerError:
         return LedgerError(
@@ -169,7 +228,8 @@ def _seal(key: bytes, previous: str, body: str) -> tuple[bytes, str]:
     return (json.dumps({"body": body, "mac": mac}) + "\n").encode(), mac
 
 
-def _head(key: bytes, number: int, mac: str) -> bytes:
+def _head(key: bytes, number: int, mac: str, totals: Totals) -> bytes:
     """Names record ``number`` (from 1); always of the same length, to be replaced in place."""
-    seal = hmac.digest(key, f"head {number} {mac}".encode(), "sha256").hex()
-    return f"{number:020d} {mac} {seal}\n".encode()
+    text = f"{number:020d} {mac} " + " ".join(f"{value:020d}" for value in totals)
+    seal = hmac.digest(key, f"head {text}".encode(), "sha256").hex()
+    return f"{text} {seal}\n".encode()

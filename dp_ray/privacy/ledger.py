@@ -12,6 +12,7 @@ because nobody knows which sum its noise was added to.
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import asdict, replace
 from enum import Enum
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from dp_ray.errors import LedgerError
 from dp_ray.privacy.accounting import History
 from dp_ray.privacy.balance import UNKNOWN, Balance, Charge, Execution, Session
-from dp_ray.privacy.chain import Chain, Record
+from dp_ray.privacy.chain import Chain, Record, Totals
 from dp_ray.privacy.lock import WriterLock
 from dp_ray.storage import Folder
 
@@ -40,9 +41,8 @@ class Ledger:
         key: 32 bytes that authenticate the records.
         lock: the right to write, released by :meth:`close`; None opens it for reading.
         block: steps that are paid for at once; 1 charges each by itself.
-        repair: go on without records that a power cut took from the end. Each may have paid for
-            a block: so many sums are charged, and no incarnation that they may have used is
-            used again.
+        repair: go on without records that a power cut took from the end. What the head knows that
+            they paid for is charged, and no incarnation that they may have used is used again.
 
     Raises:
         LedgerError: it is missing, or a record is torn, altered or out of order.
@@ -64,9 +64,13 @@ class Ledger:
         for record in self._chain.records:
             self._balance.take(record, writing=False)
         if not self._balance.plan:
-            raise LedgerError(f"the ledger {folder} holds no plan: it is not that of a run")
-        if self._chain.lost:
-            self._repair(self._chain.lost)
+            self._chain.close()
+            raise LedgerError(
+                f"the ledger {folder} holds no plan, its beginning is lost: restore it from a "
+                "backup, or start a new run"
+            )
+        if self._chain.damaged:
+            self._repair()
 
     @classmethod
     def create(cls, folder: Folder, key: bytes, plan: dict[str, Any]) -> None:
@@ -82,17 +86,25 @@ class Ledger:
         """Ends writing, and says which steps are paid for and were never noised."""
         try:
             unused = [charge.step for charge in self._balance.prepaid()]
-            if unused and self._lock is not None:
+            if (unused or self._chain.waiting) and self._is_writer():
                 self._append("unused", {"steps": unused})
         finally:
             self._chain.close()
             if self._lock is not None:
                 self._lock.release()
 
+    def _is_writer(self) -> bool:
+        return self._chain.writable and self._lock is not None and self._lock.is_held()
+
     @property
     def plan(self) -> dict[str, Any]:
         """What the run is held to; with the steps that it was given since."""
         return self._balance.plan
+
+    @property
+    def amended(self) -> bool:
+        """Whether the run was given more steps than it was started with."""
+        return self._balance.amended
 
     @property
     def charges(self) -> int:
@@ -126,7 +138,7 @@ class Ledger:
 
     @property
     def position(self) -> str:
-        """Names the last record; :meth:`reaches` tells whether a ledger still holds it."""
+        """Names the last durable record; :meth:`reaches` tells if a ledger still holds it."""
         return self._chain.position
 
     def reaches(self, position: str) -> bool:
@@ -213,20 +225,30 @@ class Ledger:
         floor = self._balance.floor
         return floor if entry is None else max(entry.charge.incarnation + 1, floor)
 
-    def _repair(self, lost: int) -> None:
-        incarnations = [e.charge.incarnation for e in self._balance.newest.values()]
+    def _repair(self) -> None:
+        self._chain.cut()
+        known = self._chain.totals
+        # A torn record that the head does not know could have paid for one block more.
+        lost = max(known.charges - self.charges, 0) + (known.block if self._chain.torn else 0)
+        # Far from any incarnation that was used, even by records that an older head does not know.
+        highest = max(known.incarnation, self._balance.highest)
         self._append(
             "repair",
             {
-                "lost": lost,
-                "count": lost * max(self._balance.largest_block, self._block),
-                # Each lost record can have begun one further incarnation of a step.
-                "floor": max([*incarnations, self._balance.floor]) + lost + 1,
+                "count": lost,
+                "floor": highest + 1 + secrets.randbelow(2**40),
                 "noise_multiplier": self.plan["noise_multiplier"],
                 "sample_rate": self.plan["sample_rate"],
             },
         )
 
     def _append(self, kind: str, content: dict[str, Any], *, durable: bool = True) -> None:
-        self._chain.append(kind, content, durable=durable)
+        totals = Totals(
+            charges=self.charges + content.get("count", 0),
+            incarnation=max(
+                self._balance.highest, content.get("incarnation", 0), content.get("floor", 0)
+            ),
+            block=max(self._block, self._chain.totals.block),
+        )
+        self._chain.append(kind, content, totals, durable=durable)
         self._balance.take(Record(kind, content), writing=True)

@@ -115,7 +115,7 @@ class WriterLock:
         Raises:
             LedgerError: it was.
         """
-        if not self._is_held():
+        if not self.is_held():
             raise LedgerError(
                 f"{self._folder}: the run was taken over by {self._read() or 'another process'}; "
                 "this process stops, and released nothing after that"
@@ -126,7 +126,7 @@ class WriterLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-        elif self._folder.path is None and self._is_held():
+        elif self._folder.path is None and self.is_held():
             self._folder.delete(_FILE)
 
     def _take(self, take_over: bool) -> bool:
@@ -146,7 +146,7 @@ class WriterLock:
         except OSError as error:
             self.release()
             raise LedgerError(f"the ledger {self._folder} cannot be written: {error}") from error
-        if not self._is_held():
+        if not self.is_held():
             self.release()
             return False
         os.ftruncate(self._descriptor, 0)
@@ -163,18 +163,36 @@ class WriterLock:
                 raise LedgerError(
                     f"the ledger {self._folder} cannot be written: {error}"
                 ) from error
-        return self._is_held()  # of two that wrote, the last has it
+        return self.is_held()  # of two that wrote, the last has it
 
-    def _is_held(self) -> bool:
+    def is_held(self) -> bool:
+        """Whether the lock is still this one's.
+
+        Raises:
+            LedgerError: that cannot be found out.
+        """
+        try:
+            return self._find_out()
+        except OSError as error:
+            raise LedgerError(
+                f"the lock of the ledger {self._folder} cannot be read: {error}; nothing was "
+                "released. Go on with --resume"
+            ) from error
+
+    def _find_out(self) -> bool:
         path = self._folder.path
         if path is None:
             return self._read() == self._owner
         if self._descriptor is None:
             return False
-        try:
-            return os.path.samestat(os.fstat(self._descriptor), (path / _FILE).stat())
+        try:  # opened anew: a network file system asks its server then
+            there = os.open(path / _FILE, os.O_RDONLY)
         except FileNotFoundError:
             return False
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), os.fstat(there))
+        finally:
+            os.close(there)
 
     def _content(self) -> bytes:
         return json.dumps(asdict(self._owner)).encode()
@@ -182,8 +200,10 @@ class WriterLock:
     def _read(self) -> Owner | None:
         try:
             return Owner(**json.loads(self._folder.read(_FILE)))
-        except (FileNotFoundError, ValueError, TypeError):
+        except FileNotFoundError:
             return None
+        except (ValueError, TypeError):  # it is somebody's all the same
+            return Owner("", "an unknown machine", "", 0, 0.0, "an unknown time", "")
 
     def _taken(self) -> str:
         return (

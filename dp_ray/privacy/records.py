@@ -10,7 +10,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 
-from dp_ray.storage import OWNER_ONLY, Folder, LocalFolder
+from dp_ray.storage import Folder, LocalFolder
 
 _HEAD = "head"
 _SUFFIX = ".jsonl"
@@ -19,6 +19,9 @@ _FILE = f"records{_SUFFIX}"
 
 class Records(ABC):
     """Lines that are only ever added, and a head that is replaced."""
+
+    queues: bool
+    """Whether lines that need not be durable are kept in memory until one must be."""
 
     @abstractmethod
     def read(self) -> bytes:
@@ -48,7 +51,7 @@ class Records(ABC):
         """
 
     @abstractmethod
-    def write_head(self, head: bytes) -> None:
+    def write_head(self, head: bytes, *, durable: bool) -> None:
         """Replaces the head; always of the same length."""
 
     @abstractmethod
@@ -85,18 +88,22 @@ def create_records(folder: Folder, line: bytes, head: bytes) -> None:
 
 
 class _LinesOfAFile(Records):
-    """One file, each line made durable by itself; the head is written in place, and not synced.
+    """One file, each line made durable by itself; the head is written in place, and seldom synced.
 
     A crash of the process loses nothing of either. A power cut may set the head back, which is no
     harm, or take lines that were not meant to be durable yet.
     """
 
+    queues = False
+
     def __init__(self, folder: LocalFolder, *, writable: bool) -> None:
         self._folder = folder
         self._lines = self._head = -1
+        self._size = 0
         if writable:
             self._lines = os.open(folder.path / _FILE, os.O_WRONLY | os.O_APPEND)
-            self._head = os.open(folder.path / _HEAD, os.O_WRONLY | os.O_CREAT, OWNER_ONLY)
+            self._head = os.open(folder.path / _HEAD, os.O_WRONLY)
+            self._size = os.fstat(self._lines).st_size
 
     def read(self) -> bytes:
         return self._folder.read(_FILE)
@@ -105,23 +112,28 @@ class _LinesOfAFile(Records):
         return self._folder.read(_HEAD)
 
     def append(self, line: bytes, *, durable: bool) -> bool:
-        size = os.fstat(self._lines).st_size
+        if os.fstat(self._lines).st_size != self._size:
+            raise OSError("another process wrote to it")
         try:
             if os.write(self._lines, line) != len(line):
                 raise OSError("the record was written in part")
         except OSError:
-            os.ftruncate(self._lines, size)  # as it was: a full disk must not tear the ledger
+            os.ftruncate(self._lines, self._size)  # a full disk must not tear the ledger
             raise
+        self._size += len(line)
         if durable:
             os.fsync(self._lines)
         return True
 
-    def write_head(self, head: bytes) -> None:
+    def write_head(self, head: bytes, *, durable: bool) -> None:
         os.pwrite(self._head, head, 0)
+        if durable:
+            os.fsync(self._head)
 
     def cut(self, size: int) -> None:
         os.ftruncate(self._lines, size)
         os.fsync(self._lines)
+        self._size = size
 
     def close(self) -> None:
         for descriptor in (self._lines, self._head):
@@ -132,6 +144,8 @@ class _LinesOfAFile(Records):
 
 class _Objects(Records):
     """One object for each durable line, with those before it that were not."""
+
+    queues = True
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
@@ -157,11 +171,12 @@ class _Objects(Records):
             self._waiting = b""
         return durable
 
-    def write_head(self, head: bytes) -> None:
+    def write_head(self, head: bytes, *, durable: bool) -> None:
+        del durable  # always
         self._folder.write(_HEAD, head)
 
     def cut(self, size: int) -> None:
-        raise OSError(f"objects are whole or not there; nothing after byte {size} can be torn")
+        raise OSError(f"{self._folder} is a store of whole objects, and one ends in byte {size}")
 
     def close(self) -> None:
         pass

@@ -11,13 +11,18 @@ def describe_result(result: dict[str, Any]) -> str:
     """What ``dp-ray train`` prints at the end, from the contents of result.json."""
     accuracy = result["test_accuracy"]
     shown = "no test examples" if accuracy is None else f"{accuracy:.4f}"
+    steps, planned = result["steps"], result["steps_planned"]
+    taken = count(steps, "step") if steps == planned else f"{steps} of {count(planned, 'step')}"
     lines = [
-        f"{result['status']:13s} {count(result['steps'], 'step')} in "
-        f"{duration(result['seconds'])}, start-up not counted",
+        f"{result['status']:13s} {taken} in {duration(result['seconds'])}, start-up not counted",
         f"privacy       {describe_epsilon(result['epsilon'], result['delta'])} "
         f"({count(result['charges'], 'noised sum')})",
         f"test accuracy {shown}",
     ]
+    if result["status"] == "finished" and steps < planned:
+        lines.append(
+            "budget        used up early: repeated steps were charged again (see dp-ray ledger)"
+        )
     if result["status"] == "finished":
         lines.append(f"publish       {result['path']}/release")
         lines.append(f"keep secret   {result['path']}/private")

@@ -92,7 +92,9 @@ class Checkpoints:
         name = f"checkpoint_{checkpoint.step:08d}_{digest[:8]}.pt"
         self._folder.write(name, data)
         self._ledger.add_checkpoint(name, digest)
-        self._remove_all_but(list(self._ledger.checkpoints)[-self._keep :])
+        there = self._folder.names()
+        recorded = [name for name in self._ledger.checkpoints if name in there]
+        self._remove_all_but(recorded[-self._keep :])
 
     def newest(self) -> Checkpoint | None:
         """The newest one on record that is whole; None if the run had not come to its first.
@@ -118,7 +120,10 @@ class Checkpoints:
         return None
 
     def _load(self, name: str) -> Checkpoint | None:
-        data = self._folder.read(name)
+        try:
+            data = self._folder.read(name)
+        except OSError:
+            return None
         if not hmac.compare_digest(self._digest(data), self._ledger.checkpoints[name]):
             return None
         return Checkpoint.from_bytes(data)

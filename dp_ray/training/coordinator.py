@@ -14,7 +14,7 @@ import json
 from torch import Tensor, nn
 
 from dp_ray.config import Config
-from dp_ray.errors import LedgerError, RunError
+from dp_ray.errors import RunError
 from dp_ray.keys import KeyedStream, RunKey
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.balance import Charge, Execution
@@ -123,17 +123,7 @@ class Coordinator:
             False if another sum is on record for that incarnation: nothing was released, and the
             next assignment asks for the step again with fresh randomness.
         """
-        charge = Charge(
-            step=assignment.step,
-            incarnation=assignment.incarnation,
-            digest=hmac.digest(
-                self._digest_key, total.vector.cpu().numpy().tobytes(), "sha256"
-            ).hex(),
-            noise_multiplier=self._plan.noise_multiplier,
-            max_grad_norm=total.sensitivity,
-            sample_rate=self._plan.sample_rate,
-        )
-        verdict = self._ledger.charge(charge)
+        verdict = self._charge(assignment, total)
         if verdict is Verdict.CONFLICT:
             self._diverged = True
             return False
@@ -151,6 +141,19 @@ class Coordinator:
             self._average.lerp_(self._vector, 1 - self._warm_decay())
         self._step += 1
         return True
+
+    def _charge(self, assignment: Assignment, total: ShardSum) -> Verdict:
+        data = total.vector.cpu().numpy().tobytes()
+        return self._ledger.charge(
+            Charge(
+                step=assignment.step,
+                incarnation=assignment.incarnation,
+                digest=hmac.digest(self._digest_key, data, "sha256").hex(),
+                noise_multiplier=self._plan.noise_multiplier,
+                max_grad_norm=total.sensitivity,
+                sample_rate=self._plan.sample_rate,
+            )
+        )
 
     def save(self) -> None:
         """Writes a checkpoint of the state before the next step.
@@ -190,8 +193,6 @@ class Coordinator:
             )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        if not self._ledger.reaches(checkpoint.ledger_position):
-            raise LedgerError("the ledger and the checkpoint are not of the same run")
         self._vector.copy_(checkpoint.params)
         if self._average is not None and checkpoint.average is not None:
             self._average.copy_(checkpoint.average)

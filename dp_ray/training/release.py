@@ -28,6 +28,7 @@ ASSUMPTIONS = (
     "The test split is what data_evaluation says; ε does not cover it.",
     "The configuration was chosen without looking at the private data; a search on it costs more.",
     "Only the release folder is published; the run key and the private folder stay secret.",
+    "The run's folder was not copied, or put back as it was earlier, and gone on with twice.",
     "Run time, memory and traffic are not observed by the adversary.",
 )
 
@@ -85,6 +86,7 @@ def publish(
         "path": str(run.root),
         "status": "finished" if outcome.finished else "stopped",
         "steps": outcome.steps,
+        "steps_planned": plan.steps,
         "charges": outcome.charges,
         "epsilon": finite(outcome.epsilon),
         "delta": plan.delta,

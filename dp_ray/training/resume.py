@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dp_ray.config import Config
-from dp_ray.errors import ConfigError, RunError
+from dp_ray.errors import ConfigError, LedgerError, RunError
 from dp_ray.privacy.accounting import BudgetError, solve_steps
 from dp_ray.privacy.ledger import Ledger
 from dp_ray.training.optimizers import depends_on_length
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.run_directory import RunDirectory, deciding_fields
+from dp_ray.training.run_directory import RESULT, RunDirectory, deciding_fields
 
 _BUDGET = ("privacy.epsilon", "privacy.noise_multiplier", "privacy.steps")
 
@@ -21,7 +21,8 @@ class Resumption:
     """What a run goes on as.
 
     Attributes:
-        config: as given, with the execution of the sessions before where it leaves that open.
+        config: as given, with the execution of the sessions before where it leaves that open, and
+            the budget that holds if it was raised since the start.
         before: the plan that the run is held to so far.
         plan: the plan from here on; it differs from ``before`` in T and ε if more steps were
             asked for.
@@ -42,6 +43,7 @@ def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resump
 
     Raises:
         RunError: the run is finished, or its files are damaged.
+        LedgerError: the ledger is an older copy.
         ConfigError: a field that decides the mathematics differs from the run's own.
     """
     started, before = run.config(), PrivacyPlan.from_dump(ledger.plan)
@@ -51,9 +53,32 @@ def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resump
         plan = _raise_steps(config, before)
     if run.finished() and plan.steps <= before.steps:
         raise RunError(run.taken())
+    _check_result(run, ledger)
+    if ledger.amended or plan != before:
+        config = _with_budget_of(config, plan)
     if ledger.sessions:
         config = _keep_execution(config, ledger.sessions[-1].execution)
     return Resumption(config, before, plan)
+
+
+def _check_result(run: RunDirectory, ledger: Ledger) -> None:
+    """What the run said of itself must not be more than its ledger knows."""
+    if not run.root.exists(RESULT):
+        return
+    known = run.read_result().get("charges", 0)
+    if known > ledger.charges:
+        raise LedgerError(
+            f"{run.root}/{RESULT} tells of {known} noised sums and the ledger of {ledger.charges}: "
+            "private/ is an older copy, and going on from it could add equal noise to two sums. "
+            "Restore the newest, or start a new run with another --name"
+        )
+
+
+def _with_budget_of(config: Config, plan: PrivacyPlan) -> Config:
+    """The configuration with the budget that holds: it is published with the model."""
+    budget = {"epsilon": None, "noise_multiplier": plan.noise_multiplier, "steps": plan.steps}
+    privacy = config.privacy.model_copy(update=budget)
+    return config.model_copy(update={"privacy": privacy})
 
 
 def _check_fields(started: Config, now: Config) -> None:

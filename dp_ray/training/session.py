@@ -146,18 +146,23 @@ def open_session(
     lead = None
     if collective.rank == 0:
         lead = _open_lead(task, model, layout, dataset, execution)
-    worker = ShardWorker(
-        model=model,
-        layout=layout,
-        data=dataset.train,
-        shard=Shard.of(collective.rank, collective.world_size, plan.num_examples),
-        sampler=PoissonSampler(plan.num_examples, plan.expected_batch_size),
-        views=ViewMaker(task.config.augment, dataset.facts, device),
-        keys=_share_keys(lead, collective),
-        max_grad_norm=plan.max_grad_norm,
-        microbatch_size=task.config.train.microbatch_size,
-        device=device,
-    )
+    try:
+        worker = ShardWorker(
+            model=model,
+            layout=layout,
+            data=dataset.train,
+            shard=Shard.of(collective.rank, collective.world_size, plan.num_examples),
+            sampler=PoissonSampler(plan.num_examples, plan.expected_batch_size),
+            views=ViewMaker(task.config.augment, dataset.facts, device),
+            keys=_share_keys(lead, collective),
+            max_grad_norm=plan.max_grad_norm,
+            microbatch_size=task.config.train.microbatch_size,
+            device=device,
+        )
+    except BaseException:
+        if lead is not None:
+            lead.close()
+        raise
     return Session(task, collective, dataset, worker, lead)
 
 

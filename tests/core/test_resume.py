@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from support import MakeConfig, charged, folder, released, same, start
 from torch import Tensor
@@ -22,6 +24,7 @@ from torch import Tensor
 from dp_ray.cluster import run as run_module
 from dp_ray.config import Config
 from dp_ray.errors import ConfigError, LedgerError, RunError
+from dp_ray.privacy.ledger import Ledger
 from dp_ray.training import coordinator as coordinator_module
 from dp_ray.training.checkpoint import Checkpoint
 from dp_ray.training.journal import Journal
@@ -43,6 +46,11 @@ def start_and_stop(config: Config, before_step: int, *, resume: bool = False) ->
 
 class PowerCut(BaseException):
     """The process dies here."""
+
+
+def power_cut(*_arguments: Any, **_keywords: Any) -> Any:
+    """In the place of a function that is never reached."""
+    raise PowerCut
 
 
 def crash(config: Config, at_step: int) -> None:
@@ -214,7 +222,10 @@ def test_a_lost_or_shortened_ledger_is_refused(make_config: MakeConfig) -> None:
     (ledger / "records.jsonl").write_bytes(older["records.jsonl"])
     with pytest.raises(LedgerError, match="its end is missing"):
         start(config, resume=True)
-    (ledger / "head").write_bytes(older["head"])  # an old backup, whole: the checkpoint knows more
+    (ledger / "head").write_bytes(older["head"])  # an old backup, whole
+    with pytest.raises(LedgerError, match=r"result\.json tells of 3 noised sums"):
+        start(config, resume=True)
+    (folder(config) / "result.json").unlink()  # the checkpoint knows more, too
     with pytest.raises(LedgerError, match="older than the checkpoint"):
         start(config, resume=True)
     (ledger / "records.jsonl").unlink()
@@ -223,6 +234,85 @@ def test_a_lost_or_shortened_ledger_is_refused(make_config: MakeConfig) -> None:
     for name, content in newer.items():
         (ledger / name).write_bytes(content)
     assert start(config, resume=True)["charges"] == 4
+
+
+def test_a_private_folder_put_back_from_a_backup_is_refused(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """Its checkpoints are as old as its ledger: gone on with, equal noise would meet two sums."""
+    config = make_config(train={"checkpoint_every": 1})
+    start_and_stop(config, 2)
+    private = folder(config) / "private"
+    shutil.copytree(private, tmp_path / "backup")
+    start_and_stop(config, 3, resume=True)
+    shutil.rmtree(private)
+    shutil.copytree(tmp_path / "backup", private)
+    with pytest.raises(LedgerError, match="older copy"):
+        start(config, resume=True)
+
+
+def test_a_run_that_goes_on_takes_back_what_it_said_of_its_end(make_config: MakeConfig) -> None:
+    """Else a crash would leave a result with less ε than the ledger knows."""
+    config = make_config()
+    start_and_stop(config, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(coordinator_module, "KeyedStream", power_cut)
+        with pytest.raises(PowerCut):
+            start(config, resume=True)
+    result = json.loads((folder(config) / "result.json").read_text())
+    assert (result["status"], result["epsilon"], result["charges"]) == ("running", None, 2)
+    assert start(config, resume=True)["charges"] == 4
+
+
+def test_more_steps_are_remembered(make_config: MakeConfig) -> None:
+    """Resumed as it was started: the larger budget holds, is told, and is what is published."""
+    config = make_config(privacy={"epsilon": 2.0, "noise_multiplier": None})
+    start_and_stop(config, 2)
+    larger = make_config(privacy={"epsilon": 9.0, "noise_multiplier": None, "steps": 6})
+    start_and_stop(larger, 3, resume=True)
+    shown = io.StringIO()
+    result = run_module.run_training(config, resume=True, console=Console(file=shown, width=200))
+    assert "privacy.steps: 6, as the run was given" in shown.getvalue()
+    assert (result["status"], result["steps"]) == ("finished", 6)
+    published = yaml.safe_load((folder(config) / "release/config.yaml").read_text())["privacy"]
+    assert (published["steps"], published["epsilon"]) == (6, None)
+    statement = json.loads((folder(config) / "release/privacy.json").read_text())
+    assert published["noise_multiplier"] == statement["noise_multiplier"]
+
+
+def test_a_crash_between_a_checkpoint_and_its_record_in_a_block(make_config: MakeConfig) -> None:
+    """The checkpoint must not name a record that the crash takes: the ledger is not to blame."""
+    config = make_config(train={"checkpoint_every": 2, "charge_every": 4}, privacy={"steps": 8})
+    records = folder(config) / "private/ledger/records.jsonl"
+    head = records.parent / "head"
+    kept: list[bytes] = []
+
+    def cut(self: Ledger, *_: str) -> None:
+        self._chain._failed = True  # the process is gone: nothing is written any more
+        raise PowerCut
+
+    def note(self: Ledger, *arguments: Any) -> None:
+        charge(self, *arguments)
+        kept[:] = [records.read_bytes(), head.read_bytes()]
+
+    charge = Ledger._append
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "add_checkpoint", cut)
+        patch.setattr(
+            Ledger,
+            "_append",
+            lambda self, kind, content, durable=True: (
+                note(self, kind, content) if durable else charge(self, kind, content, durable=False)
+            ),
+        )
+        with pytest.raises(PowerCut):
+            start(config)
+    assert len(checkpoints(config)) == 1
+    records.write_bytes(kept[0])  # a power cut takes what was not synced
+    head.write_bytes(kept[1])
+    result = start(config, resume=True)
+    assert result["status"] == "finished"
+    assert (result["charges"], result["steps"]) == (8, 5)
 
 
 def test_lost_checkpoints_are_told(make_config: MakeConfig) -> None:

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -84,13 +85,22 @@ class Run:
         seed: of the run.
         workers: W; 0 without Ray.
         fault: what happens at a point of the program, if anything; its folder is replaced.
+        driver: the module that is run.
         train: further fields of the configuration's section of that name.
     """
 
     def __init__(
-        self, folder: Path, *, seed: int, workers: int, fault: Fault | None = None, **train: int
+        self,
+        folder: Path,
+        *,
+        seed: int,
+        workers: int,
+        fault: Fault | None = None,
+        driver: str = "faults.driver",
+        **train: int,
     ) -> None:
         self.folder = folder
+        self._driver = driver
         self.config = write_config(folder, seed=seed, workers=workers, **train)
         self.fault = replace(fault or Fault(""), folder=str(folder))
         self.log = folder / "noise"
@@ -99,16 +109,17 @@ class Run:
 
     def begin(self) -> subprocess.Popen[str]:
         """Starts the driver; goes on where the run was, if it was."""
-        command = [sys.executable, "-m", "faults.driver", str(self.config), self.fault.to_json()]
+        command = [sys.executable, "-m", self._driver, str(self.config), self.fault.to_json()]
         if (self.path / "private/ledger/records.jsonl").exists():
             command.append("--resume")
-        self._process = subprocess.Popen(
-            command,
-            stdout=subprocess.DEVNULL,
-            stderr=(self.folder / "errors").open("a"),
-            env={**os.environ, "PYTHONPATH": str(_TESTS), "OMP_NUM_THREADS": "1"},
-            text=True,
-        )
+        with (self.folder / "errors").open("a") as errors:
+            self._process = subprocess.Popen(
+                command,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                env={**os.environ, "PYTHONPATH": str(_TESTS), "OMP_NUM_THREADS": "1"},
+                text=True,
+            )
         return self._process
 
     def finish(self) -> None:
@@ -213,26 +224,41 @@ def table(endings: Iterable[Ending]) -> str:
     return "\n".join(lines)
 
 
-def whole(folder: Path, *, seeds: int) -> list[Ending]:
+def whole(folder: Path, *, seeds: int, jobs: int) -> list[Ending]:
     """Every target at every point, without Ray and with it, and random moments of seeded runs."""
-    endings: list[Ending] = []
-    for workers in (0, 2):
-        reference = undisturbed(folder / f"peace{workers}", seed=1, workers=workers)
-        targets = TARGETS if workers else ("driver",)
-        for i, (point, target) in enumerate((p, t) for p in POINTS for t in targets):
-            step = 3 + (5 * i) % (STEPS - 8)
-            print(f"W = {workers}, {point}: {target}, step {step}", flush=True)
-            where = folder / f"w{workers}-{i}"
-            ending = at_a_point(
-                where, point, target, seed=1, workers=workers, reference=reference, step=step
+    with ThreadPoolExecutor(jobs) as pool:
+        peace = {w: pool.submit(undisturbed, folder / f"w{w}", seed=1, workers=w) for w in (0, 2)}
+        reference = {workers: future.result() for workers, future in peace.items()}
+        points = [(0, point, "driver") for point in POINTS]
+        points += [(2, point, target) for point in POINTS for target in TARGETS]
+        tried = [
+            pool.submit(
+                at_a_point,
+                folder / f"p{number}",
+                point,
+                target,
+                seed=1,
+                workers=workers,
+                reference=reference[workers],
+                step=3 + 5 * number % (STEPS - 8),
             )
-            assert ending.strikes == 1, f"{ending.name} never happened"
-            endings.append(ending)
-    for seed in range(seeds):
-        print(f"random moments, seed {seed}", flush=True)
-        reference = undisturbed(folder / f"calm{seed}", seed=seed, workers=2)
-        endings += at_random(folder / f"wild{seed}", seed=seed, workers=2, reference=reference)
+            for number, (workers, point, target) in enumerate(points)
+        ]
+        wild = [pool.submit(_calm_and_wild, folder, seed) for seed in range(seeds)]
+        endings: list[Ending] = []
+        for future in tried:
+            endings.append(future.result())
+            assert endings[-1].strikes == 1, f"{endings[-1].name} never happened"
+            print(f"{len(endings)}: {endings[-1].name}", flush=True)
+        for seed, several in enumerate(wild):
+            endings += several.result()
+            print(f"random moments of seed {seed}", flush=True)
     return endings
+
+
+def _calm_and_wild(folder: Path, seed: int) -> list[Ending]:
+    reference = undisturbed(folder / f"calm{seed}", seed=seed, workers=2)
+    return at_random(folder / f"wild{seed}", seed=seed, workers=2, reference=reference)
 
 
 def main() -> None:
@@ -242,10 +268,13 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, help="where to keep the runs; default a temporary one"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     arguments = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
-        endings = whole(arguments.folder or Path(temporary), seeds=arguments.seeds)
+        endings = whole(
+            arguments.folder or Path(temporary), seeds=arguments.seeds, jobs=arguments.jobs
+        )
         print(table(endings))
         twice = keys_used_twice({e.log for e in endings})
     recovered = sum(e.recovered for e in endings)

@@ -1,0 +1,57 @@
+"""A few of the faults of ``make faults``, without Ray; and that their judge would see a mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from faults.harness import STEPS, Run, at_a_point, undisturbed, write_config
+from faults.inject import Fault
+from faults.judge import account, keys_used_twice
+
+
+@pytest.fixture(scope="module")
+def peace(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The model that the run of seed 1 ends with when nothing happens."""
+    return undisturbed(tmp_path_factory.mktemp("faults") / "peace", seed=1, workers=0)
+
+
+@pytest.mark.parametrize("point", ["charge - noise", "checkpoint - record"])
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    point: str, peace: bytes, tmp_path: Path
+) -> None:
+    ending = at_a_point(
+        tmp_path / "hurt", point, "driver", seed=1, workers=0, reference=peace, step=10
+    )
+    assert ending.strikes == 1
+    assert ending.identical
+    assert ending.steps_lost == 0
+    assert ending.account.releases == ending.account.charges == STEPS
+    assert keys_used_twice([ending.log]) == []
+
+
+def test_a_killed_block_is_overcounted(tmp_path: Path) -> None:
+    """Steps that were paid for in advance, and of which nobody knows whether they were noised."""
+    fault = Fault("", "charge - noise", (17,), "driver")
+    run = Run(tmp_path / "block", seed=1, workers=0, fault=fault, charge_every=8)
+    run.finish()
+    spent = account(run.path, run.log)
+    # 16 … 23 were paid for at once. 16 and 17 have their digests; 18 … 23 are charged again.
+    assert spent.charges == STEPS
+    assert spent.releases == STEPS - 6
+    assert keys_used_twice([run.log]) == []
+
+
+@pytest.mark.parametrize("driver", ["faults.driver", "faults.careless"])
+def test_the_judge_sees_noise_that_meets_two_sums(driver: str, tmp_path: Path) -> None:
+    """Resumed with other microbatches, sums round otherwise: each must get noise of its own."""
+    fault = Fault("", "charge - noise", (12,), "driver")
+    run = Run(tmp_path / "run", seed=1, workers=0, fault=fault, driver=driver)
+    assert run.begin().wait() == -9
+    write_config(run.folder, seed=1, workers=0, microbatch_size=8)
+    assert run.begin().wait() == 0, (run.folder / "errors").read_text()
+    twice = keys_used_twice([run.log])
+    assert bool(twice) == (driver == "faults.careless")
+    spent = account(run.path, run.log)
+    assert spent.epsilon_charged >= spent.epsilon_true
