@@ -111,11 +111,7 @@ class LocalFolder(Folder):
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = self._path / f".{name}.{os.getpid()}"
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, OWNER_ONLY)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            _write_durably(temporary, data, OWNER_ONLY)
             temporary.replace(self._path / name)
         except OSError:
             temporary.unlink(missing_ok=True)
@@ -147,9 +143,9 @@ class LocalFolder(Folder):
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=self._path))
         try:
             for file, data in files.items():
-                (temporary / file).write_bytes(data)
-                (temporary / file).chmod(0o644)
+                _write_durably(temporary / file, data, 0o644)
             temporary.chmod(0o755)
+            sync_folder(temporary)
             self.delete(name)
             temporary.rename(self._path / name)
         finally:
@@ -239,6 +235,15 @@ def _open(uri: str) -> tuple[FileSystem, str]:
             "such as s3://bucket/runs"
         ) from error
     return files, path
+
+
+def _write_durably(path: Path, data: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fchmod(descriptor, mode)  # whatever the umask
+        os.fsync(descriptor)
 
 
 def sync_folder(path: Path) -> None:

@@ -94,7 +94,10 @@ class Ledger:
                 self._lock.release()
 
     def _is_writer(self) -> bool:
-        return self._chain.writable and self._lock is not None and self._lock.is_held()
+        try:
+            return self._chain.writable and self._lock is not None and self._lock.is_held()
+        except LedgerError:  # closing must not hide what went wrong before
+            return False
 
     @property
     def plan(self) -> dict[str, Any]:

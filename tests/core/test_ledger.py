@@ -127,6 +127,22 @@ def test_an_earlier_position_is_still_reached_and_a_later_one_is_not(folder: Loc
     assert not Ledger(folder, KEY).reaches(later)
 
 
+@pytest.mark.parametrize("layout", ["disk", "objects"])
+def test_a_position_is_that_of_a_record_which_no_crash_takes(layout: str, tmp_path: Path) -> None:
+    """A checkpoint that names a lost record would make an honest ledger look cut."""
+    on_disk = layout == "disk"
+    folder = LocalFolder(tmp_path / "ledger") if on_disk else MemoryFolder("memory://ledger")
+    Ledger.create(folder, KEY, PLAN)
+    ledger = filled(folder, 1, block=4)
+    keep, head = (len(lines(folder)) if isinstance(folder, LocalFolder) else 0), folder.read("head")
+    assert ledger.charge(charge(1)) is CHARGED  # its digest is not durable yet
+    position = ledger.position
+    ledger.die()
+    if isinstance(folder, LocalFolder):
+        cut(folder, keep, head)
+    assert Ledger(folder, KEY).reaches(position)
+
+
 def test_sessions_survive_in_order(folder: LocalFolder) -> None:
     filled(folder, 3).die()
     ledger = Writer(folder)

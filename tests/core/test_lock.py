@@ -363,6 +363,19 @@ def test_two_writers_that_do_not_know_of_each_other_break_the_chain(objects: Mem
         Ledger(objects, KEY)
 
 
+def test_a_writer_that_does_not_know_of_another_does_not_write_behind_it(
+    disk: LocalFolder,
+) -> None:
+    """On a disk the file has grown meanwhile, and stays as the other left it."""
+    Ledger.create(disk, KEY, PLAN)
+    one = Ledger(disk, KEY, lock=_Blind(disk, "one"))
+    two = ledger_of(disk, _Blind(disk, "two", take_over=True))
+    with pytest.raises(LedgerError, match="another process wrote"):
+        one.charge(charge(0))
+    assert two.charge(charge(0)) is Verdict.CHARGED
+    assert Ledger(disk, KEY).charges == 1
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_store_that_does_not_answer_stops_the_writer(
     objects: MemoryFolder, monkeypatch: pytest.MonkeyPatch, when: str

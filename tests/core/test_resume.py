@@ -488,7 +488,7 @@ def test_a_run_in_use_is_refused_until_the_lock_is_broken(
 
 def fill_disk(patch: pytest.MonkeyPatch, part: str) -> None:
     """Whatever has ``part`` in its path can no longer be opened for writing."""
-    original, write_bytes = os.open, Path.write_bytes
+    original = os.open
 
     def full(path: Any) -> None:
         if part in str(path):
@@ -499,12 +499,7 @@ def fill_disk(patch: pytest.MonkeyPatch, part: str) -> None:
             full(path)
         return original(path, flags, mode, **kwargs)
 
-    def refuse_bytes(path: Path, data: bytes) -> int:
-        full(path)
-        return write_bytes(path, data)
-
     patch.setattr(os, "open", refuse)
-    patch.setattr(Path, "write_bytes", refuse_bytes)
 
 
 @pytest.mark.parametrize("part", ["checkpoint_0", "result.json", ".release.", "progress.json"])

@@ -166,15 +166,15 @@ def test_a_publication_is_whole_or_not_there(
 ) -> None:
     folder = LocalFolder(tmp_path)
     folder.publish("release", {"a": b"old"})
-    write = Path.write_bytes
+    opened = os.open
 
-    def full_at_b(self: Path, data: bytes) -> int:
-        if self.name == "b":
+    def full_at_b(path: str | Path, *arguments: int, **keywords: int) -> int:
+        if Path(path).name == "b":
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(self, data)
+        return opened(path, *arguments, **keywords)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full_at_b)
+        patch.setattr(os, "open", full_at_b)
         with pytest.raises(OSError, match="No space"):
             folder.publish("release", {"a": b"new", "b": b"new"})
     assert (folder / "release").names() == ["a"]
