@@ -239,7 +239,7 @@ class ClusterConfig(_Section):
     )
     max_failures: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="Worker failures after which Ray restarts the workers; default 0, and no limit "
+        description="Worker failures after which Ray restarts the workers; default 0, and 100 "
         "where num_workers is [min, max].",
     )
     resize_interval_s: Positive = Field(

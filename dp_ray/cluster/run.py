@@ -21,7 +21,7 @@ from dp_ray.privacy.ledger import Ledger
 from dp_ray.report.words import count
 from dp_ray.training.plan import PrivacyPlan, check_feasible, make_plan
 from dp_ray.training.resume import plan_resumption
-from dp_ray.training.run_directory import PROGRESS, RAY, RESULT, STOP, RunDirectory
+from dp_ray.training.run_directory import PROGRESS, RAY, REFUSED, RESULT, STOP, RunDirectory
 from dp_ray.training.session import Task
 from dp_ray.training.threads import usable_cores
 
@@ -130,7 +130,7 @@ def _try_data(config: Config) -> None:
 def _clear_notes(run: RunDirectory) -> None:
     """What an earlier attempt left for whoever watched it."""
     for name in run.private.names():
-        if name in (STOP, PROGRESS) or name.startswith(f"{RAY}-"):
+        if name in (STOP, PROGRESS, REFUSED) or name.startswith(f"{RAY}-"):
             run.private.delete(name)
 
 

@@ -15,9 +15,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from dp_ray.cluster.worker import train_func_per_worker
 from dp_ray.config import ClusterConfig
 from dp_ray.errors import DpRayError, RunError
-from dp_ray.training.run_directory import RAY
+from dp_ray.training.run_directory import RAY, REFUSED
 from dp_ray.training.session import Task
 from dp_ray.training.threads import usable_cores
+
+_FAILURES_OF_ELASTIC = 100
+"""Enough for nodes that come and go, and an end for a failure that is always the same."""
 
 
 def train_on_ray(task: Task) -> None:
@@ -53,6 +56,8 @@ def train_on_ray(task: Task) -> None:
             trainer.fit()
         except TrainingFailedError as error:
             raise _explain(error) from error
+        if run.private.exists(REFUSED):
+            raise RunError(run.private.read(REFUSED).decode())
 
 
 def _num_workers(cluster: ClusterConfig) -> int | tuple[int, int]:
@@ -63,10 +68,9 @@ def _num_workers(cluster: ClusterConfig) -> int | tuple[int, int]:
 
 
 def _max_failures(cluster: ClusterConfig) -> int:
-    """-1 is no limit."""
     if cluster.max_failures is not None:
         return cluster.max_failures
-    return -1 if cluster.is_elastic else 0
+    return _FAILURES_OF_ELASTIC if cluster.is_elastic else 0
 
 
 @contextmanager

@@ -8,8 +8,10 @@ import ray.train
 import ray.train.torch
 
 from dp_ray.config import ClusterConfig
+from dp_ray.errors import DpRayError
 from dp_ray.training.collective import ProcessGroup
 from dp_ray.training.loop import train
+from dp_ray.training.run_directory import REFUSED
 from dp_ray.training.session import Task, open_session
 from dp_ray.training.threads import usable_cores
 
@@ -29,6 +31,16 @@ def train_func_per_worker(config: dict[str, Any]) -> None:
         config: ``{"task": Task}``, the same for every worker.
     """
     task: Task = config["task"]
+    if task.run.private.exists(REFUSED):
+        return  # Ray starts failed workers anew, and this failure would be the same each time
+    try:
+        _train(task)
+    except DpRayError as error:
+        task.run.private.write(REFUSED, str(error).encode())
+        raise
+
+
+def _train(task: Task) -> None:
     device = ray.train.torch.get_device()
     threads = _threads(task.config.cluster)
     session = open_session(task, ProcessGroup(device), device=device, threads=threads)

@@ -32,6 +32,7 @@ RUN_KEY = "run_key"
 METRICS = "metrics.jsonl"
 PROGRESS = "progress.json"
 STOP = "stop"
+REFUSED = "refused"
 RAY = "ray"
 
 

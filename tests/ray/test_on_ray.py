@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dp_ray.cluster.trainer import ray_session
 from dp_ray.config import ClusterConfig, Config
-from dp_ray.errors import ConfigError, DataError, RunError
+from dp_ray.errors import ConfigError, RunError
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import PROGRESS, RELEASE, STOP, RunDirectory
 
@@ -120,6 +120,8 @@ def load(config):
     return (images, np.arange(40) % 2), (images[:8], np.arange(8) % 2)
 
 def load_in_any_order(config):
+    with open(os.path.join(os.path.dirname(__file__), "loads"), "a") as file:
+        file.write("x")
     (images, labels), test = load(config)
     order = np.random.default_rng(os.getpid()).permutation(40)
     return (images[order], labels[order]), test
@@ -166,11 +168,12 @@ def test_own_loader_and_model_are_found_by_the_workers(make_config: MakeConfig) 
         name="shuffled",
         data={"name": "my_images:load_in_any_order", **OWN_DATA},
         model={"name": "my_images:build"},
-        cluster={"num_workers": 2},
+        cluster={"num_workers": 2, "max_failures": 5},
         privacy={"delta": 1e-3},
     )
-    with pytest.raises(DataError, match="read other training data"):
+    with pytest.raises(RunError, match="read other training data"):
         start(config)
+    assert len(Path("loads").read_text()) == 3  # the driver and both workers, once each
 
 
 def test_a_mistake_that_only_a_worker_sees_has_no_traceback(
