@@ -91,6 +91,7 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
         else:
             environment["GLOO_SOCKET_IFNAME"] = "lo"
             ray.init(
+                address="local",  # else Ray would join whatever cluster this machine last saw
                 num_cpus=max(usable_cores(), cluster.max_workers * cluster.cpus_per_worker),
                 include_dashboard=False,
                 log_to_driver=False,

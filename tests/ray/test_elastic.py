@@ -30,6 +30,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A head that runs no workers, and four nodes for one worker each."""
     monkeypatch.setenv("PYTHONPATH", str(Path(inject.__file__).parent.parent))
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
     made = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.1", "include_dashboard": False},
@@ -77,7 +78,7 @@ class Stage:
         return self.result
 
     def _wait(self, until: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 400
         while not until():
             assert not self._errors, self._errors
             assert time.monotonic() < deadline
