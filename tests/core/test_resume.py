@@ -391,13 +391,14 @@ def test_checkpoints_are_read_without_running_code(tmp_path: Path) -> None:
     [
         ({"noise_multiplier": 1.0, "steps": 4}, {"steps": 6}, 6),
         ({"epsilon": 2.0, "noise_multiplier": None, "steps": 4}, {"epsilon": 9.0, "steps": 6}, 6),
-        ({"epsilon": 5.0, "noise_multiplier": 1.0, "steps": None}, {"epsilon": 6.0}, None),
+        ({"epsilon": 1.36, "noise_multiplier": 1.0, "steps": None}, {"epsilon": 1.44}, None),
     ],
 )
 def test_more_steps_may_be_given(
     make_config: MakeConfig, first: dict[str, Any], more: dict[str, Any], planned: int | None
 ) -> None:
     """To a stopped run and to a finished one, at the noise that it has."""
+    first = {**first, "accountant": "rdp"}
     config = make_config(privacy=first)
     before = start_and_stop(config, 2) if planned is None else start(config)
     larger = make_config(privacy={**first, **more})
