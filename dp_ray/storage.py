@@ -36,11 +36,6 @@ class Folder(ABC):
         return self.uri
 
     @property
-    def name(self) -> str:
-        """The last part of the path."""
-        return self.uri.rsplit("/", 1)[-1]
-
-    @property
     def path(self) -> Path | None:
         """The path, if this is a disk that allows appends and locks."""
         return None

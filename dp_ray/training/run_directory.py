@@ -52,11 +52,6 @@ class RunDirectory:
         return cls(open_folder(config.train.storage_path) / config.name)
 
     @property
-    def release(self) -> Folder:
-        """What may be published."""
-        return self.root / RELEASE
-
-    @property
     def private(self) -> Folder:
         """What must not be published."""
         return self.root / "private"

@@ -49,7 +49,6 @@ def test_what_is_written_is_read(folder: Folder) -> None:
     assert (folder / "inner").read("c") == b""
     assert folder.names() == ["a", "b", "inner"]
     assert (folder / "inner").names() == ["c"]
-    assert (folder / "inner").name == "inner"
     assert str(folder / "inner") == f"{folder}/inner"
 
 
@@ -213,7 +212,7 @@ def test_locations_that_are_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for location in (f"file://{tmp_path}/runs", f"{tmp_path}/runs/", "runs", "~/runs"):
         folder = open_folder(location)
         assert isinstance(folder, LocalFolder)
-        assert (folder.path, folder.name) == (tmp_path / "runs", "runs")
+        assert folder.path == tmp_path / "runs"
     open_folder(f"file://{tmp_path}/runs").write("a", b"1")
     assert (tmp_path / "runs" / "a").read_bytes() == b"1"
 
@@ -223,7 +222,7 @@ def test_locations_that_are_uris(store: ObjectStore) -> None:
     assert isinstance(folder, ObjectFolder)
     (folder / "mine").write("a", b"1")
     assert store.objects["runs/mine/a"] == b"1"
-    assert (folder.name, (folder / "mine").uri) == ("runs", f"s3://{store.bucket}/runs/mine")
+    assert (folder / "mine").uri == f"s3://{store.bucket}/runs/mine"
 
 
 @pytest.mark.parametrize("location", ["ftp://host/runs", "s4://bucket/runs", "s3://bu cket"])
