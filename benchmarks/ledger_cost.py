@@ -20,7 +20,8 @@ import torch
 from rich.console import Console
 
 from dp_ray.cluster.run import run_training
-from dp_ray.config import Config, parse_config
+from dp_ray.config import Config
+from dp_ray.config_file import parse_config
 from dp_ray.training.coordinator import Coordinator
 from dp_ray.training.journal import Journal
 

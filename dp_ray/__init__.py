@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dp_ray.config import Config as Config
-    from dp_ray.config import load_config as load_config
+    from dp_ray.config_file import load_config as load_config
     from dp_ray.errors import DpRayError as DpRayError
     from dp_ray.privacy.gradients import ClippedSum as ClippedSum
     from dp_ray.privacy.gradients import clipped_gradient_sum as clipped_gradient_sum
@@ -23,7 +23,7 @@ _HOME = {
     "Config": "dp_ray.config",
     "DpRayError": "dp_ray.errors",
     "clipped_gradient_sum": "dp_ray.privacy.gradients",
-    "load_config": "dp_ray.config",
+    "load_config": "dp_ray.config_file",
 }
 
 __all__ = ["ClippedSum", "Config", "DpRayError", "clipped_gradient_sum", "load_config"]

@@ -42,7 +42,7 @@ def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False)
     Of privacy.epsilon, privacy.noise_multiplier and privacy.steps two are given; the third is
     printed here, with the ε curve over the steps.
     """
-    from dp_ray.config import load_config
+    from dp_ray.config_file import load_config
     from dp_ray.report.plan import describe_plan, plan_facts
 
     facts = plan_facts(load_config(config, overrides or ()))
@@ -75,7 +75,7 @@ def train(
     More privacy.steps (and the privacy.epsilon that they cost) may be given with it.
     """
     from dp_ray.cluster.run import run_training
-    from dp_ray.config import load_config
+    from dp_ray.config_file import load_config
     from dp_ray.report.summary import describe_result
 
     loaded = load_config(config, overrides or (), name=name)
@@ -135,7 +135,7 @@ def config(
     as_json: Json = False,
 ) -> None:
     """Print every field with its meaning, and its default or a file's value."""
-    from dp_ray.config import load_config
+    from dp_ray.config_file import load_config
     from dp_ray.report.fields import describe_config, field_reference
 
     if file is None and overrides:

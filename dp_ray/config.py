@@ -1,22 +1,15 @@
-"""The configuration: typed, strict, each field with a sentence; YAML in, YAML out.
+"""The configuration of a run: typed, strict, each field with a sentence.
 
 Checks that need no facts beyond the file live here. Those that need the number of examples or the
-accountant (q > 1, δ ≥ 1/N, a budget that cannot be met) live in ``dp_ray.training.plan``.
+accountant (q > 1, δ ≥ 1/N, a budget that cannot be met) live in ``dp_ray.training.plan``. How a
+file is read is the business of ``dp_ray.config_file``.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
-
-from dp_ray.errors import ConfigError, DpRayError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -24,11 +17,13 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a configuration: no unknown field, no silent conversion, no change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True)
 
 
-class DataConfig(_Section):
+class DataConfig(Section):
     """Which examples, and how many are expected in a step."""
 
     name: str = Field(
@@ -83,7 +78,7 @@ class DataConfig(_Section):
         return self
 
 
-class AugmentConfig(_Section):
+class AugmentConfig(Section):
     """The K views of an example: random changes, drawn anew in each step."""
 
     views: Count = Field(
@@ -122,7 +117,7 @@ class AugmentConfig(_Section):
     )
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """The network; it may hold no state that crosses examples."""
 
     name: str = Field(
@@ -136,7 +131,7 @@ class ModelConfig(_Section):
     )
 
 
-class PrivacyConfig(_Section):
+class PrivacyConfig(Section):
     """The budget. Of epsilon, noise_multiplier and steps give two; the third is solved."""
 
     epsilon: Positive | None = Field(None, description="ε that the whole run may spend.")
@@ -168,7 +163,7 @@ class PrivacyConfig(_Section):
         return self
 
 
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """What happens to the noised gradient."""
 
     name: str = Field("SGD", description="Any optimizer of torch.optim.")
@@ -193,7 +188,7 @@ class OptimizerConfig(_Section):
     )
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """What a run does besides learning; nothing here changes privacy."""
 
     storage_path: str = Field(
@@ -219,7 +214,7 @@ class TrainConfig(_Section):
     )
 
 
-class ClusterConfig(_Section):
+class ClusterConfig(Section):
     """Where it runs; no number here changes the mathematics."""
 
     num_workers: Annotated[int, Field(ge=0)] | list[Count] = Field(
@@ -267,7 +262,7 @@ class ClusterConfig(_Section):
         return self.num_workers[1] if isinstance(self.num_workers, list) else self.num_workers
 
 
-class Config(_Section):
+class Config(Section):
     """A training configuration."""
 
     data: DataConfig
@@ -291,163 +286,3 @@ class Config(_Section):
     def dump(self) -> dict[str, Any]:
         """Plain values, for YAML and for Ray."""
         return self.model_dump(mode="json")
-
-
-def load_config(
-    path: str | Path, overrides: Sequence[str] = (), *, name: str | None = None
-) -> Config:
-    """Reads a YAML file, applies ``a.b=value`` overrides, validates.
-
-    Args:
-        path: the file.
-        overrides: strings ``dotted.field=value``; the value is read as YAML.
-        name: the run's name; default the file's ``name``, else the file's own name.
-
-    Raises:
-        ConfigError: an unknown field (the nearest known one is named) or a bad value.
-        DpRayError: the file cannot be read, or is no YAML mapping.
-    """
-    path = Path(path)
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DpRayError(
-            f"cannot read the configuration {path}: {reason}. Give a YAML file, such as "
-            "configs/digits.yaml"
-        ) from error
-    except yaml.YAMLError as error:
-        raise DpRayError(f"{path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise DpRayError(f"{path} must hold sections (data:, privacy:, …), not {values!r}")
-    for override in overrides:
-        apply_override(values, override)
-    if name is not None:
-        values["name"] = name
-    values.setdefault("name", path.stem)
-    return parse_config(values)
-
-
-def parse_config(values: dict[str, Any]) -> Config:
-    """Validates plain values; see :func:`load_config` for the errors."""
-    _refuse_unknown_keys(Config, values, "")
-    try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        raise _first_problem(error) from None
-
-
-def describe_fields(
-    section: type[BaseModel] = Config, prefix: str = ""
-) -> Iterator[tuple[str, FieldInfo]]:
-    """Every field as (dotted path, description and default), sections in order."""
-    for name, field in section.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from describe_fields(annotation, f"{prefix}{name}.")
-        else:
-            yield prefix + name, field
-
-
-def apply_override(values: dict[str, Any], override: str) -> None:
-    """Sets ``a.b=value`` in plain values; the value is read as YAML."""
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError(
-            "--set",
-            override,
-            "not of the form section.field=value",
-            "Write --set privacy.delta=1e-5",
-        )
-    try:
-        value = read_yaml(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(path, text, "not a YAML value", "Quote it") from error
-    for key in keys[:-1]:
-        inner = values.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise ConfigError(path, value, f"{key} is no section", "See dp-ray config")
-        values = inner
-    values[keys[-1]] = value
-
-
-def _refuse_unknown_keys(section: type[BaseModel], values: dict[str, Any], prefix: str) -> None:
-    known = section.model_fields
-    for key, value in values.items():
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-            hints = [path for path, _ in describe_fields() if path.endswith(f".{key}")]
-            hints += [prefix + name for name in near]
-            raise ConfigError(
-                f"{prefix}{key}",
-                value,
-                "no such field",
-                f"Did you mean {hints[0]}? There are {', '.join(known)}; see dp-ray config",
-            )
-        annotation = known[key].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            if not isinstance(value, dict):
-                fields = ", ".join(annotation.model_fields)
-                raise ConfigError(
-                    f"{prefix}{key}", value, "a section of fields is expected", f"Give {fields}"
-                )
-            _refuse_unknown_keys(annotation, value, f"{prefix}{key}.")
-
-
-def _first_problem(error: ValidationError) -> ConfigError:
-    problem = error.errors(include_url=False)[0]
-    location = [str(part) for part in problem["loc"]]
-    # Branches of a union (int | None) add parts that are no field; keep what names a field.
-    paths = {path for path, _ in describe_fields()}
-    while len(location) > 2 and ".".join(location) not in paths:
-        location.pop()
-    field = ".".join(location) or "configuration"
-    remedy = next((f.description for p, f in describe_fields() if p == field), None)
-    message = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
-    if problem["type"] == "string_pattern_mismatch":
-        message = "it has a character that is not allowed there"
-    if problem["type"] == "missing":
-        return ConfigError(field, None, "must be given", remedy or "See dp-ray config")
-    value = problem.get("input")
-    if isinstance(value, BaseModel) or (isinstance(value, dict) and len(location) == 1):
-        value = {k: v for k, v in dict(value).items() if v is not None}
-    return ConfigError(field, value, message, (remedy or "See dp-ray config"))
-
-
-def read_yaml(text: str) -> Any:
-    """Plain values from YAML in which 1e-5 is a number, as people expect, and not a string.
-
-    Raises:
-        yaml.YAMLError: it is no YAML.
-    """
-    return yaml.load(text, Loader=_Loader)
-
-
-def write_yaml(values: Any, *, one_line: bool = False) -> str:
-    """The inverse of :func:`read_yaml`, fields in their order."""
-    text: str = yaml.dump(
-        values,
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=one_line,
-        width=2**16 if one_line else None,
-    )
-    return text
-
-
-class _Loader(yaml.SafeLoader):
-    """See :func:`read_yaml`."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes strings that :class:`_Loader` would take for numbers."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-        list("-+0123456789"),
-    )

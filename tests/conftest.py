@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from support import MakeConfig
 
-from dp_ray.config import Config, parse_config
+from dp_ray.config import Config
+from dp_ray.config_file import parse_config
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from dp_ray.config import Config, describe_fields, write_yaml
+from dp_ray.config import Config
+from dp_ray.config_file import describe_fields, write_yaml
 
 
 def describe_config(config: Config | None) -> str:

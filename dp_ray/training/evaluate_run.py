@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from scipy.stats import binomtest
 
-from dp_ray.config import Config, apply_override, parse_config, read_yaml
+from dp_ray.config import Config
+from dp_ray.config_file import apply_override, parse_config, read_yaml
 from dp_ray.data.sampling import Shard
 from dp_ray.data.store import open_dataset
 from dp_ray.data.views import ViewMaker

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dp_ray.config import Config, write_yaml
+from dp_ray.config import Config
+from dp_ray.config_file import write_yaml
 from dp_ray.privacy.accounting import History, epsilon_by_accountant
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory

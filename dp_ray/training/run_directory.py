@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dp_ray.config import Config, parse_config, read_yaml, write_yaml
+from dp_ray.config import Config
+from dp_ray.config_file import parse_config, read_yaml, write_yaml
 from dp_ray.errors import RunError
 from dp_ray.keys import KEY_BYTES, RunKey
 from dp_ray.privacy.ledger import Ledger

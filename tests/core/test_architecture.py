@@ -12,12 +12,13 @@ import dp_ray
 PACKAGE = Path(dp_ray.__file__).parent
 
 # Each layer and the layers that it may import, besides itself.
-BASE = {"errors", "keys", "imports", "config", "storage"}
+BASE = {"errors", "keys", "imports", "config", "config_file", "storage"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "keys": set(),
     "imports": {"errors"},
-    "config": {"errors"},
+    "config": set(),
+    "config_file": {"errors", "config"},
     "storage": {"errors"},
     "privacy": {"errors", "keys", "storage"},
     "data": BASE,

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from dp_ray import cli
 from dp_ray.cluster.progress import describe_progress
-from dp_ray.config import load_config
+from dp_ray.config_file import load_config
 from dp_ray.report.words import duration
 from dp_ray.training.plan import make_plan
 

@@ -11,13 +11,8 @@ import yaml
 from pydantic import BaseModel
 from support import MakeConfig
 
-from dp_ray.config import (
-    Config,
-    apply_override,
-    describe_fields,
-    load_config,
-    parse_config,
-)
+from dp_ray.config import Config
+from dp_ray.config_file import apply_override, describe_fields, load_config, parse_config
 from dp_ray.errors import ConfigError, DpRayError, ModelError
 from dp_ray.report.fields import describe_config
 from dp_ray.training.plan import make_plan

@@ -13,7 +13,8 @@ from support import MakeConfig, folder, released, same, start
 from torch import Tensor
 
 from dp_ray.cluster.local import train_in_process
-from dp_ray.config import Config, parse_config
+from dp_ray.config import Config
+from dp_ray.config_file import parse_config
 from dp_ray.data.catalog import data_facts
 from dp_ray.errors import ConfigError, ModelError, RunError
 from dp_ray.models.build import build_model

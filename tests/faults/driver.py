@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dp_ray.cluster.environment import prepare_environment
 from dp_ray.cluster.run import run_training
-from dp_ray.config import load_config
+from dp_ray.config_file import load_config
 from dp_ray.errors import DpRayError
 from faults import inject
 from faults.inject import Fault

@@ -1,0 +1,224 @@
+"""Configuration files: YAML in, YAML out, overrides, and errors that name the field."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from dp_ray.config import Config
+from dp_ray.errors import ConfigError, DpRayError
+
+
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, name: str | None = None
+) -> Config:
+    """Reads a YAML file, applies ``a.b=value`` overrides, validates.
+
+    Args:
+        path: the file.
+        overrides: strings ``dotted.field=value``; the value is read as YAML.
+        name: the run's name; default the file's ``name``, else the file's own name.
+
+    Raises:
+        ConfigError: an unknown field (the nearest known one is named) or a bad value.
+        DpRayError: the file cannot be read, or is no YAML mapping.
+    """
+    values = read_values(path, overrides, name)
+    if "tune" in values:
+        raise DpRayError(f"{path} has a tune section, which is a search: use dp-ray tune {path}")
+    return parse_config(values)
+
+
+def read_values(
+    path: str | Path, overrides: Sequence[str] = (), name: str | None = None
+) -> dict[str, Any]:
+    """A file's plain values with overrides applied and a name; see :func:`load_config`."""
+    path = Path(path)
+    try:
+        values = read_yaml(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DpRayError(
+            f"cannot read the configuration {path}: {reason}. Give a YAML file, such as "
+            "configs/digits.yaml"
+        ) from error
+    except yaml.YAMLError as error:
+        raise DpRayError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise DpRayError(f"{path} must hold sections (data:, privacy:, …), not {values!r}")
+    for override in overrides:
+        apply_override(values, override)
+    if name is not None:
+        values["name"] = name
+    values.setdefault("name", path.stem)
+    return values
+
+
+def parse_config(values: dict[str, Any]) -> Config:
+    """Validates plain values; see :func:`load_config` for the errors."""
+    return validate(Config, values)
+
+
+SectionType = TypeVar("SectionType", bound=BaseModel)
+
+
+def validate(section: type[SectionType], values: Any, prefix: str = "") -> SectionType:
+    """Plain values as a section.
+
+    Args:
+        section: its type.
+        values: what was read.
+        prefix: dotted path of the section, with a dot at its end, for messages.
+
+    Raises:
+        ConfigError: an unknown field (the nearest known one is named) or a bad value.
+    """
+    if not isinstance(values, dict):
+        raise _no_section(section, values, prefix)
+    _refuse_unknown_keys(section, values, prefix, [p for p, _ in describe_fields(section, prefix)])
+    try:
+        return section.model_validate(values)
+    except ValidationError as error:
+        raise _first_problem(error, section, prefix) from None
+
+
+def describe_fields(
+    section: type[BaseModel] = Config, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Every field as (dotted path, description and default), sections in order."""
+    for name, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            yield from describe_fields(annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Sets ``a.b=value`` in plain values; the value is read as YAML.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(
+            "--set",
+            override,
+            "not of the form section.field=value",
+            "Write --set privacy.delta=1e-5",
+        )
+    try:
+        value = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(path, text, "not a YAML value", "Quote it") from error
+    set_field(values, path.strip(), value)
+
+
+def set_field(values: dict[str, Any], path: str, value: Any) -> None:
+    """Sets a dotted field in plain values; sections that are missing are made.
+
+    Raises:
+        ConfigError: a part of the path is no section.
+    """
+    keys = path.split(".")
+    for key in keys[:-1]:
+        inner = values.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(path, value, f"{key} is no section", "See dp-ray config")
+        values = inner
+    values[keys[-1]] = value
+
+
+def _refuse_unknown_keys(
+    section: type[BaseModel], values: dict[str, Any], prefix: str, fields: list[str]
+) -> None:
+    known = section.model_fields
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
+            hints = [path for path in fields if path.endswith(f".{key}")]
+            hints += [prefix + name for name in near]
+            raise ConfigError(
+                f"{prefix}{key}",
+                value,
+                "no such field",
+                f"Did you mean {hints[0]}? There are {', '.join(known)}; see dp-ray config",
+            )
+        annotation = known[key].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if not isinstance(value, dict):
+                raise _no_section(annotation, value, f"{prefix}{key}.")
+            _refuse_unknown_keys(annotation, value, f"{prefix}{key}.", fields)
+
+
+def _no_section(section: type[BaseModel], value: Any, prefix: str) -> ConfigError:
+    fields = ", ".join(section.model_fields)
+    field = prefix.removesuffix(".") or "configuration"
+    return ConfigError(field, value, "a section of fields is expected", f"Give {fields}")
+
+
+def _first_problem(error: ValidationError, section: type[BaseModel], prefix: str) -> ConfigError:
+    problem = error.errors(include_url=False)[0]
+    location = [*prefix.split(".")[:-1], *(str(part) for part in problem["loc"])]
+    # Branches of a union (int | None) add parts that are no field; keep what names a field.
+    described = {path: field.description for path, field in describe_fields(section, prefix)}
+    while len(location) > 2 and ".".join(location) not in described:
+        location.pop()
+    field = ".".join(location) or "configuration"
+    remedy = described.get(field) or "See dp-ray config"
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    if problem["type"] == "string_pattern_mismatch":
+        message = "it has a character that is not allowed there"
+    if problem["type"] == "missing":
+        return ConfigError(field, None, "must be given", remedy)
+    value = problem.get("input")
+    if isinstance(value, BaseModel) or (isinstance(value, dict) and len(location) == 1):
+        value = {k: v for k, v in dict(value).items() if v is not None}
+    return ConfigError(field, value, message, remedy)
+
+
+def read_yaml(text: str) -> Any:
+    """Plain values from YAML in which 1e-5 is a number, as people expect, and not a string.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def write_yaml(values: Any, *, one_line: bool = False) -> str:
+    """The inverse of :func:`read_yaml`, fields in their order."""
+    text: str = yaml.dump(
+        values,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=one_line,
+        width=2**16 if one_line else None,
+    )
+    return text
+
+
+class _Loader(yaml.SafeLoader):
+    """See :func:`read_yaml`."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings that :class:`_Loader` would take for numbers."""
+
+
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+        list("-+0123456789"),
+    )
