@@ -91,6 +91,47 @@ def train(
 
 
 @app.command()
+def tune(
+    config: Annotated[
+        Path, typer.Argument(help="A YAML search, such as configs/sweeps/digits.yaml.")
+    ],
+    overrides: Overrides = None,
+    name: Name = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a search that was stopped or that crashed.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the search would cost, and start nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Search fields of a configuration at an equal privacy budget, and count what it costs.
+
+    The ε of the search heads the output; the best trial's own ε is not the cost.
+    Results go to <train.storage_path>/<name>: release/ may be published, private/ must not be.
+
+    Ctrl-C stops with exit code 130; --resume goes on, without running a finished trial again.
+    """
+    from dp_ray.cluster.sweep import plan_sweep, run_sweep
+    from dp_ray.report.sweep import describe_search, describe_sweep_result, search_facts
+    from dp_ray.sweep_config import load_sweep
+    from dp_ray.tuning.cost import search_cost
+
+    loaded, console = load_sweep(config, overrides or (), name=name), Console(stderr=True)
+    if dry_run:
+        search, _ = plan_sweep(loaded, console)
+        cost = search_cost(search)
+        _print(describe_search(search, cost))
+        _print_json(search_facts(search, cost), as_json)
+        return
+    result = run_sweep(loaded, resume=resume, console=console)
+    _print(describe_sweep_result(result))
+    _print_json(result, as_json)
+    if result["status"] == "stopped":
+        raise typer.Exit(STOPPED)
+
+
+@app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run, such as runs/digits, or its release folder.")],
     overrides: Overrides = None,

@@ -19,12 +19,12 @@ def prepare_environment(cluster: ClusterConfig) -> None:
     if cluster.is_elastic:
         # How long a group of a size that is no longer to be had is waited for; the default is 60 s.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    if cluster_address(cluster) is None:
+    if cluster_address(cluster.address) is None:
         # Without this Ray replaces 127.0.0.1 by the machine's outer address and listens there.
         # The name is historical: it is how Ray keeps to the loopback on laptops.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
-def cluster_address(cluster: ClusterConfig) -> str | None:
+def cluster_address(configured: str | None) -> str | None:
     """The cluster to join: the configured one, or the one a job was submitted to."""
-    return cluster.address or os.environ.get("RAY_ADDRESS")
+    return configured or os.environ.get("RAY_ADDRESS")

@@ -5,22 +5,22 @@ from __future__ import annotations
 import torch
 
 from dp_ray.training.collective import Alone
-from dp_ray.training.loop import train
+from dp_ray.training.loop import Observer, train
 from dp_ray.training.session import Task, open_session
 from dp_ray.training.threads import usable_cores
 
 
-class _NobodyToTell:
-    """There is no Ray; progress.json has the numbers."""
+class NobodyToTell:
+    """For a run of its own: progress.json has the numbers."""
 
     def report(self, metrics: dict[str, float]) -> None:
         """See :class:`~dp_ray.training.loop.Observer`."""
 
 
-def train_in_process(task: Task) -> None:
+def train_in_process(task: Task, observer: Observer) -> None:
     """Runs to the end or to a stop request; see :mod:`dp_ray.training.loop`."""
     cluster = task.config.cluster
     device = torch.device("cuda" if cluster.gpus_per_worker else "cpu")
     threads = cluster.threads_per_worker or usable_cores()
     session = open_session(task, Alone(), device=device, threads=threads)
-    train(session, _NobodyToTell())
+    train(session, observer)

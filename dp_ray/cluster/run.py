@@ -13,12 +13,14 @@ from typing import Any
 from rich.console import Console
 
 from dp_ray.cluster.environment import cluster_address, prepare_environment
+from dp_ray.cluster.local import NobodyToTell, train_in_process
 from dp_ray.cluster.progress import ProgressLine
 from dp_ray.config import Config
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import RunError
 from dp_ray.privacy.ledger import Ledger
 from dp_ray.report.words import count
+from dp_ray.training.evaluation import METRIC_NAMES
 from dp_ray.training.plan import PrivacyPlan, check_feasible, make_plan
 from dp_ray.training.resume import plan_resumption
 from dp_ray.training.run_directory import PROGRESS, RAY, REFUSED, RESULT, STOP, RunDirectory
@@ -43,13 +45,15 @@ def run_training(
     Raises:
         DpRayError: before anything is started where possible; see the message.
     """
-    address = cluster_address(config.cluster)
+    address = cluster_address(config.cluster.address)
     cluster = config.cluster.model_copy(update={"address": address})
     config = config.model_copy(update={"cluster": cluster})
     run = RunDirectory.of(config)
     attempt = secrets.token_hex(8)
     if resume:
-        config, plan = _take_up(run, config, attempt, console, break_lock=break_lock)
+        config, plan = take_up(
+            run, config, attempt, lambda text: _tell(console, text), break_lock=break_lock
+        )
     else:
         plan = _begin(run, config)
     # The seed leads to the noise: it stays in the run's private part, for the coordinator alone.
@@ -57,9 +61,7 @@ def run_training(
     _warn_of_turns(config, console)
     with ProgressLine(run, plan, console) as line, _stop_on_signal(run, line):
         if config.cluster.num_workers == 0:
-            from dp_ray.cluster.local import train_in_process
-
-            train_in_process(task)
+            train_in_process(task, NobodyToTell())
         else:
             prepare_environment(config.cluster)
             from dp_ray.cluster.trainer import train_on_ray  # imports Ray
@@ -77,9 +79,29 @@ def _begin(run: RunDirectory, config: Config) -> PrivacyPlan:
     return plan
 
 
-def _take_up(
-    run: RunDirectory, config: Config, attempt: str, console: Console, *, break_lock: bool
+def take_up(
+    run: RunDirectory,
+    config: Config,
+    attempt: str,
+    tell: Callable[[str], None],
+    *,
+    break_lock: bool = False,
 ) -> tuple[Config, PrivacyPlan]:
+    """Prepares a run that was begun before.
+
+    Args:
+        run: which.
+        config: as given now.
+        attempt: names this call, for the run's lock.
+        tell: told of a budget that differs from the run's first.
+        break_lock: see :func:`run_training`.
+
+    Returns:
+        What it goes on as.
+
+    Raises:
+        DpRayError: it cannot go on; see the message.
+    """
     if not run.exists():
         raise RunError(f"{run.root} holds no run to resume: start it without --resume")
     # Here too, and not only in the coordinator: a run in use is refused before Ray is started.
@@ -90,14 +112,12 @@ def _take_up(
         check_feasible(config, plan.steps)
         _try_data(config)
         if plan != before:
-            _tell(
-                console,
+            tell(
                 f"privacy.steps: raised from {before.steps} to {plan.steps}, and the run's ε from "
                 f"{before.epsilon:.4f} to {plan.epsilon:.4f} at δ = {plan.delta:g}",
             )
         elif ledger.amended:
-            _tell(
-                console,
+            tell(
                 f"privacy.steps: {plan.steps}, as the run was given since its start; "
                 f"ε = {plan.epsilon:.4f} at δ = {plan.delta:g}",
             )
@@ -114,7 +134,7 @@ def _mark_running(run: RunDirectory, ledger: Ledger) -> None:
     """What an earlier attempt said of itself is no longer so."""
     if run.root.exists(RESULT):
         result = {**run.read_result(), "status": "running", "charges": ledger.charges}
-        run.write_result({**result, "epsilon": None, "test_accuracy": None})
+        run.write_result({**result, "epsilon": None} | dict.fromkeys(METRIC_NAMES))
 
 
 def _tell(console: Console, text: str) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from dp_ray.cluster.worker import train_func_per_worker
@@ -23,8 +23,12 @@ _FAILURES_OF_ELASTIC = 100
 """Enough for nodes that come and go, and an end for a failure that is always the same."""
 
 
-def train_on_ray(task: Task) -> None:
+def train_on_ray(task: Task, callbacks: Sequence[UserCallback] = ()) -> None:
     """Runs the task on W Ray Train workers, to the end or to a stop request.
+
+    Args:
+        task: what to train.
+        callbacks: told what workers report, in Ray Train's controller.
 
     Raises:
         DpRayError: what a worker found wrong, or a failure that Ray could not recover from.
@@ -50,6 +54,7 @@ def train_on_ray(task: Task) -> None:
                 # given more steps would be over for it.
                 name=f"{RAY}-{task.attempt}",
                 failure_config=FailureConfig(max_failures=_max_failures(cluster)),
+                callbacks=list(callbacks),
             ),
         )
         try:
@@ -74,10 +79,14 @@ def _max_failures(cluster: ClusterConfig) -> int:
 
 
 @contextmanager
-def ray_session(cluster: ClusterConfig) -> Iterator[None]:
+def ray_session(cluster: ClusterConfig, *, spare_cpus: int = 0) -> Iterator[None]:
     """A connection to Ray: an existing one, the configured cluster, or one of our own.
 
     A local Ray that was started here listens on 127.0.0.1 only, and is shut down at the end.
+
+    Args:
+        cluster: where.
+        spare_cpus: for processes that wait for others, beyond this machine's own.
     """
     if ray.is_initialized():
         yield
@@ -92,7 +101,8 @@ def ray_session(cluster: ClusterConfig) -> Iterator[None]:
             environment["GLOO_SOCKET_IFNAME"] = "lo"
             ray.init(
                 address="local",  # else Ray would join whatever cluster this machine last saw
-                num_cpus=max(usable_cores(), cluster.max_workers * cluster.cpus_per_worker),
+                num_cpus=spare_cpus
+                + max(usable_cores(), cluster.max_workers * cluster.cpus_per_worker),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

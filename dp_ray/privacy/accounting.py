@@ -100,10 +100,25 @@ def _pld_epsilon(released: list[tuple[float, float, int]], delta: float) -> floa
     return float(accountant.get_epsilon(delta))
 
 
+@cache
 def solve_noise_multiplier(
-    accountant: AccountantName, *, target: float, sample_rate: float, steps: int, delta: float
+    accountant: AccountantName,
+    *,
+    target: float,
+    sample_rate: float,
+    steps: int,
+    delta: float,
+    near: float | None = None,
 ) -> float:
     """The smallest σ (to the tolerance) with which ``steps`` steps cost at most ``target``.
+
+    Args:
+        accountant: who says what steps cost.
+        target: ε.
+        sample_rate: q in (0, 1].
+        steps: T.
+        delta: δ in (0, 1).
+        near: a σ that is known to be close, to save time.
 
     Raises:
         BudgetError: not even σ = 10⁴ meets the target.
@@ -116,35 +131,43 @@ def solve_noise_multiplier(
             name, noise_multiplier=sigma, sample_rate=sample_rate, steps=steps, delta=delta
         )
 
+    wide = 1.5 if near is None else 1.02
+    high = None
+    if near is not None:
+        high = _bracket(lambda sigma: cost(sigma) <= target, start=near * wide, factor=wide)
     # RDP is cheap and looser: where it meets the budget, σ is known within a factor. (Below about
     # ε = log(1/δ)/62 its largest order meets none.)
-    high = _bracket(lambda sigma: cost(sigma, "rdp") <= target)
-    if high is None and accountant != "rdp":
+    elif accountant != "rdp":
+        high = _bracket(lambda sigma: cost(sigma, "rdp") <= target)
+    if high is None:
         high = _bracket(lambda sigma: cost(sigma) <= target)
     if high is None:
         raise BudgetError(f"no noise multiplier up to {MAX_NOISE_MULTIPLIER:g} is enough")
-    low = high / 1.5
+    low = high / wide
     while cost(low) <= target:
-        high, low = low, low / 1.5
+        high, low = low, low / wide
 
     # Aim a little below the target, so that the root's own error does not pass it.
     aim = target - min(EPSILON_TOLERANCE, 0.01 * target) / 2
-    sigma = float(brentq(lambda x: cost(x) - aim, low, 2 * high, rtol=1e-5))
+    sigma = float(brentq(lambda x: cost(x) - aim, low, wide * high, rtol=1e-5))
     while cost(sigma) > target:
         sigma *= 1 + 1e-5
     return sigma
 
 
-def _bracket(meets: Callable[[float], bool]) -> float | None:
-    """The first σ = ¼·1.5ⁿ that meets the budget."""
-    sigma = 0.25
+def _bracket(
+    meets: Callable[[float], bool], *, start: float = 0.25, factor: float = 1.5
+) -> float | None:
+    """The first σ = start·factorⁿ that meets the budget."""
+    sigma = start
     while not meets(sigma):
-        sigma *= 1.5
+        sigma *= factor
         if sigma > MAX_NOISE_MULTIPLIER:
             return None
     return sigma
 
 
+@cache
 def solve_steps(
     accountant: AccountantName,
     *,
@@ -159,24 +182,44 @@ def solve_steps(
         BudgetError: a single step costs more, or more than 10⁷ steps cost less.
     """
 
-    def affordable(steps: int) -> bool:
-        cost = epsilon(
+    def cost(steps: int) -> float:
+        return epsilon(
             accountant,
             noise_multiplier=noise_multiplier,
             sample_rate=sample_rate,
             steps=steps,
             delta=delta,
         )
-        return cost <= target
 
-    if not affordable(1):
+    low, low_cost = 1, cost(1)
+    if low_cost > target:
         raise BudgetError("a single step costs more than the whole budget")
-    low, high = 1, 2
-    while affordable(high):
-        low, high = high, high * 2
+    high, high_cost = 1, low_cost
+    while high_cost <= target:
+        low, low_cost = high, high_cost
+        # ε grows about as the root of the steps, so one or two leaps pass the target.
+        high = 2 * low + int(min(low * (target / max(low_cost, 1e-3)) ** 2, MAX_STEPS))
+        high = min(high, 100 * low)
         if high > MAX_STEPS:
             raise BudgetError(f"more than {MAX_STEPS:,} steps fit")
+        high_cost = cost(high)
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if affordable(middle) else (low, middle)
+        # Between the two by the power law through them, then halves: either gets there.
+        for guess in (_by_power_law(low, low_cost, high, high_cost, target), (low + high) // 2):
+            middle = min(max(guess, low + 1), high - 1)
+            middle_cost = cost(middle)
+            if middle_cost <= target:
+                low, low_cost = middle, middle_cost
+            else:
+                high, high_cost = middle, middle_cost
+            if high - low == 1:
+                break
     return low
+
+
+def _by_power_law(low: int, low_cost: float, high: int, high_cost: float, target: float) -> int:
+    """Where ε reaches the target, were it steps to some power between both ends."""
+    if not 0 < low_cost < high_cost:
+        return (low + high) // 2
+    power = math.log(high_cost / low_cost) / math.log(high / low)
+    return int(low * (target / low_cost) ** (1 / power))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 def count(number: int, thing: str) -> str:
     """``1 step``, ``2 steps``."""
@@ -22,3 +24,12 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def describe_point(point: dict[str, Any]) -> str:
+    """A point of a search: ``views 4, max_grad_norm 1.2``."""
+    parts = []
+    for field, value in point.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+        parts.append(f"{field.rpartition('.')[2]} {shown}")
+    return ", ".join(parts)

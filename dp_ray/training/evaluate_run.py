@@ -18,7 +18,7 @@ from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.models.build import build_model
 from dp_ray.storage import Folder, open_folder
-from dp_ray.training.evaluation import count_correct
+from dp_ray.training.evaluation import evaluate_shard
 from dp_ray.training.release import MODEL
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
 
@@ -51,11 +51,13 @@ def evaluate_run(location: str, overrides: list[str]) -> dict[str, Any]:
     device = torch.device("cpu")
     views = ViewMaker(config.augment, dataset.facts, device)
     total = len(dataset.test)
-    correct = count_correct(model, {}, dataset.test, views, device, Shard(0, total))
+    found = evaluate_shard(model, {}, dataset.test, views, device, Shard(0, total))
+    correct, losses = int(found[0]), float(found[1])
     interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
     return {
         "run": location,
         "test_accuracy": correct / total,
+        "test_loss": losses / total,
         "interval_95": [float(interval.low), float(interval.high)],
         "test_examples": total,
         "data_evaluation": config.data.evaluation,

@@ -1,10 +1,14 @@
-"""Accuracy on the test split, shared among the workers."""
+"""Accuracy and loss on the test split, shared among the workers."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.functional import cross_entropy
 
 from dp_ray.data.sampling import Shard
 from dp_ray.data.store import StoredSplit
@@ -12,20 +16,39 @@ from dp_ray.data.views import ViewMaker
 from dp_ray.training.collective import Collective
 from dp_ray.training.layout import ParameterLayout
 
+METRIC_NAMES = ("test_accuracy", "test_loss")
+
 _BATCH = 512
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """How good parameters are on the test split.
+
+    Attributes:
+        accuracy: share of examples whose largest logit is their label's.
+        loss: mean cross-entropy in nats; infinite if it is no number.
+    """
+
+    accuracy: float
+    loss: float
+
+    def named(self) -> dict[str, float]:
+        """By the names that results have."""
+        return dict(zip(METRIC_NAMES, (self.accuracy, self.loss), strict=True))
+
+
 @torch.no_grad()
-def count_correct(
+def evaluate_shard(
     model: nn.Module,
     params: dict[str, Tensor],
     data: StoredSplit,
     views: ViewMaker,
     device: torch.device,
     shard: Shard,
-) -> int:
-    """Examples of the shard whose largest logit is their label's; images are not augmented."""
-    correct = 0
+) -> Tensor:
+    """[2] float64: examples that are right, and the sum of losses; images are not augmented."""
+    total = torch.zeros(2, dtype=torch.float64)
     was_training = model.training
     model.eval()
     try:
@@ -34,26 +57,27 @@ def count_correct(
             images = views.normalize(torch.from_numpy(data.images[part].copy()))
             labels = torch.from_numpy(data.labels[part].copy()).to(device)
             logits = functional_call(model, params, (images,))
-            correct += int((logits.argmax(dim=1) == labels).sum())
+            total[0] += float((logits.argmax(dim=1) == labels).sum())
+            total[1] += float(cross_entropy(logits, labels, reduction="sum"))
     finally:
         model.train(was_training)
-    return correct
+    return total
 
 
-def shared_accuracy(
+def shared_evaluation(
     model: nn.Module,
     layout: ParameterLayout,
     vector: Tensor,
     data: StoredSplit,
     views: ViewMaker,
     collective: Collective,
-) -> float | None:
-    """Accuracy at parameters [P]; right on rank 0 only, None without test examples."""
+) -> Evaluation | None:
+    """Evaluates parameters [P]; right on rank 0 only, None without test examples."""
     if len(data) == 0:
         return None
     shard = Shard.of(collective.rank, collective.world_size, len(data))
-    params = layout.split(vector)
-    correct = count_correct(model, params, data, views, vector.device, shard)
-    total = torch.tensor([float(correct)], dtype=torch.float64)
+    total = evaluate_shard(model, layout.split(vector), data, views, vector.device, shard)
     collective.reduce_(total)
-    return float(total.item()) / len(data)
+    correct, losses = total.tolist()
+    loss = losses / len(data)
+    return Evaluation(correct / len(data), math.inf if math.isnan(loss) else loss)

@@ -13,14 +13,13 @@ from tensorboardX import SummaryWriter
 from torch import Tensor
 
 from dp_ray.storage import OWNER_ONLY
+from dp_ray.training.evaluation import METRIC_NAMES, Evaluation
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.run_directory import METRICS, PROGRESS, RunDirectory
+from dp_ray.training.run_directory import METRICS, PROGRESS, TENSORBOARD, RunDirectory
 
 _INTERVAL_S = 0.25
 _INTERVAL_OF_OBJECTS_S = 2.0
 """Between writings of progress and looks for a stop request: on a disk, in an object store."""
-
-_TENSORBOARD = "tensorboard"
 
 
 class Journal:
@@ -47,14 +46,14 @@ class Journal:
         self._folder = folder
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         self._metrics = os.fdopen(os.open(folder / METRICS, flags, OWNER_ONLY), "a")
-        self._tensorboard = SummaryWriter(str(folder / _TENSORBOARD))
+        self._tensorboard = SummaryWriter(str(folder / TENSORBOARD))
         self._progress_written = self._stop_sought = 0.0
         self._step_seconds: list[float] = []
         self._warm = False
         self._epsilon = 0.0
         self._charges = 0
         self._step = 0
-        self.accuracy: float | None = None
+        self.evaluation: Evaluation | None = None
 
     @property
     def seconds(self) -> float:
@@ -96,26 +95,27 @@ class Journal:
         if time.monotonic() - self._progress_written > self._interval_s:
             self._write_progress()
 
-    def evaluated(self, step: int, charges: int, accuracy: float | None, epsilon: float) -> None:
+    def evaluated(
+        self, step: int, charges: int, evaluation: Evaluation | None, epsilon: float
+    ) -> None:
         """The parameters before ``step`` were evaluated, at ε spent so far."""
         self._step, self._charges = step, charges
-        self._epsilon, self.accuracy = epsilon, accuracy
+        self._epsilon, self.evaluation = epsilon, evaluation
         self._tensorboard.add_scalar("epsilon", epsilon, step)
-        if accuracy is not None:
-            self._tensorboard.add_scalar("test_accuracy", accuracy, step)
-        self._metrics.write(
-            json.dumps({"step": step, "epsilon": epsilon, "test_accuracy": accuracy}) + "\n"
-        )
+        for name, value in self._evaluated().items():
+            self._tensorboard.add_scalar(name, value, step)
+        line = {"step": step, "epsilon": epsilon, **self._evaluated()}
+        self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         self._write_progress()
         self._copy()
 
     def releases(self) -> dict[str, float]:
         """The latest numbers that are no secret."""
-        values = {"step": float(self._step), "epsilon": self._epsilon}
-        if self.accuracy is not None:
-            values["test_accuracy"] = self.accuracy
-        return values
+        return {"step": float(self._step), "epsilon": self._epsilon, **self._evaluated()}
+
+    def _evaluated(self) -> dict[str, float]:
+        return {} if self.evaluation is None else self.evaluation.named()
 
     def close(self) -> None:
         """Writes what is buffered."""
@@ -129,8 +129,8 @@ class Journal:
         if self._copied is None:
             return
         self._run.private.write(METRICS, (self._folder / METRICS).read_bytes())
-        for file in (self._folder / _TENSORBOARD).iterdir():
-            (self._run.private / _TENSORBOARD).write(file.name, file.read_bytes())
+        for file in (self._folder / TENSORBOARD).iterdir():
+            (self._run.private / TENSORBOARD).write(file.name, file.read_bytes())
 
     def _write_progress(self) -> None:
         per_step = sum(self._step_seconds) / max(len(self._step_seconds), 1)
@@ -139,7 +139,7 @@ class Journal:
             "step": self._step,
             "steps": self._plan.steps,
             "charges": self._charges,
-            "test_accuracy": self.accuracy,
+            **(dict.fromkeys(METRIC_NAMES) | self._evaluated()),
             # From public numbers and the clock; still private, as the clock shows the batch size.
             "images_per_second": images / per_step if per_step else 0.0,
             "seconds_left": (self._plan.steps - self._step) * per_step or None,

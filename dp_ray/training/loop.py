@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dp_ray.errors import RunError
-from dp_ray.training.evaluation import shared_accuracy
+from dp_ray.training.evaluation import shared_evaluation
 from dp_ray.training.release import Outcome, publish
 from dp_ray.training.session import Lead, Session
 from dp_ray.training.step import Assignment
@@ -107,7 +107,7 @@ def _evaluate(session: Session, step: int) -> None:
     worker, lead = session.worker, session.lead
     published = torch.zeros(worker.layout.size, device=worker.device)
     _broadcast(session, published, None if lead is None else lead.coordinator.published_params)
-    accuracy = shared_accuracy(
+    evaluation = shared_evaluation(
         worker.model,
         worker.layout,
         published,
@@ -116,7 +116,7 @@ def _evaluate(session: Session, step: int) -> None:
         session.collective,
     )
     if lead is not None:
-        lead.journal.evaluated(step, lead.ledger.charges, accuracy, lead.coordinator.epsilon)
+        lead.journal.evaluated(step, lead.ledger.charges, evaluation, lead.coordinator.epsilon)
 
 
 def _finish(session: Session, lead: Lead) -> None:
@@ -133,7 +133,7 @@ def _finish(session: Session, lead: Lead) -> None:
             steps=assignment.step,
             history=lead.ledger.history,
             epsilon=coordinator.epsilon,
-            accuracy=journal.accuracy,
+            evaluation=journal.evaluation,
             seconds=journal.seconds,
         ),
     )

@@ -59,6 +59,11 @@ class PrivacyPlan:
         """q = B̄/N."""
         return self.expected_batch_size / self.num_examples
 
+    @property
+    def run(self) -> tuple[float, float, int]:
+        """(σ, q, T), all that an accountant needs."""
+        return self.noise_multiplier, self.sample_rate, self.steps
+
     def epsilon_after(self, releases: int) -> float:
         """ε of that many releases, as the accountant has it."""
         return epsilon(
@@ -86,7 +91,7 @@ def make_plan(config: Config) -> PrivacyPlan:
         ConfigError: q > 1, δ ≥ 1/N, a budget that cannot be met, a network or a transform that
             cannot be used, microbatches that do not fit into memory, an unknown optimizer.
     """
-    plan = _solve_budget(config, data_facts(config.data))
+    plan = solve_budget(config)
     check_feasible(config, plan.steps)
     return plan
 
@@ -106,8 +111,17 @@ def check_feasible(config: Config, steps: int) -> None:
     _try_step(config, model, facts)
 
 
-def _solve_budget(config: Config, facts: DataFacts) -> PrivacyPlan:
-    privacy, n = config.privacy, facts.num_examples
+def solve_budget(config: Config, *, near: float | None = None) -> PrivacyPlan:
+    """Of ε, σ and T the one that is open.
+
+    Args:
+        config: the budget, and what q depends on.
+        near: a σ that is known to be close, where σ is solved.
+
+    Raises:
+        ConfigError: q > 1, δ ≥ 1/N, or a budget that cannot be met.
+    """
+    privacy, n = config.privacy, data_facts(config.data).num_examples
     batch = config.data.expected_batch_size
     if batch > n:
         raise ConfigError(
@@ -130,7 +144,7 @@ def _solve_budget(config: Config, facts: DataFacts) -> PrivacyPlan:
             assert privacy.epsilon is not None
             assert steps is not None
             sigma = solve_noise_multiplier(
-                privacy.accountant, target=privacy.epsilon, steps=steps, **common
+                privacy.accountant, target=privacy.epsilon, steps=steps, near=near, **common
             )
         elif steps is None:
             assert privacy.epsilon is not None

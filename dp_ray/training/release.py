@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dp_ray.config import Config
 from dp_ray.config_file import write_yaml
 from dp_ray.privacy.accounting import History, epsilon_by_accountant
+from dp_ray.training.evaluation import METRIC_NAMES, Evaluation
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
 
@@ -43,7 +44,7 @@ class Outcome:
         steps: updates taken.
         history: noised sums paid for; more than ``steps`` if some were repeated.
         epsilon: what the accountant says of them.
-        accuracy: on the test split, of what is released.
+        evaluation: on the test split, of what is released; None without test examples.
         seconds: wall-clock time of the last session.
     """
 
@@ -51,13 +52,20 @@ class Outcome:
     steps: int
     history: History
     epsilon: float
-    accuracy: float | None
+    evaluation: Evaluation | None
     seconds: float
 
     @property
     def charges(self) -> int:
         """Number of noised sums paid for."""
         return sum(count for _, _, count in self.history)
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """The evaluation by the names that results have; null without test examples."""
+        if self.evaluation is None:
+            return dict.fromkeys(METRIC_NAMES)
+        return {name: finite(value) for name, value in self.evaluation.named().items()}
 
 
 def publish(
@@ -91,7 +99,7 @@ def publish(
         "charges": outcome.charges,
         "epsilon": finite(outcome.epsilon),
         "delta": plan.delta,
-        "test_accuracy": outcome.accuracy,
+        **outcome.metrics,
         "seconds": round(outcome.seconds, 2),
     }
     if outcome.finished:
@@ -155,7 +163,7 @@ def privacy_statement(
         "subtract the noise, and ε does not hold against them."
         if seeded
         else None,
-        "test_accuracy": outcome.accuracy,
+        **outcome.metrics,
         "data_evaluation": config.data.evaluation,
         "assumptions": list(ASSUMPTIONS),
         "versions": {

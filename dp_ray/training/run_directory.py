@@ -31,6 +31,9 @@ RELEASE = "release"
 CONFIG = "config.yaml"
 RUN_KEY = "run_key"
 METRICS = "metrics.jsonl"
+LEDGER = "ledger"
+CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
 PROGRESS = "progress.json"
 STOP = "stop"
 REFUSED = "refused"
@@ -60,16 +63,27 @@ class RunDirectory:
     @property
     def checkpoints(self) -> Folder:
         """See :class:`~dp_ray.training.checkpoint.Checkpoints`."""
-        return self.private / "checkpoints"
+        return self.private / CHECKPOINTS
 
     @property
     def ledger(self) -> Folder:
         """The write-ahead log of charges."""
-        return self.private / "ledger"
+        return self.private / LEDGER
 
     def exists(self) -> bool:
         """Whether a run of this name was started."""
         return self.root.exists("private")
+
+    def unborn(self) -> bool:
+        """Whether it was cut off while it was laid out: there is no ledger, and no other trace."""
+        traces = set(self.private.names()) - {CONFIG, RUN_KEY}
+        return not self.ledger.names() and traces <= {LEDGER}
+
+    def forget(self) -> None:
+        """Removes what was learnt; what it cost stays in the ledger."""
+        self.root.delete(RELEASE)
+        for name in (CHECKPOINTS, METRICS, PROGRESS, TENSORBOARD):
+            self.private.delete(name)
 
     def finished(self) -> bool:
         """Whether it came to its end."""
@@ -105,7 +119,7 @@ class RunDirectory:
                 path.mkdir(parents=True, exist_ok=True)  # to be seen by others, unlike private/
             self.private.write(CONFIG, write_yaml(config.dump()).encode())
             key = RunKey.from_entropy() if config.seed is None else RunKey.from_seed(config.seed)
-            self.private.write(RUN_KEY, f"{key.secret.hex()}\n".encode())
+            write_key(self.private, key)
             Ledger.create(self.ledger, key.derive("ledger"), plan.dump())
         except OSError as error:
             raise RunError(
@@ -130,13 +144,7 @@ class RunDirectory:
         Raises:
             RunError: it is missing or damaged.
         """
-        try:
-            return RunKey(bytes.fromhex(self.private.read(RUN_KEY).decode().strip()))
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.private}/{RUN_KEY}: {error}. Without its key ({KEY_BYTES} bytes in hex) a "
-                "run cannot be continued; restore the file from a backup, or start a new run"
-            ) from error
+        return read_key(self.private)
 
     def read_ledger(self) -> Ledger:
         """The run's ledger, verified.
@@ -196,6 +204,30 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise RunError(f"{self.root}/{RESULT} cannot be read: {error}") from error
         return result
+
+
+def write_key(private: Folder, key: RunKey) -> None:
+    """Writes a secret down, for its owner's eyes.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    private.write(RUN_KEY, f"{key.secret.hex()}\n".encode())
+
+
+def read_key(private: Folder) -> RunKey:
+    """The secret that :func:`write_key` wrote.
+
+    Raises:
+        RunError: it is missing or damaged.
+    """
+    try:
+        return RunKey(bytes.fromhex(private.read(RUN_KEY).decode().strip()))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{private}/{RUN_KEY}: {error}. Without its key ({KEY_BYTES} bytes in hex) a "
+            "run cannot be continued; restore the file from a backup, or start a new run"
+        ) from error
 
 
 def deciding_fields(config: Config) -> dict[str, Any]:

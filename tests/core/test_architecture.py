@@ -12,21 +12,23 @@ import dp_ray
 PACKAGE = Path(dp_ray.__file__).parent
 
 # Each layer and the layers that it may import, besides itself.
-BASE = {"errors", "keys", "imports", "config", "config_file", "storage"}
+BASE = {"errors", "keys", "imports", "config", "config_file", "sweep_config", "storage"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "keys": set(),
     "imports": {"errors"},
     "config": set(),
     "config_file": {"errors", "config"},
+    "sweep_config": {"errors", "config", "config_file"},
     "storage": {"errors"},
     "privacy": {"errors", "keys", "storage"},
     "data": BASE,
     "models": BASE | {"data"},
     "training": BASE | {"privacy", "data", "models"},
-    "report": BASE | {"privacy", "data", "models", "training"},
-    "cluster": BASE | {"privacy", "data", "models", "training", "report"},
-    "cli": BASE | {"training", "report", "cluster"},
+    "tuning": BASE | {"privacy", "data", "models", "training"},
+    "report": BASE | {"privacy", "data", "models", "training", "tuning"},
+    "cluster": BASE | {"privacy", "data", "models", "training", "tuning", "report"},
+    "cli": BASE | {"training", "tuning", "report", "cluster"},
     "__main__": {"cli"},
     "__init__": BASE | {"privacy"},
 }

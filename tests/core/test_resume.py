@@ -420,7 +420,7 @@ def test_more_steps_are_shown_with_their_epsilon_before_any_is_taken(
     start(make_config(privacy={"steps": 4}))
     larger = make_config(privacy={"steps": 6})
     shown = io.StringIO()
-    monkeypatch.setattr("dp_ray.cluster.local.train_in_process", lambda _task: None)
+    monkeypatch.setattr("dp_ray.cluster.run.train_in_process", lambda _task, _observer: None)
     run_module.run_training(larger, resume=True, console=Console(file=shown, width=200))
     assert "raised from 4 to 6" in shown.getvalue()
     assert f"{make_plan(larger).epsilon:.4f} at δ" in shown.getvalue()

@@ -1,0 +1,202 @@
+"""One search from its configuration to its results: what ``dp-ray tune`` does."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+
+from dp_ray.cluster.environment import cluster_address, prepare_environment
+from dp_ray.cluster.sweep_progress import SweepProgress
+from dp_ray.config import Config
+from dp_ray.config_file import set_field
+from dp_ray.data.store import open_dataset
+from dp_ray.errors import ConfigError, DataError, RunError
+from dp_ray.keys import RunKey
+from dp_ray.privacy.lock import WriterLock
+from dp_ray.report.sweep import describe_search
+from dp_ray.report.sweep_page import sweep_page
+from dp_ray.sweep_config import SweepConfig
+from dp_ray.training.plan import check_feasible
+from dp_ray.tuning.cost import search_cost
+from dp_ray.tuning.outcome import forget_losers, publish_search, read_outcomes
+from dp_ray.tuning.resources import resources_here, trials_at_once
+from dp_ray.tuning.search import Search
+from dp_ray.tuning.space import corner_points
+from dp_ray.tuning.sweep_directory import REPORT, SweepDirectory
+
+_MAY_CHANGE = (
+    "cluster.",
+    "train.",
+    "data.root",
+    "data.cache",
+    "data.download",
+    "tune.max_concurrent_trials",
+    "tune.max_failures",
+)
+"""What a search may be resumed with otherwise."""
+
+_LOCK_WAIT_S = 20.0
+"""A search that was killed may take some seconds to end."""
+
+
+def plan_sweep(sweep: SweepConfig, console: Console) -> tuple[Search, RunKey]:
+    """Draws a search and checks its trials; reads no data and writes nothing.
+
+    Returns:
+        The search, and the secret that it was drawn with.
+
+    Raises:
+        ConfigError: what cannot be searched; see the message.
+    """
+    seed = sweep.training.get("seed")
+    if seed is not None and (not isinstance(seed, int) or seed < 0):
+        raise ConfigError("seed", seed, "not a whole number from 0", "Leave it out, or give one")
+    key = RunKey.from_entropy() if seed is None else RunKey.from_seed(seed)
+    with console.status("drawing trials", spinner_style="none") as status:
+        search = Search.draw(sweep, key, tell=lambda text: status.update(f"{text} …"))
+        status.update("checking trials …")
+        _check_trials(search)
+    return search, key
+
+
+def run_sweep(sweep: SweepConfig, *, resume: bool, console: Console) -> dict[str, Any]:
+    """Searches, and returns what result.json holds.
+
+    Args:
+        sweep: what to search.
+        resume: go on with a search that was stopped or that crashed.
+        console: where progress is shown, if it is a terminal.
+
+    Returns:
+        The contents of result.json; its ``status`` is ``stopped`` if the search can be resumed.
+
+    Raises:
+        DpRayError: before anything is started where possible; see the message.
+    """
+    sweep = _at_its_address(sweep)
+    directory = SweepDirectory.of(sweep)
+    if resume:
+        search = _take_up(directory, sweep)
+    else:
+        directory.check_free()
+        search, key = plan_sweep(sweep, console)
+        _try_data(search.example())
+        directory.create(sweep, key, search.points, search.budgets)
+    lock = WriterLock(directory.private, secrets.token_hex(8), wait_s=_LOCK_WAIT_S)
+    try:
+        return _run(search, console)
+    finally:
+        lock.release()
+
+
+def _run(search: Search, console: Console) -> dict[str, Any]:
+    example = search.example()
+    cost = search_cost(search)
+    console.print(describe_search(search, cost), markup=False, highlight=False, soft_wrap=True)
+    started = time.monotonic()
+    ended = True
+    if search.points != []:
+        prepare_environment(example.cluster)
+        from dp_ray.cluster.tuner import tune_on_ray  # imports Ray
+
+        with SweepProgress(search, cost.epsilon, console):
+            ended = tune_on_ray(search, example)
+    return _conclude(search, ended=ended, seconds=time.monotonic() - started)
+
+
+def _conclude(search: Search, *, ended: bool, seconds: float) -> dict[str, Any]:
+    directory, tune = search.directory, search.sweep.tune
+    outcomes = read_outcomes(search)
+    if not ended:
+        cost = search_cost(search, [outcome.history for outcome in outcomes])
+        result = {
+            "name": search.sweep.name,
+            "path": str(directory.root),
+            "status": "stopped",
+            "privacy_mode": tune.privacy_mode,
+            "epsilon_of_search": cost.epsilon,
+            "delta": cost.delta,
+        }
+        directory.write_result(result)
+        return result
+    told, everything = publish_search(search, outcomes, seconds=seconds)
+    place = directory.private if tune.only_best_may_be_seen else directory.root
+    place.write(REPORT, sweep_page(everything).encode())
+    directory.write_result(told)  # the last: it says that all is there
+    if tune.only_best_may_be_seen:
+        forget_losers(search, outcomes)
+    return told
+
+
+def _take_up(directory: SweepDirectory, sweep: SweepConfig) -> Search:
+    started = directory.sweep()
+    if directory.finished():
+        raise RunError(directory.taken())
+    old, new = dict(_fields(started.dump())), dict(_fields(sweep.dump()))
+    for field in sorted(old.keys() | new.keys()):
+        if old.get(field) != new.get(field) and not field.startswith(_MAY_CHANGE):
+            raise ConfigError(
+                field,
+                new.get(field),
+                f"the search was started with {old.get(field)!r}",
+                "Resume it as it was, or start a new search with another --name; both then count",
+            )
+    return Search.read(sweep)
+
+
+def _fields(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _fields(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value
+
+
+def _at_its_address(sweep: SweepConfig) -> SweepConfig:
+    """With the cluster that a job was submitted to, if it was."""
+    training = copy.deepcopy(sweep.training)
+    cluster = training.get("cluster") or {}
+    address = cluster_address(cluster.get("address") if isinstance(cluster, dict) else None)
+    if address is not None:
+        set_field(training, "cluster.address", address)
+    return SweepConfig(sweep.name, training, sweep.tune)
+
+
+def _check_trials(search: Search) -> None:
+    """What is wrong with a trial shows before any of them is started."""
+    space, levels = search.sweep.tune.space, search.sweep.tune.budget_levels
+    points = search.points or corner_points(space, levels)
+    seen = set()
+    for point in points:
+        config, plan = search.budgets.trial_at(point)
+        config = _with_neighbours(search, config)
+        decisive = config.model_dump_json(include={"augment", "model", "optimizer", "train"})
+        if decisive not in seen:
+            check_feasible(config, plan.steps)
+        seen.add(decisive)
+
+
+def _with_neighbours(search: Search, config: Config) -> Config:
+    """As if the trials at a time were workers of one run: they share the machine's memory."""
+    cluster = config.cluster
+    if cluster.address is not None:
+        return config
+    at_once = trials_at_once(search.sweep.tune, cluster, resources_here(cluster))
+    workers = at_once * max(cluster.max_workers, 1)
+    return config.model_copy(
+        update={"cluster": cluster.model_copy(update={"num_workers": workers})}
+    )
+
+
+def _try_data(config: Config) -> None:
+    """A mistake in the data shows before Ray is started, if the trials run on this machine."""
+    if config.cluster.address is None and len(open_dataset(config.data).test) == 0:
+        raise DataError(
+            f"data.name = {config.data.name!r} has no test examples, by which trials are compared: "
+            "give it a test split"
+        )

@@ -1,0 +1,85 @@
+"""The ε of a search, and of a search with one more run after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dp_ray.privacy.accounting import AccountantName, History, epsilon_of
+from dp_ray.privacy.selection import adaptive_epsilon, selection_epsilon
+from dp_ray.training.plan import PrivacyPlan
+from dp_ray.tuning.search import Search, trial_count
+
+HOW = {
+    "public": "you declare the data public: nothing is charged",
+    "private_selection": "best of a random number of independent trials, nothing else published "
+    "(Papernot & Steinke 2022)",
+    "compose": "every trial is charged, as its ledger says",
+    "adaptive": "every trial is charged whole: what others released chose it, or stopped it",
+}
+
+
+@dataclass(frozen=True)
+class SearchCost:
+    """What a search spends of the privacy of its data.
+
+    Attributes:
+        epsilon: ε of all that the search publishes.
+        delta: δ.
+        accountant: who says so.
+        how: in words.
+        with_training: ε of the search and of one more run, on the same data, together.
+    """
+
+    epsilon: float
+    delta: float
+    accountant: AccountantName
+    how: str
+    with_training: float
+
+
+def search_cost(
+    search: Search, spent: Sequence[History] | None = None, *, then: PrivacyPlan | None = None
+) -> SearchCost:
+    """What a search costs; never less than its most expensive trial.
+
+    Args:
+        search: its trials and budgets.
+        spent: of each trial that was started, what its ledger says; None before the search, when
+            what is planned counts.
+        then: the run that best.yaml describes; default the most expensive of the budgets.
+    """
+    mode, budgets = search.sweep.tune.privacy_mode, search.budgets
+    how = HOW[mode]
+    last = (then or max(budgets.solved.values(), key=lambda plan: plan.epsilon)).run
+    delta, runs, accountant = budgets.delta, budgets.runs, budgets.accountant
+    if mode == "public":
+        alone = epsilon_of(accountant, (last,), delta)
+        return SearchCost(0.0, delta, accountant, how, alone)
+    trials = max(search.most_trials, len(spent or ()))
+    if mode == "private_selection":
+        count = trial_count(search.sweep.tune)
+        cost, more = (selection_epsilon(runs, count, delta, then=x) for x in (None, last))
+    elif search.sweep.tune.is_adaptive:
+        how = HOW["adaptive"]
+        cost, more = (adaptive_epsilon(runs, trials, delta, then=x) for x in (None, last))
+    else:
+        released = _merged(_planned(search) if spent is None else spent)
+        cost, more = (epsilon_of(accountant, x, delta) for x in (released, (*released, last)))
+        return SearchCost(cost, delta, accountant, how, more)
+    # Rényi accounting is looser than PRV, but for the smallest ε, where PRV's own error counts.
+    single = max(epsilon_of(accountant, (run,), delta) for run in runs)
+    return SearchCost(max(cost, single), delta, "rdp", how, max(more, cost, single))
+
+
+def _planned(search: Search) -> list[History]:
+    """What the trials that were drawn beforehand may release."""
+    return [(search.budgets.trial_at(point)[1].run,) for point in search.points or ()]
+
+
+def _merged(spent: Sequence[History]) -> History:
+    """Equal noised sums counted together: the accountant takes time for each kind."""
+    counts: dict[tuple[float, float], int] = {}
+    for sigma, rate, steps in (entry for history in spent for entry in history):
+        counts[sigma, rate] = counts.get((sigma, rate), 0) + steps
+    return tuple((sigma, rate, steps) for (sigma, rate), steps in sorted(counts.items()))

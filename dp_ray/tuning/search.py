@@ -1,0 +1,216 @@
+"""A search before and while it runs: its trials, drawn beforehand, and what each is trained as."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from dp_ray.config import Config
+from dp_ray.errors import ConfigError, RunError
+from dp_ray.keys import KeyedStream, RunKey
+from dp_ray.privacy.selection import TrialCount
+from dp_ray.storage import Folder
+from dp_ray.sweep_config import SweepConfig, TuneConfig
+from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.run_directory import RunDirectory
+from dp_ray.tuning.budget import Budgets, check_budget, solve_budgets
+from dp_ray.tuning.space import Point, check_space, config_at, corner_points, grid_points, point_at
+from dp_ray.tuning.sweep_directory import SweepDirectory
+
+TRIAL = "trial.json"
+
+_COUNT, _POINTS = 0, 1  # steps of the search's random stream
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a trial must know; the same for all of them.
+
+    Attributes:
+        sweep: the search as configured.
+        directory: where it lives; on storage that all trials see.
+        points: of all trials; None if a searcher proposes them as it goes.
+        budgets: every budget that a trial may have.
+    """
+
+    sweep: SweepConfig
+    directory: SweepDirectory
+    points: list[Point] | None
+    budgets: Budgets
+
+    @classmethod
+    def draw(
+        cls, sweep: SweepConfig, key: RunKey, tell: Callable[[str], None] = lambda _text: None
+    ) -> Search:
+        """Draws the trials and solves their budgets; reads no data and writes nothing.
+
+        Args:
+            sweep: the search.
+            key: its secret, which draws the number of trials and their points.
+            tell: told what is going on.
+
+        Raises:
+            ConfigError: the space, the budget or the privacy mode do not go together.
+        """
+        check_mode(sweep.tune)
+        check_space(sweep)
+        check_budget(sweep)
+        for corner in corner_points(sweep.tune.space, sweep.tune.budget_levels):
+            config_at(sweep, corner)
+        points = _draw_points(sweep, key)
+        # A private selection is charged for all that it could have drawn.
+        fixed = points is not None and sweep.tune.privacy_mode != "private_selection"
+        budgets = solve_budgets(sweep, points if fixed else None, tell=tell)
+        return cls(sweep, SweepDirectory.of(sweep), points, budgets)
+
+    @classmethod
+    def read(cls, sweep: SweepConfig) -> Search:
+        """A search that was started; see :meth:`SweepDirectory.read_search` for the errors."""
+        directory = SweepDirectory.of(sweep)
+        points, budgets = directory.read_search(sweep)
+        return cls(sweep, directory, points, budgets)
+
+    @property
+    def storage_path(self) -> str:
+        """The folder of runs, as configured."""
+        train = self.sweep.training.get("train") or {}
+        return str(train.get("storage_path", "runs"))
+
+    @property
+    def most_trials(self) -> int:
+        """Trials that there will be."""
+        return self.sweep.tune.num_samples if self.points is None else len(self.points)
+
+    def example(self) -> Config:
+        """What one of the trials may be trained as: all need the same resources."""
+        space, levels = self.sweep.tune.space, self.sweep.tune.budget_levels
+        return self.budgets.trial_at((self.points or corner_points(space, levels))[0])[0]
+
+    def proposed(self, shares: dict[str, float]) -> Point:
+        """The point that a searcher means by a place in the unit cube."""
+        return point_at(self.sweep.tune.space, self.sweep.tune.budget_levels, shares)
+
+    def trial(self, name: str, point: Point) -> tuple[Config, PrivacyPlan]:
+        """What a trial is trained as, and what it may spend.
+
+        Args:
+            name: of the trial; its run has the same.
+            point: where in the space.
+
+        Raises:
+            ConfigError: a value that cannot be used.
+        """
+        config, plan = self.budgets.trial_at(point)
+        train = config.train.model_copy(update={"storage_path": self.directory.trials.uri})
+        seed = None
+        if config.seed is not None:
+            word = self.directory.key().derive(f"trial {name}")[:7]
+            seed = int.from_bytes(word, "little")
+        return config.model_copy(update={"train": train, "name": name, "seed": seed}), plan
+
+
+def trial_name(index: int) -> str:
+    """The name of a trial that was drawn beforehand."""
+    return f"{index:04d}"
+
+
+def check_mode(tune: TuneConfig) -> None:
+    """Refuses what a private selection cannot be charged for.
+
+    Raises:
+        ConfigError: its trials would not be independent draws of one distribution.
+    """
+    if tune.privacy_mode != "private_selection":
+        return
+    remedy = (
+        "Use tune.searcher random, no scheduler; or tune.privacy_mode compose (every trial is "
+        "charged), or public (the data is)"
+    )
+    if tune.searcher != "random":
+        reason = {
+            "grid": "a grid is no random draw",
+            "optuna": "Optuna chooses a trial by what the ones before released",
+        }[tune.searcher]
+        raise ConfigError(
+            "tune.searcher",
+            tune.searcher,
+            f"private_selection needs independent trials from one distribution, and {reason}",
+            remedy,
+        )
+    if tune.scheduler != "none":
+        raise ConfigError(
+            "tune.scheduler",
+            tune.scheduler,
+            "private_selection needs independent trials, and early stopping compares them while "
+            "they run",
+            remedy,
+        )
+
+
+def trial_count(tune: TuneConfig) -> TrialCount:
+    """The distribution of the number of trials of a private selection."""
+    return TrialCount(tune.distribution, float(tune.num_samples), tune.shape)
+
+
+def _draw_points(sweep: SweepConfig, key: RunKey) -> list[Point] | None:
+    tune, secret = sweep.tune, key.derive("search")
+    if tune.searcher == "optuna":
+        return None
+    count = tune.num_samples
+    if tune.privacy_mode == "private_selection":
+        stream = KeyedStream(secret, incarnation=0, step=_COUNT)
+        count = trial_count(tune).draw(float(stream.uniform(np.zeros(1, np.uint64), 1)[0, 0]))
+    grid = list(grid_points(tune.space)) if tune.searcher == "grid" else [{}]
+    fixed = [point for _ in range(count) for point in grid]
+    stream = KeyedStream(secret, incarnation=0, step=_POINTS)
+    drawn = stream.uniform(np.arange(len(fixed), dtype=np.uint64), len(tune.space))
+    points = []
+    for point, numbers in zip(fixed, drawn.tolist(), strict=True):
+        shares = dict(zip(tune.space, numbers, strict=True))
+        random = point_at(tune.space, tune.budget_levels, shares)
+        points.append({field: point.get(field, random[field]) for field in tune.space})
+    return points
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """What a trial leaves beside its run.
+
+    Attributes:
+        point: where in the space it is.
+        attempts: how often it was started.
+        seconds: wall-clock time of all attempts that ended.
+        error: why the last attempt failed.
+    """
+
+    point: Point
+    attempts: int = 0
+    seconds: float = 0.0
+    error: str | None = None
+
+    def write(self, run: RunDirectory) -> None:
+        """Writes it down, in the trial's folder.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        run.root.write(TRIAL, json.dumps(asdict(self)).encode())
+
+    @classmethod
+    def read(cls, folder: Folder) -> TrialRecord | None:
+        """A trial's record; None if it has none yet.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        if not folder.exists(TRIAL):
+            return None
+        try:
+            values: dict[str, Any] = json.loads(folder.read(TRIAL))
+            return cls(**values)
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{folder}/{TRIAL} cannot be read: {error}") from error

@@ -1,0 +1,173 @@
+"""What a search leaves behind, and who may see it.
+
+::
+
+    runs/<name>/
+      result.json            what came out, and what the whole search cost
+      best.yaml              the best trial, as a configuration for dp-ray train
+      release/               may be published: the best trial's model, configuration, statement
+      report.html            pictures; in private/ where only the best trial may be seen
+      private/               mode 0700: key, points, budgets, trials/ (each a run), Ray's notes
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dp_ray.config_file import read_yaml, write_yaml
+from dp_ray.errors import RunError
+from dp_ray.keys import RunKey
+from dp_ray.storage import Folder, open_folder
+from dp_ray.sweep_config import SweepConfig, parse_sweep
+from dp_ray.training.run_directory import RESULT, RUN_KEY, read_key, write_key
+from dp_ray.tuning.budget import Budgets
+from dp_ray.tuning.space import Point
+
+SWEEP = "sweep.yaml"
+SEARCH = "search.json"
+BEST = "best.yaml"
+RESULTS = "results.json"
+REPORT = "report.html"
+RAY = "ray"
+
+
+@dataclass(frozen=True)
+class SweepDirectory:
+    """The files of one search, in ``root``."""
+
+    root: Folder
+
+    @classmethod
+    def of(cls, sweep: SweepConfig) -> SweepDirectory:
+        """Where a search lives: its name below ``train.storage_path``.
+
+        Raises:
+            StorageError: that is a URI that cannot be opened.
+        """
+        train = sweep.training.get("train") or {}
+        return cls(open_folder(str(train.get("storage_path", "runs"))) / sweep.name)
+
+    @property
+    def private(self) -> Folder:
+        """What must not be published."""
+        return self.root / "private"
+
+    @property
+    def trials(self) -> Folder:
+        """Runs of this search, by name."""
+        return self.private / "trials"
+
+    def exists(self) -> bool:
+        """Whether a search, or a run, of this name was started."""
+        begun = set(self.private.names()) - {SWEEP, RUN_KEY}  # these two come before any trial
+        return bool(begun) or self.root.exists(RESULT)
+
+    def check_free(self) -> None:
+        """Refuses a name that is taken.
+
+        Raises:
+            RunError: it is; the message says how to go on.
+        """
+        if self.exists():
+            raise RunError(self.taken())
+
+    def taken(self) -> str:
+        """Why no new search can have this name, and how to go on."""
+        if not self.private.exists(SEARCH):
+            return (
+                f"{self.root} holds something else than a search: choose another --name, or "
+                "remove the folder"
+            )
+        if self.finished():
+            return (
+                f"{self.root} holds a finished search, which is kept as it is: choose another "
+                "--name (both searches count), or remove the folder"
+            )
+        return (
+            f"{self.root} holds an unfinished search: continue it with --resume, or choose a --name"
+        )
+
+    def finished(self) -> bool:
+        """Whether the search came to its end."""
+        return self.root.exists(RESULT) and self.read_result().get("status") == "finished"
+
+    def create(
+        self, sweep: SweepConfig, key: RunKey, points: list[Point] | None, budgets: Budgets
+    ) -> None:
+        """Writes down what was drawn and solved, before the first trial.
+
+        Args:
+            sweep: the search.
+            key: its secret.
+            points: of all trials; None if a searcher proposes them as it goes.
+            budgets: every budget that a trial may have.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        search = {"points": points, "budgets": budgets.dump()}
+        try:
+            if isinstance(path := self.root.path, Path):
+                path.mkdir(parents=True, exist_ok=True)  # to be seen by others, unlike private/
+            self.private.write(SWEEP, write_yaml(sweep.dump()).encode())
+            write_key(self.private, key)
+            self.private.write(SEARCH, json.dumps(search, indent=1).encode())
+        except OSError as error:
+            raise RunError(
+                f"{self.root} cannot be written: {error}; set train.storage_path to another folder"
+            ) from error
+
+    def key(self) -> RunKey:
+        """The search's secret: it draws the number of trials and their points.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        return read_key(self.private)
+
+    def sweep(self) -> SweepConfig:
+        """What the search was started with.
+
+        Raises:
+            RunError: there is no search.
+        """
+        try:
+            return parse_sweep(read_yaml(self.private.read(SWEEP).decode()))
+        except OSError as error:
+            raise RunError(
+                f"{self.root} holds no search to resume: start it without --resume"
+            ) from error
+
+    def read_search(self, sweep: SweepConfig) -> tuple[list[Point] | None, Budgets]:
+        """The points and budgets that :meth:`create` wrote.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        try:
+            values = json.loads(self.private.read(SEARCH))
+            return values["points"], Budgets.from_dump(sweep, values["budgets"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{self.private}/{SEARCH} cannot be read: {error}. Restore it from a backup, or "
+                "start a new search: what this one spent adds to it"
+            ) from error
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Writes result.json, whole or not at all."""
+        self.root.write(RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def read_result(self) -> dict[str, Any]:
+        """What result.json holds.
+
+        Raises:
+            RunError: it is missing or not JSON.
+        """
+        try:
+            result: dict[str, Any] = json.loads(self.root.read(RESULT))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.root}/{RESULT} cannot be read: {error}") from error
+        return result
