@@ -23,7 +23,7 @@ from dp_ray.report.sweep_page import sweep_page
 from dp_ray.sweep_config import SweepConfig
 from dp_ray.training.plan import check_feasible
 from dp_ray.tuning.cost import search_cost
-from dp_ray.tuning.outcome import forget_losers, publish_search, read_outcomes
+from dp_ray.tuning.outcome import forget_losers, publish_search, read_outcomes, settled
 from dp_ray.tuning.resources import resources_here, trials_at_once
 from dp_ray.tuning.search import Search
 from dp_ray.tuning.space import corner_points
@@ -124,6 +124,7 @@ def _conclude(search: Search, *, ended: bool, seconds: float) -> dict[str, Any]:
         }
         directory.write_result(result)
         return result
+    outcomes = settled(outcomes)
     told, everything = publish_search(search, outcomes, seconds=seconds)
     place = directory.private if tune.only_best_may_be_seen else directory.root
     place.write(REPORT, sweep_page(everything).encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dp_ray.report.words import count, describe_epsilon, describe_point, duration
+from dp_ray.report.words import count, describe_epsilon, describe_point, duration, table_fields
 from dp_ray.tuning.cost import SearchCost
 from dp_ray.tuning.search import Search, trial_count
 
@@ -21,8 +21,7 @@ def describe_search(search: Search, cost: SearchCost) -> str:
     batches = sorted({plan.expected_batch_size for plan in plans})
     each = max(plan.epsilon for plan in plans)
     lines = [
-        f"ε of search   {describe_epsilon(cost.epsilon, cost.delta)}, by {cost.accountant}: "
-        f"{cost.how}",
+        _heading(cost.epsilon, cost.delta, cost.accountant, cost.how),
         f"trials        {number}, by {tune.searcher}"
         + ("" if tune.scheduler == "none" else f" with {tune.scheduler}"),
         f"budgets       {count(len(plans), 'way')} to spend {describe_epsilon(each, cost.delta)}: "
@@ -60,8 +59,7 @@ def describe_sweep_result(result: dict[str, Any]) -> str:
             ]
         )
     lines = [
-        f"ε of search   {describe_epsilon(result['epsilon_of_search'], result['delta'])}, by "
-        f"{result['accountant']}: {result['how']}"
+        _heading(result["epsilon_of_search"], result["delta"], result["accountant"], result["how"])
     ]
     best = result["best"]
     if best is None:
@@ -74,6 +72,12 @@ def describe_sweep_result(result: dict[str, Any]) -> str:
     else:
         lines.append(f"keep secret   {result['path']}/private, the other trials included")
     return "\n".join(lines)
+
+
+def _heading(epsilon: float, delta: float, accountant: str, how: str) -> str:
+    if epsilon == 0:
+        return f"ε of search   0: {how}"
+    return f"ε of search   {describe_epsilon(epsilon, delta)}, by {accountant}: {how}"
 
 
 def _describe_best(result: dict[str, Any], best: dict[str, Any]) -> list[str]:
@@ -108,7 +112,7 @@ def _table(result: dict[str, Any]) -> list[str]:
         result["trials"],
         key=lambda t: (t["status"] != "finished", ascending * (t[metric] or 0.0)),
     )
-    fields = list(trials[0]["parameters"]) if trials else []
+    fields = table_fields(trials)
     heads = ["trial", metric, *(field.rpartition(".")[2] for field in fields)]
     heads += ["σ", "T", "ε", "time", "status"]
     rows = [heads]

@@ -9,12 +9,15 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
-from dp_ray.report.words import describe_point, duration
+from dp_ray.report.words import describe_point, duration, table_fields
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+_CONFIG = {"responsive": True, "displayModeBar": False}
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
+_FEW = 8
+"""So many values of a field get a tick each."""
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem;
@@ -40,7 +43,7 @@ def sweep_page(result: dict[str, Any]) -> str:
     first = True
     parts = []
     for title, note, figure in figures:
-        drawn = figure.to_html(full_html=False, include_plotlyjs=first, config={"responsive": True})
+        drawn = figure.to_html(full_html=False, include_plotlyjs=first, config=_CONFIG)
         parts.append(f"<h2>{title}</h2><p class=note>{note}</p>{drawn}")
         first = False
     return (
@@ -120,7 +123,7 @@ def _parallel(trials: list[dict[str, Any]], metric: str) -> Figure:
     values = [trial[metric] for trial in trials]
     figure = go.Figure(
         go.Parcoords(
-            line={"color": values, "colorscale": "Viridis", "showscale": True},
+            line={"color": values, "colorscale": "Plasma", "showscale": True},
             dimensions=[*dimensions, {"label": metric, "values": values}],
         )
     )
@@ -133,7 +136,9 @@ def _axis(field: str, values: list[Any]) -> dict[str, Any]:
     if all(_is_number(value) for value in values):
         distinct = sorted(set(values))
         axis = {"label": label, "values": values}
-        return {**axis, "tickvals": distinct} if len(distinct) <= 6 else axis
+        if len(distinct) > _FEW:
+            return axis
+        return {**axis, "tickvals": distinct, "ticktext": [_number(v) for v in distinct]}
     names = [str(value) for value in values]
     order = sorted(set(names))
     ticks = list(range(len(order)))
@@ -167,6 +172,14 @@ def _against_fields(trials: list[dict[str, Any]], metric: str) -> Figure:
             row=i // columns + 1,
             col=i % columns + 1,
         )
+        if len(set(values)) <= _FEW:
+            ticks = sorted(set(values))
+            figure.update_xaxes(
+                tickvals=ticks,
+                ticktext=[_number(value) for value in ticks],
+                row=i // columns + 1,
+                col=i % columns + 1,
+            )
     figure.update_yaxes(title_text=metric, col=1)
     return _laid_out(figure, height=320 * rows)
 
@@ -201,7 +214,14 @@ def _views(trials: list[dict[str, Any]], metric: str) -> Figure:
     )
     figure.update_xaxes(title_text="K", type="category", categoryarray=names)
     figure.update_yaxes(title_text=metric, secondary_y=False)
-    figure.update_yaxes(title_text="seconds", secondary_y=True, rangemode="tozero", showgrid=False)
+    figure.update_yaxes(
+        title_text="seconds",
+        secondary_y=True,
+        rangemode="tozero",
+        showgrid=False,
+        tickmode="auto",
+        nticks=6,
+    )
     return _laid_out(figure, height=400, legend={"orientation": "h", "y": 1.12})
 
 
@@ -238,7 +258,7 @@ def _laid_out(figure: Figure, **layout: Any) -> Figure:
 
 def _table(result: dict[str, Any]) -> str:
     metric, trials = result["metric"], result["trials"]
-    fields = list(trials[0]["parameters"]) if trials else []
+    fields = table_fields(trials)
     heads = ["trial", metric, *(field.rpartition(".")[2] for field in fields)]
     heads += ["σ", "T", "ε", "time", "starts", "status"]
     lines = ["<tr>" + "".join(f"<th>{html.escape(head)}</th>" for head in heads) + "</tr>"]
@@ -249,7 +269,7 @@ def _table(result: dict[str, Any]) -> str:
             *(_number(trial["parameters"][field]) for field in fields),
             _number(trial["noise_multiplier"]),
             str(trial["steps_planned"]),
-            _number(trial["epsilon"]),
+            "–" if trial["epsilon"] is None else f"{trial['epsilon']:.4f}",
             duration(trial["seconds"]),
             str(trial["attempts"]),
             trial["status"] + (f": {trial['error']}" if trial["error"] else ""),

@@ -33,3 +33,9 @@ def describe_point(point: dict[str, Any]) -> str:
         shown = f"{value:.4g}" if isinstance(value, float) else str(value)
         parts.append(f"{field.rpartition('.')[2]} {shown}")
     return ", ".join(parts)
+
+
+def table_fields(trials: list[dict[str, Any]]) -> list[str]:
+    """The searched fields that need a column: σ and T have theirs, as they were solved."""
+    solved = ("privacy.noise_multiplier", "privacy.steps")
+    return [field for field in trials[0]["parameters"] if field not in solved] if trials else []

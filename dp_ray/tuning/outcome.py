@@ -7,7 +7,7 @@ forgotten in a crash was charged all the same.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dp_ray.config_file import write_yaml
@@ -22,7 +22,7 @@ from dp_ray.tuning.search import Search, TrialRecord
 from dp_ray.tuning.space import Point
 from dp_ray.tuning.sweep_directory import BEST, RESULTS
 
-Status = Literal["finished", "unfinished", "failed"]
+Status = Literal["finished", "unfinished", "stopped early", "failed"]
 
 _CHOICE_ASSUMPTION = next(i for i, text in enumerate(ASSUMPTIONS) if "a search" in text)
 
@@ -33,7 +33,7 @@ class TrialOutcome:
 
     Attributes:
         name: of the trial and its run.
-        status: finished; unfinished (stopped early, or not there yet); failed.
+        status: finished; failed; unfinished, or stopped early once the search has ended.
         point: where in the space it is.
         plan: what it may spend.
         metrics: test_accuracy and test_loss, as last evaluated; null before.
@@ -92,6 +92,12 @@ def read_outcomes(search: Search) -> list[TrialOutcome]:
         if record is not None:
             found.append(_outcome(search, name, record))
     return found
+
+
+def settled(outcomes: list[TrialOutcome]) -> list[TrialOutcome]:
+    """The outcomes of a search that ended: what is not there by then was stopped early."""
+    early: Status = "stopped early"
+    return [replace(o, status=early) if o.status == "unfinished" else o for o in outcomes]
 
 
 def _outcome(search: Search, name: str, record: TrialRecord) -> TrialOutcome:
