@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _CONFIG = {"responsive": True, "displayModeBar": False}
 _BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
 _FEW = 8
-"""So many values of a field get a tick each."""
+"""So many whole numbers get a tick each."""
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem;
@@ -136,9 +136,7 @@ def _axis(field: str, values: list[Any]) -> dict[str, Any]:
     if all(_is_number(value) for value in values):
         distinct = sorted(set(values))
         axis = {"label": label, "values": values}
-        if len(distinct) > _FEW:
-            return axis
-        return {**axis, "tickvals": distinct, "ticktext": [_number(v) for v in distinct]}
+        return {**axis, "tickvals": distinct} if _are_few(values) else axis
     names = [str(value) for value in values]
     order = sorted(set(names))
     ticks = list(range(len(order)))
@@ -172,14 +170,9 @@ def _against_fields(trials: list[dict[str, Any]], metric: str) -> Figure:
             row=i // columns + 1,
             col=i % columns + 1,
         )
-        if len(set(values)) <= _FEW:
+        if _are_few(values):
             ticks = sorted(set(values))
-            figure.update_xaxes(
-                tickvals=ticks,
-                ticktext=[_number(value) for value in ticks],
-                row=i // columns + 1,
-                col=i % columns + 1,
-            )
+            figure.update_xaxes(tickvals=ticks, row=i // columns + 1, col=i % columns + 1)
     figure.update_yaxes(title_text=metric, col=1)
     return _laid_out(figure, height=320 * rows)
 
@@ -295,6 +288,10 @@ def _number(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _are_few(values: list[Any]) -> bool:
+    return all(isinstance(v, int) for v in values) and len(set(values)) <= _FEW
 
 
 def _is_number(value: Any) -> bool:
