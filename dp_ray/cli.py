@@ -100,6 +100,13 @@ def tune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a search that was stopped or that crashed.")
     ] = False,
+    break_lock: Annotated[
+        bool,
+        typer.Option(
+            "--break-lock",
+            help="With --resume: take the search over from a process that is known to be gone.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the search would cost, and start nothing.")
     ] = False,
@@ -124,7 +131,9 @@ def tune(
         _print(describe_search(search, cost))
         _print_json(search_facts(search, cost), as_json)
         return
-    result = run_sweep(loaded, resume=resume, console=console)
+    if break_lock and not resume:
+        raise typer.BadParameter("--break-lock goes with --resume")
+    result = run_sweep(loaded, resume=resume, break_lock=break_lock, console=console)
     _print(describe_sweep_result(result))
     _print_json(result, as_json)
     if result["status"] == "stopped":

@@ -171,7 +171,7 @@ def _first_problem(error: ValidationError, section: type[BaseModel], prefix: str
     location = [*prefix.split(".")[:-1], *(str(part) for part in problem["loc"])]
     # Branches of a union (int | None) add parts that are no field; keep what names a field.
     described = {path: field.description for path, field in describe_fields(section, prefix)}
-    while len(location) > 2 and ".".join(location) not in described:
+    while len(location) > max(2, prefix.count(".")) and ".".join(location) not in described:
         location.pop()
     field = ".".join(location) or "configuration"
     remedy = described.get(field) or "See dp-ray config"

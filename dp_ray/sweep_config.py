@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dp_ray.config import Count, Positive, Section
+from dp_ray.config import Count, Section
 from dp_ray.config_file import read_values, validate
 from dp_ray.errors import ConfigError, DpRayError
 
@@ -129,7 +129,7 @@ class TuneConfig(Section):
     distribution: Literal["poisson", "geometric", "truncated_negative_binomial"] = Field(
         "poisson", description="private_selection: of the number of trials."
     )
-    shape: Positive = Field(
+    shape: Annotated[float, Field(ge=0.01, le=100)] = Field(
         0.5, description="private_selection: η of the truncated negative binomial distribution."
     )
     budget_levels: Count = Field(

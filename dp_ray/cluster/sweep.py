@@ -6,6 +6,7 @@ import copy
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -23,7 +24,8 @@ from dp_ray.report.sweep_page import sweep_page
 from dp_ray.sweep_config import SweepConfig
 from dp_ray.training.plan import check_feasible
 from dp_ray.tuning.cost import search_cost
-from dp_ray.tuning.outcome import forget_losers, publish_search, read_outcomes, settled
+from dp_ray.tuning.outcome import read_outcomes
+from dp_ray.tuning.publish import decide, forget_losers, publish_search, read_decision
 from dp_ray.tuning.resources import resources_here, trials_at_once
 from dp_ray.tuning.search import Search
 from dp_ray.tuning.space import corner_points
@@ -35,8 +37,6 @@ _MAY_CHANGE = (
     "data.root",
     "data.cache",
     "data.download",
-    "tune.max_concurrent_trials",
-    "tune.max_failures",
 )
 """What a search may be resumed with otherwise."""
 
@@ -64,13 +64,16 @@ def plan_sweep(sweep: SweepConfig, console: Console) -> tuple[Search, RunKey]:
     return search, key
 
 
-def run_sweep(sweep: SweepConfig, *, resume: bool, console: Console) -> dict[str, Any]:
+def run_sweep(
+    sweep: SweepConfig, *, resume: bool, console: Console, break_lock: bool = False
+) -> dict[str, Any]:
     """Searches, and returns what result.json holds.
 
     Args:
         sweep: what to search.
         resume: go on with a search that was stopped or that crashed.
         console: where progress is shown, if it is a terminal.
+        break_lock: with ``resume``, take the search over from a process that is known to be gone.
 
     Returns:
         The contents of result.json; its ``status`` is ``stopped`` if the search can be resumed.
@@ -81,60 +84,85 @@ def run_sweep(sweep: SweepConfig, *, resume: bool, console: Console) -> dict[str
     sweep = _at_its_address(sweep)
     directory = SweepDirectory.of(sweep)
     if resume:
-        search = _take_up(directory, sweep)
-    else:
-        directory.check_free()
-        search, key = plan_sweep(sweep, console)
-        _try_data(search.example())
+        _check_resumable(directory, sweep)
+        with _locked(directory, take_over=break_lock):
+            return _run(Search.read(sweep), console, break_lock=break_lock)
+    directory.check_free()
+    search, key = plan_sweep(sweep, console)
+    _try_data(search.example())
+    directory.lay_out()
+    with _locked(directory):
+        directory.check_free()  # still
         directory.create(sweep, key, search.points, search.budgets)
-    lock = WriterLock(directory.private, secrets.token_hex(8), wait_s=_LOCK_WAIT_S)
-    try:
         return _run(search, console)
+
+
+@contextmanager
+def _locked(directory: SweepDirectory, *, take_over: bool = False) -> Iterator[None]:
+    lock = WriterLock(
+        directory.private, secrets.token_hex(8), wait_s=_LOCK_WAIT_S, take_over=take_over
+    )
+    try:
+        yield
     finally:
         lock.release()
 
 
-def _run(search: Search, console: Console) -> dict[str, Any]:
-    example = search.example()
-    cost = search_cost(search)
-    console.print(describe_search(search, cost), markup=False, highlight=False, soft_wrap=True)
-    started = time.monotonic()
-    ended = True
-    if search.points != []:
-        prepare_environment(example.cluster)
-        from dp_ray.cluster.tuner import tune_on_ray  # imports Ray
-
+def _run(search: Search, console: Console, *, break_lock: bool = False) -> dict[str, Any]:
+    everything = read_decision(search)
+    if everything is None:
+        spent = [outcome.history for outcome in read_outcomes(search)]
+        cost = search_cost(search, spent if search.sweep.tune.is_adaptive else None)
+        console.print(describe_search(search, cost), markup=False, highlight=False, soft_wrap=True)
+        started = time.monotonic()
         with SweepProgress(search, cost.epsilon, console):
-            ended = tune_on_ray(search, example)
-    return _conclude(search, ended=ended, seconds=time.monotonic() - started)
+            ended = _run_trials(search, break_lock=break_lock)
+        if not ended:
+            return _stopped(search)
+        everything = decide(search, seconds=time.monotonic() - started)
+    return _conclude(search, everything)
 
 
-def _conclude(search: Search, *, ended: bool, seconds: float) -> dict[str, Any]:
+def _run_trials(search: Search, *, break_lock: bool) -> bool:
+    """False if some are left, because the search was stopped."""
+    if search.points == []:
+        return True
+    example = search.example()
+    prepare_environment(example.cluster)
+    from dp_ray.cluster.tuner import tune_on_ray  # imports Ray
+
+    if not tune_on_ray(search, example, break_lock=break_lock):
+        return False
+    unfinished = any(outcome.status == "unfinished" for outcome in read_outcomes(search))
+    return search.sweep.tune.scheduler != "none" or not unfinished
+
+
+def _stopped(search: Search) -> dict[str, Any]:
+    cost = search_cost(search, [outcome.history for outcome in read_outcomes(search)])
+    result = {
+        "name": search.sweep.name,
+        "path": str(search.directory.root),
+        "status": "stopped",
+        "privacy_mode": search.sweep.tune.privacy_mode,
+        "epsilon_of_search": cost.epsilon,
+        "delta": cost.delta,
+    }
+    search.directory.write_result(result)
+    return result
+
+
+def _conclude(search: Search, everything: dict[str, Any]) -> dict[str, Any]:
+    """Publishes what was decided; each part may be repeated after a crash."""
     directory, tune = search.directory, search.sweep.tune
-    outcomes = read_outcomes(search)
-    if not ended:
-        cost = search_cost(search, [outcome.history for outcome in outcomes])
-        result = {
-            "name": search.sweep.name,
-            "path": str(directory.root),
-            "status": "stopped",
-            "privacy_mode": tune.privacy_mode,
-            "epsilon_of_search": cost.epsilon,
-            "delta": cost.delta,
-        }
-        directory.write_result(result)
-        return result
-    outcomes = settled(outcomes)
-    told, everything = publish_search(search, outcomes, seconds=seconds)
     place = directory.private if tune.only_best_may_be_seen else directory.root
     place.write(REPORT, sweep_page(everything).encode())
+    told = publish_search(search, everything)
+    forget_losers(search, everything)
     directory.write_result(told)  # the last: it says that all is there
-    if tune.only_best_may_be_seen:
-        forget_losers(search, outcomes)
     return told
 
 
-def _take_up(directory: SweepDirectory, sweep: SweepConfig) -> Search:
+def _check_resumable(directory: SweepDirectory, sweep: SweepConfig) -> None:
     started = directory.sweep()
     if directory.finished():
         raise RunError(directory.taken())
@@ -147,7 +175,6 @@ def _take_up(directory: SweepDirectory, sweep: SweepConfig) -> Search:
                 f"the search was started with {old.get(field)!r}",
                 "Resume it as it was, or start a new search with another --name; both then count",
             )
-    return Search.read(sweep)
 
 
 def _fields(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

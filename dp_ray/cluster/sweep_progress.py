@@ -102,13 +102,15 @@ class SweepProgress:
         parts = [f"{states.count('done')} of {self._search.most_trials} trials done"]
         if failed := states.count("failed"):
             parts.append(f"{failed} failed")
-        if (best := self._best(trials)) is not None:
+        # Whoever sees how trials do, and stops or starts anew for it, breaks a selection's bound.
+        blind = self._search.sweep.tune.only_best_may_be_seen
+        if not blind and (best := self._best(trials)) is not None:
             assert best.metric is not None
             parts.append(f"best {self._search.sweep.tune.metric} {best.metric:.3f}")
         parts.append(f"ε of the search {self._epsilon:.2f}")
         if (left := self._seconds_left(trials, elapsed)) is not None:
             parts.append(f"{duration(left)} left")
-        return [", ".join(parts), *(_running_line(trial) for trial in running)]
+        return [", ".join(parts), *(_running_line(trial, blind=blind) for trial in running)]
 
     def _best(self, trials: list[TrialProgress]) -> TrialProgress | None:
         sign = 1 if self._search.sweep.tune.larger_is_better else -1
@@ -165,6 +167,6 @@ class SweepProgress:
         return TrialProgress(name, words, state, progress["step"], plan, progress[metric])
 
 
-def _running_line(trial: TrialProgress) -> str:
-    shown = "" if trial.metric is None else f", {trial.metric:.3f}"
+def _running_line(trial: TrialProgress, *, blind: bool) -> str:
+    shown = "" if trial.metric is None or blind else f", {trial.metric:.3f}"
     return f"  {trial.name}  step {trial.step}/{trial.plan.steps}{shown}  ({trial.words})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from dataclasses import replace
@@ -35,7 +36,9 @@ class _TuneReports:
         tune.report(metrics)
 
 
-def train_driver_fn(config: dict[str, Any], *, search: Search, threads: int) -> None:
+def train_driver_fn(
+    config: dict[str, Any], *, search: Search, threads: int, break_lock: bool = False
+) -> None:
     """Runs one trial to its end; a trial that was begun before goes on, a finished one is told.
 
     Args:
@@ -43,6 +46,7 @@ def train_driver_fn(config: dict[str, Any], *, search: Search, threads: int) -> 
             the unit cube, field by field.
         search: what is searched.
         threads: torch threads of each worker, unless configured.
+        break_lock: take the trial over from a process that is known to be gone.
     """
     name, point = _identify(config, search)
     trial, plan = search.trial(name, point)
@@ -53,7 +57,7 @@ def train_driver_fn(config: dict[str, Any], *, search: Search, threads: int) -> 
     if not run.finished():
         record.write(run)
         try:
-            _train(run, trial, plan, threads)
+            _train(run, trial, plan, threads, break_lock=break_lock)
         except Exception as error:
             record = replace(record, error=str(error))
             raise
@@ -74,12 +78,14 @@ def _identify(config: dict[str, Any], search: Search) -> tuple[str, Point]:
     return name, search.proposed(config) if record is None else record.point
 
 
-def _train(run: RunDirectory, config: Config, plan: PrivacyPlan, threads: int) -> None:
+def _train(
+    run: RunDirectory, config: Config, plan: PrivacyPlan, threads: int, *, break_lock: bool
+) -> None:
     attempt = secrets.token_hex(8)
     if run.exists() and run.unborn():
         run.root.delete("private")  # cut off while it was laid out: nothing was charged
     if run.exists():
-        config, plan = take_up(run, config, attempt, lambda _text: None)
+        config, plan = take_up(run, config, attempt, lambda _text: None, break_lock=break_lock)
     else:
         run.create(config, plan)
     if config.cluster.threads_per_worker is None:
@@ -94,10 +100,11 @@ def _train(run: RunDirectory, config: Config, plan: PrivacyPlan, threads: int) -
 
 def _last_metrics(run: RunDirectory) -> dict[str, float]:
     result = run.read_result()
-    metrics = {name: result[name] for name in METRIC_NAMES if result[name] is not None}
-    if not metrics:
+    if result["test_accuracy"] is None:
         raise RunError(
             f"{run.root}: there are no test examples, so trials cannot be compared: give the data "
             "a test split"
         )
+    # JSON has no infinity: a loss that is null was one.
+    metrics = {n: math.inf if result[n] is None else result[n] for n in METRIC_NAMES}
     return {"step": float(result["steps"]), "epsilon": result["epsilon"], **metrics}

@@ -19,7 +19,6 @@ from ray.tune.search import Searcher
 from dp_ray.cluster.trainer import ray_session
 from dp_ray.cluster.trial import INDEX, train_driver_fn
 from dp_ray.config import ClusterConfig, Config
-from dp_ray.sweep_config import TuneConfig
 from dp_ray.tuning.resources import is_nested, threads_of_worker, trials_at_once
 from dp_ray.tuning.search import Search
 from dp_ray.tuning.sweep_directory import RAY
@@ -28,16 +27,14 @@ _CPUS_OF_DRIVERS = 1
 _CPUS_OF_DRIVER = 0.01
 """A driver waits for its workers; Tune asks for more than nothing. Kept free for all of them."""
 
-_EVALUATIONS = 1_000
-"""More evaluations than a run has: ASHA's last rung is the end of the run."""
 
-
-def tune_on_ray(search: Search, example: Config) -> bool:
+def tune_on_ray(search: Search, example: Config, *, break_lock: bool = False) -> bool:
     """Runs a search's trials, or those that are left of it; the main thread's business.
 
     Args:
         search: what is searched; laid out on the disk.
         example: the training configuration of one trial, for the resources that all need.
+        break_lock: take trials over from processes that are known to be gone.
 
     Returns:
         False if it was stopped by a signal.
@@ -46,20 +43,24 @@ def tune_on_ray(search: Search, example: Config) -> bool:
         DpRayError: Ray cannot be reached, or a trial does not fit.
     """
     nested = is_nested(example.cluster)
-    with ray_session(example.cluster, spare_cpus=_CPUS_OF_DRIVERS if nested else 0), _quiet():
+    spare = _CPUS_OF_DRIVERS if nested else 0
+    with _quiet(), ray_session(example.cluster, spare_cpus=spare):
         resources = ray.cluster_resources()
         resources["CPU"] -= _CPUS_OF_DRIVERS if nested else 0
         at_once = trials_at_once(search.sweep.tune, example.cluster, resources)
         trainable = tune.with_resources(
             functools.partial(
-                train_driver_fn, search=search, threads=threads_of_worker(example.cluster, at_once)
+                train_driver_fn,
+                search=search,
+                threads=threads_of_worker(example.cluster, at_once),
+                break_lock=break_lock,
             ),
             _resources(example.cluster, nested=nested),
         )
         folder = f"{search.directory.private.uri}/{RAY}"
         if tune.Tuner.can_restore(folder):
             tuner = tune.Tuner.restore(
-                folder, trainable=trainable, resume_unfinished=True, restart_errored=True
+                folder, trainable=trainable, resume_unfinished=True, resume_errored=True
             )
         else:
             tuner = _new_tuner(search, trainable, at_once)
@@ -81,7 +82,7 @@ def _new_tuner(search: Search, trainable: Callable[..., None], at_once: int) -> 
             metric=sweep.metric,
             mode=mode,
             search_alg=_searcher(search, mode),
-            scheduler=_scheduler(sweep),
+            scheduler=_scheduler(search),
             num_samples=1 if search.points is not None else sweep.num_samples,
             max_concurrent_trials=at_once,
             reuse_actors=True,
@@ -114,13 +115,15 @@ def _searcher(search: Search, mode: str) -> Searcher | None:
     return OptunaSearch(space=space, metric=search.sweep.tune.metric, mode=mode, seed=seed)
 
 
-def _scheduler(sweep: TuneConfig) -> TrialScheduler | None:
+def _scheduler(search: Search) -> TrialScheduler | None:
     """Compares trials after equal shares of their runs: an evaluation is a tenth of a run."""
+    sweep = search.sweep.tune
     if sweep.scheduler == "none":
         return None
     return ASHAScheduler(
         time_attr="training_iteration",
-        max_t=_EVALUATIONS,
+        # More evaluations than any run has: no trial is stopped for its length alone.
+        max_t=2 + max(steps for _, _, steps in search.budgets.runs),
         grace_period=sweep.grace_evaluations,
         reduction_factor=sweep.reduction_factor,
     )
@@ -137,7 +140,11 @@ def _resources(cluster: ClusterConfig, *, nested: bool) -> dict[str, float]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Tune's own notes and tables stay away: dp-ray shows its own."""
+    """Tune's own notes and tables stay away: dp-ray shows its own.
+
+    What Tune keeps in Ray's temporary folder tells of all trials: it is for its owner alone.
+    """
+    umask = os.umask(0o077)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     logger = logging.getLogger("ray.tune")
@@ -147,6 +154,7 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
+        os.umask(umask)
 
 
 @contextmanager

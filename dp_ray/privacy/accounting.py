@@ -196,12 +196,12 @@ def solve_steps(
         raise BudgetError("a single step costs more than the whole budget")
     high, high_cost = 1, low_cost
     while high_cost <= target:
+        if high == MAX_STEPS:
+            raise BudgetError(f"more than {MAX_STEPS:,} steps fit")
         low, low_cost = high, high_cost
         # ε grows about as the root of the steps, so one or two leaps pass the target.
-        high = 2 * low + int(min(low * (target / max(low_cost, 1e-3)) ** 2, MAX_STEPS))
-        high = min(high, 100 * low)
-        if high > MAX_STEPS:
-            raise BudgetError(f"more than {MAX_STEPS:,} steps fit")
+        leap = min(low * (target / max(low_cost, 1e-3)) ** 2, 98 * low)
+        high = min(2 * low + int(leap), MAX_STEPS)
         high_cost = cost(high)
     while high - low > 1:
         # Between the two by the power law through them, then halves: either gets there.

@@ -23,7 +23,7 @@ import psutil
 from dp_ray.errors import LedgerError
 from dp_ray.storage import OWNER_ONLY, Folder
 
-_FILE = "lock"
+LOCK = "lock"
 _POLL_S = 0.2
 
 
@@ -127,7 +127,7 @@ class WriterLock:
             os.close(self._descriptor)
             self._descriptor = None
         elif self._folder.path is None and self.is_held():
-            self._folder.delete(_FILE)
+            self._folder.delete(LOCK)
 
     def _take(self, take_over: bool) -> bool:
         path = self._folder.path
@@ -135,10 +135,10 @@ class WriterLock:
 
     def _take_file(self, path: Path, take_over: bool) -> bool:
         if take_over and not self._take_file(path, False):
-            (path / _FILE).unlink(missing_ok=True)  # its holder finds another file in its place
+            (path / LOCK).unlink(missing_ok=True)  # its holder finds another file in its place
         try:
             if self._descriptor is None:
-                self._descriptor = os.open(path / _FILE, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
+                self._descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.release()
@@ -158,7 +158,7 @@ class WriterLock:
         mine = owner is not None and owner.attempt == self._owner.attempt
         if owner is None or take_over or mine or owner.is_known_dead():
             try:
-                self._folder.write(_FILE, self._content())
+                self._folder.write(LOCK, self._content())
             except OSError as error:
                 raise LedgerError(
                     f"the ledger {self._folder} cannot be written: {error}"
@@ -186,7 +186,7 @@ class WriterLock:
         if self._descriptor is None:
             return False
         try:  # opened anew: a network file system asks its server then
-            there = os.open(path / _FILE, os.O_RDONLY)
+            there = os.open(path / LOCK, os.O_RDONLY)
         except FileNotFoundError:
             return False
         try:
@@ -199,7 +199,7 @@ class WriterLock:
 
     def _read(self) -> Owner | None:
         try:
-            return Owner(**json.loads(self._folder.read(_FILE)))
+            return Owner(**json.loads(self._folder.read(LOCK)))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):  # it is somebody's all the same

@@ -89,7 +89,7 @@ class TrialCount:
 
 
 def selection_epsilon(
-    runs: Sequence[Run], count: TrialCount, delta: float, *, then: Run | None = None
+    runs: Sequence[Run], count: TrialCount, delta: float, *, then: Sequence[Run] = ()
 ) -> float:
     """ε of publishing the best of a random number of independent runs, and nothing of the others.
 
@@ -97,7 +97,7 @@ def selection_epsilon(
         runs: each that the search may draw, not only those that it did draw.
         count: the distribution of their number.
         delta: δ in (0, 1).
-        then: a further run on the same data, after the search.
+        then: if given, one of these follows on the same data, whichever the search says.
 
     Returns:
         An upper bound; ``inf`` if a run has no noise.
@@ -110,19 +110,20 @@ def selection_epsilon(
 
 
 def adaptive_epsilon(
-    runs: Sequence[Run], trials: int, delta: float, *, then: Run | None = None
+    runs: Sequence[Run], trials: int, delta: float, *, then: Sequence[Run] = ()
 ) -> float:
     """ε of publishing all of a fixed number of runs, each chosen by what the others released.
 
-    Each choice is one of ``runs``, so the whole is at most ``trials`` times the worst Rényi curve
-    (adaptive composition at each order; Mironov 2017, Proposition 1). A run that was stopped early
-    counts as a whole one: when it was stopped depends on the data.
+    Each choice is one of ``runs``, so the whole is at most ``trials`` times the worst Rényi curve:
+    at each order, whatever is chosen next stays within it (fully adaptive composition; Feldman &
+    Zrnic 2021, arXiv 2008.11193). A run that was stopped early counts as a whole one: when it was
+    stopped depends on the data.
 
     Args:
         runs: each that the search may choose.
         trials: most runs there will be.
         delta: δ in (0, 1).
-        then: a further run on the same data, after the search.
+        then: if given, one of these follows on the same data, whichever the search says.
     """
     if any(sigma == 0 for sigma, _, _ in runs):
         return math.inf
@@ -131,9 +132,9 @@ def adaptive_epsilon(
     return _with_another(accountant, then, delta)
 
 
-def _with_another(accountant: RdpAccountant, run: Run | None, delta: float) -> float:
-    if run is not None:
-        accountant.compose(_WorstOf((run,)))
+def _with_another(accountant: RdpAccountant, runs: Sequence[Run], delta: float) -> float:
+    if runs:
+        accountant.compose(_WorstOf(tuple(runs)))
     return float(accountant.get_epsilon(delta))
 
 
@@ -168,4 +169,5 @@ def _curve(run: Run) -> NDArray[np.float64]:
 
     sigma, rate, steps = run
     curve = compute_rdp(q=rate, noise_multiplier=sigma, steps=steps, orders=list(ORDERS))
-    return np.asarray(curve, dtype=np.float64)
+    # dp-accounting would take NaN for no divergence at all.
+    return np.nan_to_num(np.asarray(curve, dtype=np.float64), nan=math.inf, posinf=math.inf)

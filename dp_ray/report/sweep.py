@@ -63,7 +63,7 @@ def describe_sweep_result(result: dict[str, Any]) -> str:
     ]
     best = result["best"]
     if best is None:
-        lines.append(f"best          none: {_why_none(result)}")
+        lines.append("best          none: the random number of trials was 0")
     else:
         lines += _describe_best(result, best)
     if "trials" in result:
@@ -95,13 +95,6 @@ def _describe_best(result: dict[str, Any], best: dict[str, Any]) -> list[str]:
         f"publish       {result['path']}/release",
         f"train         dp-ray train {result['path']}/best.yaml: {again}",
     ]
-
-
-def _why_none(result: dict[str, Any]) -> str:
-    trials = result.get("trials")
-    if trials:
-        return f"no trial finished; the first says: {trials[0]['error']}"
-    return "the random number of trials was 0, or none finished: see private/report.html"
 
 
 def _table(result: dict[str, Any]) -> list[str]:

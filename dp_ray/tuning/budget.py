@@ -64,6 +64,11 @@ class Budgets:
         return [plan.run for plan in self._of_trials]
 
     @property
+    def full_runs(self) -> list[Run]:
+        """What a run of best.yaml may release, whichever trial is best."""
+        return [plan.run for plan in self.solved.values()]
+
+    @property
     def delta(self) -> float:
         """δ, the same for all."""
         return self._of_trials[0].delta

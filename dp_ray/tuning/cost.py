@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dp_ray.privacy.accounting import AccountantName, History, epsilon_of
-from dp_ray.privacy.selection import adaptive_epsilon, selection_epsilon
-from dp_ray.training.plan import PrivacyPlan
+from dp_ray.privacy.selection import Run, adaptive_epsilon, selection_epsilon
 from dp_ray.tuning.search import Search, trial_count
 
 HOW = {
@@ -28,48 +27,43 @@ class SearchCost:
         delta: δ.
         accountant: who says so.
         how: in words.
-        with_training: ε of the search and of one more run, on the same data, together.
     """
 
     epsilon: float
     delta: float
     accountant: AccountantName
     how: str
-    with_training: float
 
 
 def search_cost(
-    search: Search, spent: Sequence[History] | None = None, *, then: PrivacyPlan | None = None
+    search: Search, spent: Sequence[History] | None = None, *, then: Sequence[Run] = ()
 ) -> SearchCost:
-    """What a search costs; never less than its most expensive trial.
+    """What a search costs; unless its data is public, never less than its most expensive trial.
 
     Args:
         search: its trials and budgets.
         spent: of each trial that was started, what its ledger says; None before the search, when
             what is planned counts.
-        then: the run that best.yaml describes; default the most expensive of the budgets.
+        then: if given, one of these runs follows on the same data, whichever the search says.
     """
     mode, budgets = search.sweep.tune.privacy_mode, search.budgets
-    how = HOW[mode]
-    last = (then or max(budgets.solved.values(), key=lambda plan: plan.epsilon)).run
     delta, runs, accountant = budgets.delta, budgets.runs, budgets.accountant
     if mode == "public":
-        alone = epsilon_of(accountant, (last,), delta)
-        return SearchCost(0.0, delta, accountant, how, alone)
-    trials = max(search.most_trials, len(spent or ()))
-    if mode == "private_selection":
-        count = trial_count(search.sweep.tune)
-        cost, more = (selection_epsilon(runs, count, delta, then=x) for x in (None, last))
-    elif search.sweep.tune.is_adaptive:
-        how = HOW["adaptive"]
-        cost, more = (adaptive_epsilon(runs, trials, delta, then=x) for x in (None, last))
-    else:
-        released = _merged(_planned(search) if spent is None else spent)
-        cost, more = (epsilon_of(accountant, x, delta) for x in (released, (*released, last)))
-        return SearchCost(cost, delta, accountant, how, more)
+        alone = max((epsilon_of(accountant, (run,), delta) for run in then), default=0.0)
+        return SearchCost(alone, delta, accountant, HOW[mode])
     # Rényi accounting is looser than PRV, but for the smallest ε, where PRV's own error counts.
     single = max(epsilon_of(accountant, (run,), delta) for run in runs)
-    return SearchCost(max(cost, single), delta, "rdp", how, max(more, cost, single))
+    if mode == "private_selection":
+        cost = selection_epsilon(runs, trial_count(search.sweep.tune), delta, then=then)
+        return SearchCost(max(cost, single), delta, "rdp", HOW[mode])
+    if search.sweep.tune.is_adaptive:
+        trials = max(search.most_trials, len(spent or ()))
+        cost = adaptive_epsilon(runs, trials, delta, then=then)
+        return SearchCost(max(cost, single), delta, "rdp", HOW["adaptive"])
+    released = _merged(_planned(search) if spent is None else spent)
+    options = [(*released, run) for run in then] or [released]
+    cost = max(epsilon_of(accountant, option, delta) for option in options)
+    return SearchCost(cost, delta, accountant, HOW[mode])
 
 
 def _planned(search: Search) -> list[History]:

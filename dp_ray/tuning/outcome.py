@@ -1,4 +1,4 @@
-"""What came out of a search: read from the runs of its trials, and published.
+"""What came out of the trials of a search, read from their runs.
 
 The runs on the disk are what counts, not what a scheduler remembers of them: a trial that was
 forgotten in a crash was charged all the same.
@@ -10,21 +10,16 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from dp_ray.config_file import write_yaml
-from dp_ray.errors import DpRayError
+from dp_ray.errors import DpRayError, RunError
 from dp_ray.privacy.accounting import History, epsilon_of
 from dp_ray.training.evaluation import METRIC_NAMES
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.release import ASSUMPTIONS, MODEL, STATEMENT, finite
-from dp_ray.training.run_directory import CONFIG, PROGRESS, RELEASE, RunDirectory
-from dp_ray.tuning.cost import SearchCost, search_cost
-from dp_ray.tuning.search import Search, TrialRecord
+from dp_ray.training.release import finite
+from dp_ray.training.run_directory import PROGRESS, RESULT, RunDirectory
+from dp_ray.tuning.search import TRIAL, Search, TrialRecord, trial_name
 from dp_ray.tuning.space import Point
-from dp_ray.tuning.sweep_directory import BEST, RESULTS
 
 Status = Literal["finished", "unfinished", "stopped early", "failed"]
-
-_CHOICE_ASSUMPTION = next(i for i, text in enumerate(ASSUMPTIONS) if "a search" in text)
 
 
 @dataclass(frozen=True)
@@ -84,26 +79,55 @@ class TrialOutcome:
 
 
 def read_outcomes(search: Search) -> list[TrialOutcome]:
-    """Every trial that was started, in the order of their names."""
+    """Every trial that was started, in the order of their names.
+
+    Raises:
+        RunError: a trial's record is lost or damaged, and nobody can tell what it was.
+    """
     folder = search.directory.trials
     found = []
     for name in folder.names():
-        record = TrialRecord.read(folder / name)
+        record = TrialRecord.read(folder / name) or _lost_record(search, name)
         if record is not None:
             found.append(_outcome(search, name, record))
     return found
 
 
-def settled(outcomes: list[TrialOutcome]) -> list[TrialOutcome]:
-    """The outcomes of a search that ended: what is not there by then was stopped early."""
+def settled(search: Search, outcomes: list[TrialOutcome]) -> list[TrialOutcome]:
+    """The outcomes of a search that ended.
+
+    What is unfinished by then was stopped early, and a trial that left no trace has lost it: it
+    is charged whole.
+    """
     early: Status = "stopped early"
-    return [replace(o, status=early) if o.status == "unfinished" else o for o in outcomes]
+    found = {o.name: replace(o, status=early) if o.status == "unfinished" else o for o in outcomes}
+    for index, point in enumerate(search.points or ()):
+        name = trial_name(index)
+        if name not in found:
+            lost = TrialRecord(point, error="its files are lost")
+            found[name] = _outcome(search, name, lost, charged_whole=True)
+    return [found[name] for name in sorted(found)]
 
 
-def _outcome(search: Search, name: str, record: TrialRecord) -> TrialOutcome:
+def _lost_record(search: Search, name: str) -> TrialRecord | None:
+    """What to go by if a trial's folder has no record."""
+    run = RunDirectory(search.directory.trials / name)
+    if not run.exists():
+        return None  # not begun
+    points = {trial_name(index): point for index, point in enumerate(search.points or ())}
+    if name not in points:
+        raise RunError(
+            f"{run.root}/{TRIAL} is lost, and with it what the trial was: restore it from a backup"
+        )
+    return TrialRecord(points[name], attempts=1, error="its record is lost")
+
+
+def _outcome(
+    search: Search, name: str, record: TrialRecord, *, charged_whole: bool = False
+) -> TrialOutcome:
     run = RunDirectory(search.directory.trials / name)
     _, plan = search.budgets.trial_at(record.point)
-    history = _spent(run, plan)
+    history = (plan.run,) if charged_whole else _spent(run, plan)
     finished = run.finished()
     progress = run.read_result() if finished else _progress(run)
     return TrialOutcome(
@@ -122,12 +146,14 @@ def _outcome(search: Search, name: str, record: TrialRecord) -> TrialOutcome:
 
 
 def _spent(run: RunDirectory, plan: PrivacyPlan) -> History:
-    if not run.exists():
+    """What the ledger says; what nobody can tell any more is counted whole."""
+    resulted = run.root.exists(RESULT)
+    if not resulted and (not run.exists() or run.unborn()):
         return ()
     try:
         return run.read_ledger().history
     except DpRayError:
-        return () if run.unborn() else (plan.run,)  # what nobody can tell is counted in full
+        return (plan.run,)
 
 
 def _progress(run: RunDirectory) -> dict[str, Any]:
@@ -154,121 +180,3 @@ def best_of(search: Search, outcomes: list[TrialOutcome]) -> TrialOutcome | None
         if best is None or sign * value > best_value:
             best, best_value = outcome, sign * value
     return best
-
-
-def publish_search(
-    search: Search, outcomes: list[TrialOutcome], *, seconds: float
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Writes best.yaml, release/ and private/results.json of a search that came to its end.
-
-    Args:
-        search: which.
-        outcomes: of all its trials.
-        seconds: what it took.
-
-    Returns:
-        What result.json may say, and all there is to say. They are equal unless only the best
-        trial may be seen: then not even the number of trials is told, on which the bound rests.
-
-    Raises:
-        OSError: it cannot be written; the search can be resumed.
-    """
-    directory, tune = search.directory, search.sweep.tune
-    best = best_of(search, outcomes)
-    then = None if best is None else search.budgets.full_at(best.point)[1]
-    cost = search_cost(search, [outcome.history for outcome in outcomes], then=then)
-    told: dict[str, Any] = {
-        "name": search.sweep.name,
-        "path": str(directory.root),
-        "status": "finished",
-        "privacy_mode": tune.privacy_mode,
-        "epsilon_of_search": cost.epsilon,
-        "delta": cost.delta,
-        "accountant": cost.accountant,
-        "how": cost.how,
-        "metric": tune.metric,
-        "mode": "max" if tune.larger_is_better else "min",
-        "best": None,
-    }
-    if best is not None:
-        told["best"] = _winner(best)
-        told["epsilon_with_training"] = cost.with_training
-        directory.root.write(BEST, _best_config(search, best, cost).encode())
-        _release(search, best, cost)
-    everything = {
-        **told,
-        "trials": [outcome.dump() for outcome in outcomes],
-        "best_trial": None if best is None else best.name,
-        "seconds": round(seconds, 1),
-    }
-    directory.private.write(RESULTS, json.dumps(everything, indent=1).encode())
-    return (told if tune.only_best_may_be_seen else everything), everything
-
-
-def _best_config(search: Search, best: TrialOutcome, cost: SearchCost) -> str:
-    large, plan = search.budgets.full_at(best.point)
-    values = large.model_copy(update={"name": f"{search.sweep.name}-best", "seed": None}).dump()
-    values["train"]["storage_path"] = search.storage_path
-    return (
-        f"# The best trial of {search.sweep.name}"
-        + ("" if search.sweep.tune.hold is None else ", at the batch size that it stands for")
-        + f".\n# Trained on its own it spends ε = {plan.epsilon:.4f} at δ = {plan.delta:g}; on the "
-        f"data of the search,\n# both together spend ε = {cost.with_training:.4f}.\n\n"
-        + write_yaml(values)
-    )
-
-
-def _winner(best: TrialOutcome) -> dict[str, Any]:
-    values = best.dump()
-    return {
-        "parameters": values["parameters"],
-        **best.metrics,
-        "epsilon_of_this_run_alone": values["epsilon"],
-        "note": "its own ε is not the cost: epsilon_of_search is",
-        **{
-            name: values[name]
-            for name in ("noise_multiplier", "steps", "expected_batch_size", "max_grad_norm")
-        },
-    }
-
-
-def _release(search: Search, best: TrialOutcome, cost: SearchCost) -> None:
-    """The winner's release, its statement about the search and not about the run alone."""
-    source = search.directory.trials / best.name / RELEASE
-    statement = json.loads(source.read(STATEMENT))
-    alone = {name: statement.pop(name) for name in ("epsilon", "epsilon_by_accountant")}
-    assumptions = list(statement["assumptions"])
-    assumptions[_CHOICE_ASSUMPTION] = (
-        "The space of the search, and whatever else its file says, was chosen without looking at "
-        "the private data."
-    )
-    if search.sweep.tune.only_best_may_be_seen:
-        assumptions.append(
-            "Nothing is published of the other trials, or acted upon: not even their number."
-        )
-    statement = {
-        "epsilon": cost.epsilon,
-        **statement,
-        "accountant": cost.accountant,
-        "assumptions": assumptions,
-        "search": {
-            "privacy_mode": search.sweep.tune.privacy_mode,
-            "how": cost.how,
-            "of_this_run_alone": {**alone, "note": "not the cost: the model was selected"},
-        },
-    }
-    text = json.dumps(statement, indent=2, ensure_ascii=False) + "\n"
-    files = {
-        MODEL: source.read(MODEL),
-        CONFIG: source.read(CONFIG),
-        STATEMENT: text.encode(),
-    }
-    search.directory.root.publish(RELEASE, files)
-
-
-def forget_losers(search: Search, outcomes: list[TrialOutcome]) -> None:
-    """Removes what only the best trial of a private selection may leave: models and curves."""
-    best = best_of(search, outcomes)
-    for outcome in outcomes:
-        if best is None or outcome.name != best.name:
-            RunDirectory(search.directory.trials / outcome.name).forget()

@@ -20,6 +20,7 @@ from typing import Any
 from dp_ray.config_file import read_yaml, write_yaml
 from dp_ray.errors import RunError
 from dp_ray.keys import RunKey
+from dp_ray.privacy.lock import LOCK
 from dp_ray.storage import Folder, open_folder
 from dp_ray.sweep_config import SweepConfig, parse_sweep
 from dp_ray.training.run_directory import RESULT, RUN_KEY, read_key, write_key
@@ -62,7 +63,7 @@ class SweepDirectory:
 
     def exists(self) -> bool:
         """Whether a search, or a run, of this name was started."""
-        begun = set(self.private.names()) - {SWEEP, RUN_KEY}  # these two come before any trial
+        begun = set(self.private.names()) - {LOCK, SWEEP, RUN_KEY}  # these come before any trial
         return bool(begun) or self.root.exists(RESULT)
 
     def check_free(self) -> None:
@@ -94,6 +95,25 @@ class SweepDirectory:
         """Whether the search came to its end."""
         return self.root.exists(RESULT) and self.read_result().get("status") == "finished"
 
+    def lay_out(self) -> None:
+        """Makes the folders, for whoever wants to lock them.
+
+        Raises:
+            RunError: they cannot be written.
+        """
+        if not isinstance(path := self.root.path, Path):
+            return
+        try:
+            path.mkdir(parents=True, exist_ok=True)  # to be seen by others, unlike private/
+            (path / "private").mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> RunError:
+        return RunError(
+            f"{self.root} cannot be written: {error}; set train.storage_path to another folder"
+        )
+
     def create(
         self, sweep: SweepConfig, key: RunKey, points: list[Point] | None, budgets: Budgets
     ) -> None:
@@ -110,15 +130,11 @@ class SweepDirectory:
         """
         search = {"points": points, "budgets": budgets.dump()}
         try:
-            if isinstance(path := self.root.path, Path):
-                path.mkdir(parents=True, exist_ok=True)  # to be seen by others, unlike private/
             self.private.write(SWEEP, write_yaml(sweep.dump()).encode())
             write_key(self.private, key)
             self.private.write(SEARCH, json.dumps(search, indent=1).encode())
         except OSError as error:
-            raise RunError(
-                f"{self.root} cannot be written: {error}; set train.storage_path to another folder"
-            ) from error
+            raise self._unwritable(error) from error
 
     def key(self) -> RunKey:
         """The search's secret: it draws the number of trials and their points.
