@@ -126,8 +126,10 @@ class TuneConfig(Section):
         description="private_selection: a random number of independent trials, only the best is "
         "kept; compose: every trial is charged; public: you declare the data public, no charge.",
     )
-    distribution: Literal["poisson", "geometric", "truncated_negative_binomial"] = Field(
-        "poisson", description="private_selection: of the number of trials."
+    distribution: Literal["poisson", "geometric", "truncated_negative_binomial"] | None = Field(
+        None,
+        description="private_selection: of the number of trials; default poisson, and geometric "
+        "for num_samples above 10, where it costs less (see docs/architecture.md).",
     )
     shape: Annotated[float, Field(ge=0.01, le=100)] = Field(
         0.5, description="private_selection: η of the truncated negative binomial distribution."

@@ -9,13 +9,15 @@ from pydantic_core import PydanticUndefined
 
 from dp_ray.config import Config
 from dp_ray.config_file import describe_fields, write_yaml
+from dp_ray.sweep_config import TuneConfig
 
 
 def describe_config(config: Config | None) -> str:
     """YAML with each field's sentence as a comment; it can be used as a configuration file.
 
     Args:
-        config: whose values to show; None shows defaults, and which fields must be given.
+        config: whose values to show; None shows defaults, which fields must be given, and the
+            section that searches have.
     """
     values = {} if config is None else config.dump()
     lines: list[str] = []
@@ -37,13 +39,24 @@ def describe_config(config: Config | None) -> str:
         else:
             inner = values[parent] if parent else values
             lines.append(f"{indent}{name}: {_yaml(inner[name])}")
-    return "\n".join(lines).strip()
+    return "\n".join(lines if config is not None else [*lines, *_search_fields()]).strip()
+
+
+def _search_fields() -> list[str]:
+    """The section that searches have, as comments: a run has none."""
+    lines = ["", "# Of searches only (dp-ray tune):", "# tune:"]
+    for path, field in describe_fields(TuneConfig, "tune."):
+        lines += [f"#   # {line}" for line in textwrap.wrap(field.description or "", 90)]
+        default = field.get_default(call_default_factory=True)
+        value = "(must be given)" if default is PydanticUndefined else _yaml(default)
+        lines.append(f"#   {path.removeprefix('tune.')}: {value}")
+    return lines
 
 
 def field_reference() -> dict[str, Any]:
     """Dotted path → default (null also where a value must be given) and description."""
     reference = {}
-    for path, field in describe_fields():
+    for path, field in (*describe_fields(), *describe_fields(TuneConfig, "tune.")):
         default = field.get_default(call_default_factory=True)
         required = default is PydanticUndefined
         reference[path] = {

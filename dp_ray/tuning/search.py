@@ -12,7 +12,7 @@ import numpy as np
 from dp_ray.config import Config
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.keys import KeyedStream, RunKey
-from dp_ray.privacy.selection import TrialCount
+from dp_ray.privacy.selection import Distribution, TrialCount
 from dp_ray.storage import Folder
 from dp_ray.sweep_config import SweepConfig, TuneConfig
 from dp_ray.training.plan import PrivacyPlan
@@ -24,6 +24,9 @@ from dp_ray.tuning.sweep_directory import SweepDirectory
 TRIAL = "trial.json"
 
 _COUNT, _POINTS = 0, 1  # steps of the search's random stream
+
+_MOST_FOR_POISSON = 10
+"""Up to here a Poisson number gives the better best trial at the same ε."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,8 @@ def check_mode(tune: TuneConfig) -> None:
 
 def trial_count(tune: TuneConfig) -> TrialCount:
     """The distribution of the number of trials of a private selection."""
-    return TrialCount(tune.distribution, float(tune.num_samples), tune.shape)
+    cheaper: Distribution = "poisson" if tune.num_samples <= _MOST_FOR_POISSON else "geometric"
+    return TrialCount(tune.distribution or cheaper, float(tune.num_samples), tune.shape)
 
 
 def _draw_points(sweep: SweepConfig, key: RunKey) -> list[Point] | None:

@@ -20,7 +20,7 @@ from dp_ray.config_file import load_config
 from dp_ray.report.words import duration
 from dp_ray.training.plan import make_plan
 
-COMMANDS = ("plan", "train", "evaluate", "ledger", "config")
+COMMANDS = ("plan", "train", "tune", "evaluate", "ledger", "config")
 
 
 @pytest.fixture
@@ -169,6 +169,7 @@ def failed(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[
 def test_config_prints_every_field_with_its_meaning(config_file: Path) -> None:
     text = run("config")
     assert "# K: augmented copies of each example" in text
+    assert "#   num_samples: 8" in text
     values = yaml.safe_load(run("config", config_file))
     assert values["privacy"]["steps"] == 4
 

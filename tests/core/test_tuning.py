@@ -41,7 +41,7 @@ from dp_ray.tuning.cost import search_cost
 from dp_ray.tuning.outcome import read_outcomes, settled
 from dp_ray.tuning.publish import read_decision
 from dp_ray.tuning.resources import threads_of_worker, trials_at_once
-from dp_ray.tuning.search import Search, TrialRecord, trial_name
+from dp_ray.tuning.search import Search, TrialRecord, trial_count, trial_name
 from dp_ray.tuning.space import point_at
 from dp_ray.tuning.sweep_directory import SweepDirectory
 
@@ -341,6 +341,13 @@ def test_the_number_of_trials_is_random_only_where_that_counts(make_sweep: MakeS
     assert len(set(counts)) > 5
     for mode in ("compose", "public"):
         assert len(draw(make_sweep(num_samples=8, privacy_mode=mode)).points or []) == 8
+
+
+def test_the_cheaper_distribution_is_the_default(make_sweep: MakeSweep) -> None:
+    names = {n: trial_count(make_sweep(num_samples=n).tune).distribution for n in (1, 10, 11, 32)}
+    assert names == {1: "poisson", 10: "poisson", 11: "geometric", 32: "geometric"}
+    named = make_sweep(num_samples=2, distribution="truncated_negative_binomial", shape=0.7)
+    assert trial_count(named.tune) == TrialCount("truncated_negative_binomial", 2.0, 0.7)
 
 
 def test_a_grid_is_tried_whole(make_sweep: MakeSweep) -> None:
