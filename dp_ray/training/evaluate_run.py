@@ -68,9 +68,10 @@ def _config(folder: Folder, overrides: list[str], *, released: bool) -> Config:
     run = RunDirectory(folder)
     if not folder.names():
         raise RunError(f"there is no run {folder}: give its folder, such as runs/digits")
-    if run.exists() and not released:
+    kept = run.private.exists(CONFIG)  # a search has only what its best trial released
+    if kept and not released:
         raise RunError(f"{folder} is unfinished: go on with dp-ray train … --resume")
-    if run.exists():
+    if kept:
         values = run.config().dump()
     else:
         try:

@@ -49,7 +49,7 @@ def search_cost(
     mode, budgets = search.sweep.tune.privacy_mode, search.budgets
     delta, runs, accountant = budgets.delta, budgets.runs, budgets.accountant
     if mode == "public":
-        alone = max((epsilon_of(accountant, (run,), delta) for run in then), default=0.0)
+        alone = max(plan.epsilon for plan in budgets.solved.values()) if then else 0.0
         return SearchCost(alone, delta, accountant, HOW[mode])
     # Rényi accounting is looser than PRV, but for the smallest ε, where PRV's own error counts.
     single = max(epsilon_of(accountant, (run,), delta) for run in runs)

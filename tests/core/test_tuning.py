@@ -33,6 +33,7 @@ from dp_ray.privacy.selection import TrialCount, adaptive_epsilon, selection_eps
 from dp_ray.report.sweep import describe_search, describe_sweep_result
 from dp_ray.report.sweep_page import sweep_page
 from dp_ray.sweep_config import Domain, SweepConfig, load_sweep, parse_sweep
+from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import RunDirectory
 from dp_ray.training.session import Task
@@ -489,6 +490,8 @@ def test_compose_tells_of_all_trials_and_best_yaml_trains(
         assert part in page
     assert "<script src=" not in page
     assert "class=private" not in page
+
+    assert evaluate_run(str(root), [])["test_accuracy"] == told["best"]["test_accuracy"]
 
     config = load_config(root / "best.yaml")
     best = told["best"]
