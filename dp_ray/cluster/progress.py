@@ -6,15 +6,11 @@ It reads what rank 0 leaves in progress.json, so it is the same with and without
 from __future__ import annotations
 
 import json
-import threading
-import time
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
+from dp_ray.cluster.live import LiveLines
 from dp_ray.report.words import duration
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import PROGRESS, RunDirectory
@@ -23,8 +19,8 @@ _INTERVAL_S = 0.5
 _INTERVAL_OF_OBJECTS_S = 3.0
 
 
-class ProgressLine:
-    """Shows a run's progress while it is entered; silent when ``console`` is no terminal.
+class ProgressLine(LiveLines):
+    """Shows a run's progress while it is entered.
 
     Args:
         run: whose progress.json to read.
@@ -33,45 +29,26 @@ class ProgressLine:
     """
 
     def __init__(self, run: RunDirectory, plan: PrivacyPlan, console: Console) -> None:
+        on_disk = run.private.path is not None
+        super().__init__(console, _INTERVAL_S if on_disk else _INTERVAL_OF_OBJECTS_S)
         self._run = run
         self._plan = plan
-        self._console = console
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._show, daemon=True)
         self._note = "starting"
-        self._started = time.monotonic()
-
-    def __enter__(self) -> ProgressLine:
-        if self._console.is_terminal:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def note(self, text: str) -> None:
         """What is going on, shown until there are numbers, or in front of them."""
         self._note = text
 
-    def _show(self) -> None:
-        with Live(console=self._console, refresh_per_second=4, transient=True) as live:
-            on_disk = self._run.private.path is not None
-            while not self._ended.wait(_INTERVAL_S if on_disk else _INTERVAL_OF_OBJECTS_S):
-                live.update(Text(self.line(), no_wrap=True, overflow="ellipsis"))
+    def lines(self) -> list[str]:
+        """See :class:`LiveLines`."""
+        return [self.line()]
 
     def line(self) -> str:
         """The line as it is now."""
         try:
             progress = json.loads(self._run.private.read(PROGRESS))
         except (OSError, ValueError):
-            return f"{self._note} … {duration(time.monotonic() - self._started)}"
+            return f"{self._note} … {duration(self.elapsed_s)}"
         stopping = f"{self._note}, " if self._run.stop_requested() else ""
         return stopping + describe_progress(progress, self._plan)
 

@@ -6,15 +6,11 @@ They read what trials leave on the disk, so they are the same wherever trials ru
 from __future__ import annotations
 
 import json
-import threading
-import time
 from dataclasses import dataclass
-from types import TracebackType
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
+from dp_ray.cluster.live import LiveLines
 from dp_ray.errors import DpRayError
 from dp_ray.report.words import describe_point, duration
 from dp_ray.training.plan import PrivacyPlan
@@ -51,8 +47,8 @@ class TrialProgress:
         return self.step * self.plan.expected_batch_size * self.plan.views
 
 
-class SweepProgress:
-    """Shows a search's progress while it is entered; silent when ``console`` is no terminal.
+class SweepProgress(LiveLines):
+    """Shows a search's progress while it is entered.
 
     Args:
         search: whose trials.
@@ -61,40 +57,17 @@ class SweepProgress:
     """
 
     def __init__(self, search: Search, epsilon: float, console: Console) -> None:
+        on_disk = search.directory.private.path is not None
+        super().__init__(console, _INTERVAL_S if on_disk else _INTERVAL_OF_OBJECTS_S)
         self._search = search
         self._epsilon = epsilon
-        self._console = console
         self._settled: dict[str, TrialProgress] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._show, daemon=True)
-        self._started = time.monotonic()
         self._views_before: float | None = None
 
-    def __enter__(self) -> SweepProgress:
-        if self._console.is_terminal:
-            self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _show(self) -> None:
-        on_disk = self._search.directory.private.path is not None
-        with Live(console=self._console, refresh_per_second=4, transient=True) as live:
-            while not self._ended.wait(_INTERVAL_S if on_disk else _INTERVAL_OF_OBJECTS_S):
-                live.update(Text("\n".join(self.lines()), no_wrap=True, overflow="ellipsis"))
-
     def lines(self) -> list[str]:
-        """The lines as they are now."""
+        """See :class:`LiveLines`."""
         trials = self._read()
-        elapsed = time.monotonic() - self._started
+        elapsed = self.elapsed_s
         running = [trial for trial in trials if trial.state == "running"]
         if not trials:
             return [f"starting Ray … {duration(elapsed)}"]

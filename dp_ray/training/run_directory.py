@@ -41,10 +41,40 @@ RAY = "ray"
 
 
 @dataclass(frozen=True)
-class RunDirectory:
-    """The files of one run, in ``root``."""
+class ResultDirectory:
+    """A folder with a result that all may see and a part that only its owner may."""
 
     root: Folder
+
+    @property
+    def private(self) -> Folder:
+        """What must not be published."""
+        return self.root / "private"
+
+    def finished(self) -> bool:
+        """Whether it came to its end."""
+        return self.root.exists(RESULT) and self.read_result().get("status") == "finished"
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Writes result.json, whole or not at all."""
+        text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+        self.root.write(RESULT, text.encode())
+
+    def read_result(self) -> dict[str, Any]:
+        """What result.json holds.
+
+        Raises:
+            RunError: it is missing or not JSON.
+        """
+        try:
+            result: dict[str, Any] = json.loads(self.root.read(RESULT))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.root}/{RESULT} cannot be read: {error}") from error
+        return result
+
+
+class RunDirectory(ResultDirectory):
+    """The files of one run, in ``root``."""
 
     @classmethod
     def of(cls, config: Config) -> RunDirectory:
@@ -54,11 +84,6 @@ class RunDirectory:
             StorageError: ``train.storage_path`` is a URI that cannot be opened.
         """
         return cls(open_folder(config.train.storage_path) / config.name)
-
-    @property
-    def private(self) -> Folder:
-        """What must not be published."""
-        return self.root / "private"
 
     @property
     def checkpoints(self) -> Folder:
@@ -84,10 +109,6 @@ class RunDirectory:
         self.root.delete(RELEASE)
         for name in (CHECKPOINTS, METRICS, PROGRESS, TENSORBOARD):
             self.private.delete(name)
-
-    def finished(self) -> bool:
-        """Whether it came to its end."""
-        return self.root.exists(RESULT) and self.read_result().get("status") == "finished"
 
     def check_free(self) -> None:
         """Refuses a name that is taken: a run is never overwritten.
@@ -188,22 +209,6 @@ class RunDirectory:
     def stop_requested(self) -> bool:
         """Whether the user asked the run to stop after the step at hand."""
         return self.private.exists(STOP)
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        """Writes result.json, whole or not at all."""
-        self.root.write(RESULT, (json.dumps(result, indent=2) + "\n").encode())
-
-    def read_result(self) -> dict[str, Any]:
-        """What result.json holds.
-
-        Raises:
-            RunError: it is missing or not JSON.
-        """
-        try:
-            result: dict[str, Any] = json.loads(self.root.read(RESULT))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.root}/{RESULT} cannot be read: {error}") from error
-        return result
 
 
 def write_key(private: Folder, key: RunKey) -> None:

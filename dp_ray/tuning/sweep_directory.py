@@ -13,9 +13,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dp_ray.config_file import read_yaml, write_yaml
 from dp_ray.errors import RunError
@@ -23,7 +21,7 @@ from dp_ray.keys import RunKey
 from dp_ray.privacy.lock import LOCK
 from dp_ray.storage import Folder, open_folder
 from dp_ray.sweep_config import SweepConfig, parse_sweep
-from dp_ray.training.run_directory import RESULT, RUN_KEY, read_key, write_key
+from dp_ray.training.run_directory import RESULT, RUN_KEY, ResultDirectory, read_key, write_key
 from dp_ray.tuning.budget import Budgets
 from dp_ray.tuning.space import Point
 
@@ -35,11 +33,8 @@ REPORT = "report.html"
 RAY = "ray"
 
 
-@dataclass(frozen=True)
-class SweepDirectory:
+class SweepDirectory(ResultDirectory):
     """The files of one search, in ``root``."""
-
-    root: Folder
 
     @classmethod
     def of(cls, sweep: SweepConfig) -> SweepDirectory:
@@ -50,11 +45,6 @@ class SweepDirectory:
         """
         train = sweep.training.get("train") or {}
         return cls(open_folder(str(train.get("storage_path", "runs"))) / sweep.name)
-
-    @property
-    def private(self) -> Folder:
-        """What must not be published."""
-        return self.root / "private"
 
     @property
     def trials(self) -> Folder:
@@ -90,10 +80,6 @@ class SweepDirectory:
         return (
             f"{self.root} holds an unfinished search: continue it with --resume, or choose a --name"
         )
-
-    def finished(self) -> bool:
-        """Whether the search came to its end."""
-        return self.root.exists(RESULT) and self.read_result().get("status") == "finished"
 
     def lay_out(self) -> None:
         """Makes the folders, for whoever wants to lock them.
@@ -171,19 +157,3 @@ class SweepDirectory:
                 f"{self.private}/{SEARCH} cannot be read: {error}. Restore it from a backup, or "
                 "start a new search: what this one spent adds to it"
             ) from error
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        """Writes result.json, whole or not at all."""
-        self.root.write(RESULT, (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
-
-    def read_result(self) -> dict[str, Any]:
-        """What result.json holds.
-
-        Raises:
-            RunError: it is missing or not JSON.
-        """
-        try:
-            result: dict[str, Any] = json.loads(self.root.read(RESULT))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.root}/{RESULT} cannot be read: {error}") from error
-        return result

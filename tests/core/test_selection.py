@@ -133,7 +133,7 @@ def test_more_runs_in_the_space_or_in_the_mean_cost_more() -> None:
     assert selection_epsilon(few, count, 1e-4) <= selection_epsilon(many, count, 1e-4)
     costs = [selection_epsilon(many, TrialCount("poisson", m), 1e-4) for m in (1, 2, 4, 8, 16)]
     assert costs == sorted(costs)
-    more = selection_epsilon(few, count, 1e-4, then=few[0])
+    more = selection_epsilon(few, count, 1e-4, then=few)
     assert more > selection_epsilon(few, count, 1e-4)
 
 

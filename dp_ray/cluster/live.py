@@ -1,0 +1,58 @@
+"""Lines in the terminal that are kept up to date by a thread."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+
+class LiveLines(ABC):
+    """Shows :meth:`lines` while it is entered; silent when ``console`` is no terminal.
+
+    Args:
+        console: where to show them.
+        interval_s: seconds between looks.
+    """
+
+    def __init__(self, console: Console, interval_s: float) -> None:
+        self._console = console
+        self._interval_s = interval_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._show, daemon=True)
+        self._started = time.monotonic()
+
+    @abstractmethod
+    def lines(self) -> list[str]:
+        """The lines as they are now."""
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since this was made."""
+        return time.monotonic() - self._started
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _show(self) -> None:
+        with Live(console=self._console, refresh_per_second=4, transient=True) as live:
+            while not self._ended.wait(self._interval_s):
+                live.update(Text("\n".join(self.lines()), no_wrap=True, overflow="ellipsis"))
