@@ -256,7 +256,11 @@ def test_a_budget_that_is_open_or_fixed_twice_is_refused(
 @pytest.mark.parametrize(
     "space",
     [
-        {"privacy.noise_multiplier": {"log_uniform": [1.0, 6.0]}},
+        # Few steps, so that one more or less is 0.03 of ε.
+        {
+            "privacy.noise_multiplier": {"log_uniform": [2.0, 5.0]},
+            "data.expected_batch_size": {"choice": [512]},
+        },
         {"privacy.steps": {"integer": [3, 300]}},
         {"privacy.steps": {"choice": [50]}, "data.expected_batch_size": {"choice": [32, 512]}},
     ],
@@ -362,6 +366,16 @@ def test_a_grid_is_tried_whole(make_sweep: MakeSweep) -> None:
     pairs = Counter((p["augment.views"], p["privacy.steps"]) for p in points)
     assert pairs == {(k, t): 2 for k in (1, 2, 4) for t in (4, 8)}
     assert len({p["privacy.max_grad_norm"] for p in points}) == 12  # drawn for each
+
+
+def test_a_selection_is_charged_for_what_it_could_have_drawn(make_sweep: MakeSweep) -> None:
+    """The cost must not tell which trials were drawn, nor depend on them."""
+    space = {"privacy.steps": {"integer": [2, 500]}}
+    sweep = make_sweep(space=space, num_samples=1, budget_levels=6)
+    searches = [Search.draw(sweep, RunKey.from_seed(seed)) for seed in range(4)]
+    assert len({str(search.points) for search in searches}) > 1
+    assert {len(search.budgets.runs) for search in searches} == {6}
+    assert len({search_cost(search).epsilon for search in searches}) == 1
 
 
 def test_costs_of_the_three_modes(make_sweep: MakeSweep) -> None:
