@@ -80,13 +80,22 @@ def validate(section: type[SectionType], values: Any, prefix: str = "") -> Secti
     Raises:
         ConfigError: an unknown field (the nearest known one is named) or a bad value.
     """
-    if not isinstance(values, dict):
-        raise _no_section(section, values, prefix)
-    _refuse_unknown_keys(section, values, prefix, [p for p, _ in describe_fields(section, prefix)])
+    check_keys(section, values, prefix)
     try:
         return section.model_validate(values)
     except ValidationError as error:
         raise _first_problem(error, section, prefix) from None
+
+
+def check_keys(section: type[BaseModel], values: Any, prefix: str = "") -> None:
+    """Refuses unknown fields and sections that are none; fields may be missing.
+
+    Raises:
+        ConfigError: see :func:`validate`.
+    """
+    if not isinstance(values, dict):
+        raise _no_section(section, values, prefix)
+    _refuse_unknown_keys(section, values, prefix, [p for p, _ in describe_fields(section, prefix)])
 
 
 def describe_fields(

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dp_ray.config import Count, Section
-from dp_ray.config_file import read_values, validate
+from dp_ray.config import Config, Count, Section
+from dp_ray.config_file import check_keys, read_values, validate
 from dp_ray.errors import ConfigError, DpRayError
 
 KINDS = ("grid", "choice", "uniform", "log_uniform", "integer")
@@ -211,9 +211,10 @@ def parse_sweep(values: dict[str, Any]) -> SweepConfig:
     """Validates plain values.
 
     Raises:
-        ConfigError: an unknown field or a bad value in the tune section.
+        ConfigError: an unknown field, or a bad value in the tune section.
     """
     training = {key: value for key, value in values.items() if key != "tune"}
+    check_keys(Config, training)
     tune = values["tune"]
     if isinstance(tune, dict) and isinstance(tune.get("space"), dict):
         tune = {**tune, "space": dict(_flatten(tune["space"]))}

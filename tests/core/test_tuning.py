@@ -192,6 +192,31 @@ def test_mistakes_in_the_tune_section_name_the_field(
     assert refused.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("train=3", "train = 3: a section of fields is expected"),
+        ("privacy=null", "privacy = None: a section of fields is expected"),
+        ("optimizer.lrr=1", "Did you mean optimizer.lr"),
+        ("seed=-1", "seed = -1: "),
+        ("name=a/b", "name = 'a/b': it has a character that is not allowed there"),
+        ("tune=3", "tune = 3: a section of fields is expected"),
+        ("tune.space=3", "tune.space = 3: "),
+        ("data.expected_batch_size=99999", "q = 99999/1437 is above 1"),
+        ("privacy.delta=0.5", "δ must be below 1/N"),
+    ],
+)
+def test_mistakes_in_a_sweep_file_are_told(
+    tmp_path: Path, make_sweep: MakeSweep, override: str, expected: str
+) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump(make_sweep().dump()))
+    with pytest.raises(ConfigError) as refused:
+        run_sweep(load_sweep(path, [override]), resume=False, console=QUIET)
+    assert expected in str(refused.value)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_fields_may_be_nested_and_taken_out(tmp_path: Path, make_sweep: MakeSweep) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump(make_sweep().dump()))
