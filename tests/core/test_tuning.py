@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from object_store import serve_objects
 from rich.console import Console
 from support import QUIET, MakeConfig
 
@@ -547,6 +548,27 @@ def test_compose_tells_of_all_trials_and_best_yaml_trains(
         finish(search, monkeypatch)
     with pytest.raises(RunError, match="finished search"):
         run_sweep(search.sweep, resume=False, console=QUIET)
+
+
+def test_a_search_in_an_object_store(
+    make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve_objects() as store:
+        place = {"train": {"storage_path": f"s3://{store.bucket}/runs"}}
+        search = begin(make_sweep(place, num_samples=4))
+        for index in range(len(search.points or [])):
+            run_trial(search, index)
+        told = finish(search, monkeypatch)
+        folder = search.directory.root
+        assert told == json.loads(folder.read("result.json"))
+        assert folder.names() == ["best.yaml", "private", "release", "result.json"]
+        assert evaluate_run(folder.uri, [])["test_accuracy"] == told["best"]["test_accuracy"]
+        kept = [r.root.exists("release") for r in runs_of(search)]
+        assert sorted(kept) == [False] * (len(kept) - 1) + [True]
+
+
+def runs_of(search: Search) -> list[RunDirectory]:
+    return [RunDirectory(search.directory.trials / n) for n in search.directory.trials.names()]
 
 
 def test_what_failed_or_was_lost_is_charged(
