@@ -148,6 +148,11 @@ class PrivacyConfig(Section):
     accountant: Literal["prv", "rdp", "pld"] = Field(
         "prv", description="Who says what was spent: Opacus's PRV or RDP, dp-accounting's PLD."
     )
+    search_epsilon: Positive | None = Field(
+        None,
+        description="ε, at the same delta, that a search on the same data spent to find this "
+        "configuration; best.yaml of dp-ray tune gives it, and the model's statement adds it.",
+    )
 
     @model_validator(mode="after")
     def _two_of_three(self) -> PrivacyConfig:

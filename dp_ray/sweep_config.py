@@ -5,6 +5,7 @@ The training part is kept as plain values, because it is complete only with a po
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ from dp_ray.config_file import check_keys, read_values, validate
 from dp_ray.errors import ConfigError, DpRayError
 
 KINDS = ("grid", "choice", "uniform", "log_uniform", "integer")
+
+_EXAMPLES = (
+    "Write {choice: [1, 2]}, {grid: [1, 2]}, {integer: [1, 8]}, {uniform: [0.5, 2]} or "
+    "{log_uniform: [0.1, 10]}"
+)
 
 Range = Annotated[list[float], Field(min_length=2, max_length=2)]
 
@@ -154,12 +160,6 @@ class TuneConfig(Section):
         2, description="Times a failed trial is taken up again, from where its ledger stands."
     )
 
-    @model_validator(mode="after")
-    def _hold_needs_a_batch_size(self) -> TuneConfig:
-        if (self.hold is None) != (self.search_batch_size is None):
-            raise ValueError("hold and search_batch_size go together: give both or neither")
-        return self
-
     @property
     def larger_is_better(self) -> bool:
         """Whether the best trial is the one with the largest metric."""
@@ -228,11 +228,13 @@ def _flatten(space: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
         if isinstance(value, dict) and not set(value) & set(KINDS):
             yield from _flatten(value, f"{field}.")
         elif isinstance(value, dict):
-            yield field, validate(Domain, value, f"tune.space.{field}.")
+            try:
+                yield field, validate(Domain, value, f"tune.space.{field}.")
+            except ConfigError as error:
+                raise ConfigError(f"tune.space.{field}", value, error.problem, _EXAMPLES) from error
         elif value is not None:  # null takes a field out of the space
+            near = difflib.get_close_matches(str(key), KINDS, n=1)
+            meant = f"Did you mean {near[0]}? " if near else ""
             raise ConfigError(
-                f"tune.space.{field}",
-                value,
-                "no values to try",
-                f"Write {field}: {{choice: [1, 2]}}, or another of {', '.join(KINDS)}",
+                f"tune.space.{field}", value, "no values to try", f"{meant}{_EXAMPLES}"
             )

@@ -11,7 +11,8 @@ from dp_ray.report.words import count
 from dp_ray.storage import open_folder
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.release import finite
-from dp_ray.training.run_directory import RunDirectory
+from dp_ray.training.run_directory import RESULT, RunDirectory
+from dp_ray.tuning.sweep_directory import SEARCH
 
 
 def ledger_facts(location: str) -> dict[str, Any]:
@@ -87,4 +88,9 @@ def _run(location: str) -> RunDirectory:
     run = RunDirectory(open_folder(location))
     if not run.exists():
         raise RunError(f"there is no run {run.root}: give its folder, such as runs/digits")
+    if run.private.exists(SEARCH):
+        raise RunError(
+            f"{run.root} is a search, and each of its trials has a ledger: give one of "
+            f"{run.private}/trials. What the search spent is in {run.root}/{RESULT}"
+        )
     return run

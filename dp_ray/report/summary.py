@@ -17,6 +17,7 @@ def describe_result(result: dict[str, Any]) -> str:
         f"{result['status']:13s} {taken} in {duration(result['seconds'])}, start-up not counted",
         f"privacy       {describe_epsilon(result['epsilon'], result['delta'])} "
         f"({count(result['charges'], 'noised sum')})",
+        *_with_search(result),
         f"test accuracy {shown}",
     ]
     if result["status"] == "finished" and steps < planned:
@@ -29,6 +30,13 @@ def describe_result(result: dict[str, Any]) -> str:
     else:
         lines.append("go on         the same command with --resume")
     return "\n".join(lines)
+
+
+def _with_search(result: dict[str, Any]) -> list[str]:
+    if "epsilon_with_search" not in result:
+        return []
+    total = describe_epsilon(result["epsilon_with_search"], result["delta_with_search"])
+    return [f"with search   {total}: what the search for this configuration spent is added"]
 
 
 def describe_evaluation(result: dict[str, Any]) -> str:

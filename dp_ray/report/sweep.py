@@ -16,6 +16,8 @@ def describe_search(search: Search, cost: SearchCost) -> str:
     if tune.only_best_may_be_seen:
         chosen = trial_count(tune)
         number = f"{tune.num_samples} on average ({chosen.distribution.replace('_', ' ')})"
+    elif search.points is not None and len(search.budgets.solved) > 1:
+        number += " (ε is of this draw: another costs a little more or less; a seed fixes it)"
     plans = search.budgets.solved.values()
     sigmas, steps = [p.noise_multiplier for p in plans], [p.steps for p in plans]
     batches = sorted({plan.expected_batch_size for plan in plans})
@@ -29,7 +31,8 @@ def describe_search(search: Search, cost: SearchCost) -> str:
     ]
     if tune.search_batch_size is not None:
         lines.append(
-            f"held          σ/B̄ and T, at B̄ = {tune.search_batch_size}: trials spend more than that"
+            f"held          σ/B̄ and T, at B̄ = {tune.search_batch_size}: there a trial spends ε = "
+            f"{_span(search.budgets.trial_epsilons, '.4g')}"
         )
     lines += [f"searched      {field}: {_domain(d)}" for field, d in _space(search).items()]
     return "\n".join(lines)

@@ -34,6 +34,9 @@ ASSUMPTIONS = (
     "Run time, memory and traffic are not observed by the adversary.",
 )
 
+CHOICE = next(i for i, text in enumerate(ASSUMPTIONS) if "a search on it" in text)
+"""Which of them speaks of how the configuration was chosen."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -99,6 +102,7 @@ def publish(
         "charges": outcome.charges,
         "epsilon": finite(outcome.epsilon),
         "delta": plan.delta,
+        **(with_search(config, outcome.epsilon) or {}),
         **outcome.metrics,
         "seconds": round(outcome.seconds, 2),
     }
@@ -121,6 +125,21 @@ def publish(
     run.write_result(result)
 
 
+def with_search(config: Config, epsilon: float) -> dict[str, float | None] | None:
+    """What a run and the search before it spend together; None if there was none.
+
+    Both ε and both δ are added up (Dwork & Roth 2014, Theorem 3.16), which holds whatever the run
+    was changed to since the search.
+    """
+    before = config.privacy.search_epsilon
+    if before is None:
+        return None
+    return {
+        "epsilon_with_search": finite(before + epsilon),
+        "delta_with_search": 2 * config.privacy.delta,
+    }
+
+
 def finite(value: float) -> float | None:
     """JSON has no infinity: without noise, ε is null."""
     return value if math.isfinite(value) else None
@@ -141,11 +160,18 @@ def privacy_statement(
 ) -> dict[str, Any]:
     """What may be claimed, by whose word, under which assumptions."""
     spent = epsilon_by_accountant(outcome.history, plan.delta)
+    assumptions, searched = list(ASSUMPTIONS), with_search(config, outcome.epsilon)
+    if searched is not None:
+        assumptions[CHOICE] = (
+            "The configuration was chosen by a search on the same data: epsilon_with_search counts "
+            "it, and epsilon does not."
+        )
     return {
         "epsilon": finite(outcome.epsilon),
         "delta": plan.delta,
         "accountant": plan.accountant,
         "epsilon_by_accountant": {name: finite(value) for name, value in spent.items()},
+        **(searched or {}),
         "noise_multiplier": plan.noise_multiplier,
         "sample_rate": plan.sample_rate,
         "steps": outcome.steps,
@@ -165,7 +191,7 @@ def privacy_statement(
         else None,
         **outcome.metrics,
         "data_evaluation": config.data.evaluation,
-        "assumptions": list(ASSUMPTIONS),
+        "assumptions": assumptions,
         "versions": {
             "python": platform.python_version(),
             "torch": str(torch.__version__),

@@ -243,6 +243,7 @@ def deciding_fields(config: Config) -> dict[str, Any]:
         for section in ("data", "augment", "model", "privacy", "optimizer")
         for name, value in values[section].items()
     }
-    for may_change in ("data.root", "data.cache", "data.download", "data.evaluation"):
+    said = ("data.evaluation", "privacy.search_epsilon")  # by the user, about the run
+    for may_change in ("data.root", "data.cache", "data.download", *said):
         del fields[may_change]
     return fields

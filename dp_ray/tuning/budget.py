@@ -18,7 +18,7 @@ from dp_ray.config import Config
 from dp_ray.errors import ConfigError
 from dp_ray.privacy.accounting import AccountantName
 from dp_ray.privacy.selection import Run
-from dp_ray.sweep_config import SweepConfig
+from dp_ray.sweep_config import Domain, SweepConfig
 from dp_ray.training.plan import PrivacyPlan, solve_budget
 from dp_ray.tuning.space import Point, budget_points, config_at
 
@@ -64,6 +64,11 @@ class Budgets:
         return [plan.run for plan in self._of_trials]
 
     @property
+    def trial_epsilons(self) -> list[float]:
+        """ε of each budget; where a batch size is held down, more than the target."""
+        return [plan.epsilon for plan in self._of_trials]
+
+    @property
     def full_runs(self) -> list[Run]:
         """What a run of best.yaml may release, whichever trial is best."""
         return [plan.run for plan in self.solved.values()]
@@ -105,15 +110,22 @@ def check_budget(sweep: SweepConfig) -> None:
         raise ConfigError(
             "privacy.epsilon",
             None,
-            "trials are compared at an equal budget, which it is",
-            "Give the ε that each trial spends",
+            "trials are compared at an equal budget, and none is given",
+            "Give the section privacy with epsilon, which each trial spends, and delta",
+        )
+    if fixed.get("search_epsilon") is not None:
+        raise ConfigError(
+            "privacy.search_epsilon",
+            fixed["search_epsilon"],
+            "a search after a search: this one would not count what that one spent",
+            "Set it to null, and add both searches when you state what was spent",
         )
     given = {
-        field: "searched" if f"privacy.{field}" in space else fixed.get(field)
+        field: _domain(space, f"privacy.{field}") or fixed.get(field)
         for field in ("noise_multiplier", "steps")
     }
     if all(value is not None for value in given.values()):
-        field = next((f for f in given if given[f] == "searched"), "steps")
+        field = next((f for f in given if f"privacy.{f}" in space), "steps")
         raise ConfigError(
             f"privacy.{field}",
             given[field],
@@ -130,6 +142,10 @@ def check_budget(sweep: SweepConfig) -> None:
             "with little noise or on many with much",
             "Give or search privacy.steps or privacy.noise_multiplier",
         )
+
+
+def _domain(space: dict[str, Domain], field: str) -> dict[str, Any] | None:
+    return space[field].model_dump(exclude_none=True) if field in space else None
 
 
 def solve_budgets(
@@ -156,8 +172,8 @@ def solve_budgets(
     solved: dict[str, PrivacyPlan] = {}
     for key, config in configs.items():
         tell(f"solving budget {len(solved) + 1} of {len(configs)}")
-        solved[key] = _spend_exactly(config)
         _check_hold(sweep, config)
+        solved[key] = _spend_exactly(config)
     return Budgets(sweep, solved)
 
 
@@ -172,6 +188,13 @@ def _spend_exactly(config: Config) -> PrivacyPlan:
 
 
 def _check_hold(sweep: SweepConfig, config: Config) -> None:
+    if (sweep.tune.hold is None) != (sweep.tune.search_batch_size is None):
+        raise ConfigError(
+            "tune.search_batch_size",
+            sweep.tune.search_batch_size,
+            f"it goes together with tune.hold = {sweep.tune.hold!r}",
+            "Give both or neither",
+        )
     batch, large = sweep.tune.search_batch_size, config.data.expected_batch_size
     if batch is not None and batch >= large:
         raise ConfigError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from dp_ray.config_file import read_yaml, write_yaml
 from dp_ray.errors import RunError
-from dp_ray.training.release import ASSUMPTIONS, MODEL, STATEMENT
+from dp_ray.training.release import CHOICE, MODEL, STATEMENT
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
 from dp_ray.tuning.cost import search_cost
 from dp_ray.tuning.outcome import TrialOutcome, best_of, read_outcomes, settled
@@ -18,8 +18,6 @@ SEEDED = (
     "The search was drawn from a seed: whoever knows or guesses it can subtract the noise and tell "
     "how many trials there were, and ε does not hold against them."
 )
-
-_CHOICE_ASSUMPTION = next(i for i, text in enumerate(ASSUMPTIONS) if "a search" in text)
 
 
 def decide(search: Search, *, seconds: float) -> dict[str, Any]:
@@ -151,6 +149,8 @@ def _best_config(search: Search, everything: dict[str, Any]) -> str:
     large, plan = search.budgets.full_at(best["parameters"])
     values = large.model_copy(update={"name": f"{search.sweep.name}-best", "seed": None}).dump()
     values["train"]["storage_path"] = search.storage_path
+    if search.sweep.tune.privacy_mode != "public":
+        values["privacy"]["search_epsilon"] = everything["epsilon_of_search"]
     held = "" if search.sweep.tune.hold is None else ", at the batch size that it stands for"
     lines = [
         f"# The best trial of {search.sweep.name}{held}.",
@@ -159,7 +159,8 @@ def _best_config(search: Search, everything: dict[str, Any]) -> str:
     if search.sweep.tune.privacy_mode != "public":
         lines.append(
             "# On the data of the search both together spend ε = "
-            f"{everything['epsilon_with_training']:.4f}."
+            f"{everything['epsilon_with_training']:.4f}; on other data\n"
+            "# set privacy.search_epsilon to null."
         )
     return "\n".join(lines) + "\n\n" + write_yaml(values)
 
@@ -206,7 +207,7 @@ def _statement(search: Search, alone: dict[str, Any], everything: dict[str, Any]
             "would spend if it were not, and does not count the other trials."
         )
         return {**alone, "assumptions": assumptions, "search": about}
-    assumptions[_CHOICE_ASSUMPTION] = (
+    assumptions[CHOICE] = (
         "The space of the search, and whatever else its file says, was chosen without looking at "
         "the private data."
     )

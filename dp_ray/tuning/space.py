@@ -7,12 +7,14 @@ so that each budget is solved once and every run that the search could make is k
 from __future__ import annotations
 
 import copy
+import difflib
 import itertools
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dp_ray.config import Config
-from dp_ray.config_file import parse_config, set_field
+from dp_ray.config_file import describe_fields, parse_config, set_field
 from dp_ray.errors import ConfigError
 from dp_ray.sweep_config import Domain, SweepConfig
 
@@ -22,6 +24,7 @@ Point = dict[str, Any]
 BUDGET_FIELDS = ("data.expected_batch_size", "privacy.noise_multiplier", "privacy.steps")
 
 _SEARCHABLE = ("augment.", "model.", "optimizer.", "privacy.max_grad_norm", *BUDGET_FIELDS)
+_ARGUMENTS = re.compile(r"^(model|optimizer)\.(scheduler_)?arguments\.")
 _EQUAL = {
     "privacy.epsilon": "trials are compared at an equal budget",
     "privacy.delta": "trials are compared at an equal budget",
@@ -39,8 +42,22 @@ def check_space(sweep: SweepConfig) -> None:
     """
     space = sweep.tune.space
     if not space:
-        raise ConfigError("tune.space", {}, "there is nothing to search", "Name fields, see README")
+        raise ConfigError(
+            "tune.space",
+            {},
+            "there is nothing to search",
+            "Name fields, such as augment.views: {choice: [1, 2, 4]}",
+        )
+    known = {path for path, _ in describe_fields()}
     for field, domain in space.items():
+        if field not in known and not _ARGUMENTS.search(field):
+            near = difflib.get_close_matches(field, known, n=1)
+            raise ConfigError(
+                f"tune.space.{field}",
+                _shown(domain),
+                "there is no such field",
+                f"Did you mean {near[0]}?" if near else "See dp-ray config",
+            )
         if not field.startswith(_SEARCHABLE):
             searchable = ", ".join(f"{s}*" if s.endswith(".") else s for s in _SEARCHABLE)
             reason = _EQUAL.get(field, "it does not change what a model learns")
@@ -114,7 +131,17 @@ def config_at(sweep: SweepConfig, point: Point) -> Config:
     values = copy.deepcopy(sweep.training)
     for field, value in point.items():
         set_field(values, field, copy.deepcopy(value))
-    return parse_config(values)
+    try:
+        return parse_config(values)
+    except ConfigError as error:
+        if error.field not in point:
+            raise
+        raise ConfigError(
+            f"tune.space.{error.field}",
+            _shown(sweep.tune.space[error.field]),
+            f"{error.value!r} cannot be used: {error.problem}",
+            error.remedy,
+        ) from error
 
 
 def _shown(domain: Domain) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from object_store import serve_objects
 from rich.console import Console
-from support import QUIET, MakeConfig
+from support import QUIET, MakeConfig, start
 
 from dp_ray.cluster import sweep as sweep_module
 from dp_ray.cluster.local import NobodyToTell, train_in_process
@@ -31,6 +31,8 @@ from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.balance import Charge
 from dp_ray.privacy.lock import WriterLock
 from dp_ray.privacy.selection import TrialCount, adaptive_epsilon, selection_epsilon
+from dp_ray.report.ledger import ledger_facts
+from dp_ray.report.summary import describe_result
 from dp_ray.report.sweep import describe_search, describe_sweep_result
 from dp_ray.report.sweep_page import sweep_page
 from dp_ray.sweep_config import Domain, SweepConfig, load_sweep, parse_sweep
@@ -145,9 +147,11 @@ def test_levels_of_a_range_are_few_and_equally_likely() -> None:
         ({"seed": {"choice": [1, 2]}}, "tune.space.seed", "own randomness"),
         ({"train.charge_every": {"choice": [1]}}, "tune.space.train.charge_every", "learns"),
         ({"augment.views": {"grid": [1, 2]}}, "tune.space.augment.views", "choice instead"),
-        ({"augment.viewz": {"choice": [1, 2]}}, "augment.viewz", "augment.views"),
-        ({"augment.views": {"choice": [0, 2]}}, "augment.views", "greater than or equal to 1"),
-        ({"optimizer.lr": {"uniform": [-1, 2]}}, "optimizer.lr", "greater than 0"),
+        ({"augment.viewz": {"choice": [1]}}, "tune.space.augment.viewz", "mean augment.views"),
+        ({"augment": {"choice": [1, 2]}}, "tune.space.augment", "no such field"),
+        ({"augment.views": {"choice": [0]}}, "tune.space.augment.views", "0 cannot be used"),
+        ({"augment.views": {"uniform": [1, 4]}}, "tune.space.augment.views", "valid integer"),
+        ({"optimizer.lr": {"uniform": [-1, 2]}}, "tune.space.optimizer.lr", "greater than 0"),
         ({}, "tune.space", "nothing to search"),
     ],
 )
@@ -178,7 +182,7 @@ def test_what_cannot_be_searched_is_refused(
         ),
         ({"num_sample": 3}, "tune.num_sample", "Did you mean tune.num_samples"),
         ({"privacy_mode": "none"}, "tune.privacy_mode", "private_selection"),
-        ({"hold": "noise_to_batch"}, "tune", "go together"),
+        ({"space": {"augment.views": {"choise": [1]}}}, "tune.space.augment.views.choise", "mean"),
         ({"num_samples": 0}, "tune.num_samples", "greater than or equal to 1"),
     ],
 )
@@ -269,6 +273,7 @@ def test_private_selection_refuses_what_breaks_its_assumption(
             "too much is fixed",
         ),
         ({"epsilon": None, "steps": 4}, {"augment.views": {"choice": [1]}}, "equal budget"),
+        ({"steps": 4, "search_epsilon": 5.0}, {"augment.views": {"choice": [1]}}, "add both"),
     ],
 )
 def test_a_budget_that_is_open_or_fixed_twice_is_refused(
@@ -349,8 +354,15 @@ def test_noise_to_batch_holds_what_tan_holds(make_sweep: MakeSweep) -> None:
     assert cost.epsilon > max(
         epsilon_of("rdp", (run,), search.budgets.delta) for run in search.budgets.runs
     )
-    with pytest.raises(ConfigError, match="smaller than"):
-        draw(make_sweep(hold="noise_to_batch", search_batch_size=64))
+    assert "there a trial spends ε = " in describe_search(search, cost)
+    for tune, expected in (
+        ({"hold": "noise_to_batch", "search_batch_size": 64}, "smaller than"),
+        ({"hold": "noise_to_batch"}, "goes together"),
+        ({"search_batch_size": 32}, "goes together"),
+    ):
+        with pytest.raises(ConfigError, match=expected) as refused:
+            draw(make_sweep(**tune))
+        assert refused.value.field == "tune.search_batch_size"
 
 
 # What is drawn, and what it costs
@@ -544,6 +556,19 @@ def test_compose_tells_of_all_trials_and_best_yaml_trains(
     assert config.privacy.steps == best["steps"]
     assert config.train.storage_path == str(root.parent)
     assert f"{told['epsilon_with_training']:.4f}" in (root / "best.yaml").read_text()
+    # Trained on its own, its statement counts the search that found it.
+    assert config.privacy.search_epsilon == told["epsilon_of_search"]
+    trained = start(config)
+    total = told["epsilon_of_search"] + trained["epsilon"]
+    assert trained["epsilon_with_search"] == pytest.approx(total)
+    assert trained["epsilon_with_search"] >= told["epsilon_with_training"]
+    statement = json.loads((root.parent / "search-best/release/privacy.json").read_text())
+    assert statement["epsilon_with_search"] == trained["epsilon_with_search"]
+    assert statement["delta_with_search"] == 2 * statement["delta"]
+    assert not any("without looking" in text for text in statement["assumptions"])
+    assert "with search" in describe_result(trained)
+    with pytest.raises(RunError, match="is a search"):
+        ledger_facts(str(root))
     with pytest.raises(RunError, match="finished search"):
         finish(search, monkeypatch)
     with pytest.raises(RunError, match="finished search"):
