@@ -190,6 +190,12 @@ class SweepConfig:
     training: dict[str, Any]
     tune: TuneConfig
 
+    @property
+    def storage_path(self) -> str:
+        """The folder of runs, as configured."""
+        train = self.training.get("train") or {}
+        return str(train.get("storage_path", "runs"))
+
     def dump(self) -> dict[str, Any]:
         """Plain values, as in a file."""
         return {**self.training, "tune": self.tune.model_dump(mode="json", exclude_none=True)}

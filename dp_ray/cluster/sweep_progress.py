@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from dp_ray.cluster.live import LiveLines
 from dp_ray.errors import DpRayError
 from dp_ray.report.words import describe_point, duration
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.run_directory import PROGRESS, RESULT, RunDirectory
+from dp_ray.training.run_directory import PROGRESS, RunDirectory
 from dp_ray.tuning.search import Search, TrialRecord
 
 _INTERVAL_S = 0.5
@@ -101,12 +102,15 @@ class SweepProgress(LiveLines):
         return max(self._all_views(trials) - done, 0.0) / pace
 
     def _all_views(self, trials: list[TrialProgress]) -> float:
-        if self._search.points is None:
-            plans = [trial.plan for trial in trials]
-            whole = sum(p.steps * p.expected_batch_size * p.views for p in plans)
-            return whole / len(plans) * max(self._search.most_trials, len(plans))
-        plans = [self._search.budgets.trial_at(point)[1] for point in self._search.points]
-        return sum(p.steps * p.expected_batch_size * p.views for p in plans)
+        if self._search.points is not None:
+            return self._drawn_views
+        plans = [trial.plan for trial in trials]
+        return _views(plans) / len(plans) * max(self._search.most_trials, len(plans))
+
+    @cached_property
+    def _drawn_views(self) -> float:
+        budgets = self._search.budgets
+        return _views([budgets.trial_at(point)[1] for point in self._search.points or ()])
 
     def _read(self) -> list[TrialProgress]:
         folder = self._search.directory.trials
@@ -131,13 +135,17 @@ class SweepProgress(LiveLines):
         words = describe_point(record.point)
         metric = self._search.sweep.tune.metric
         if run.finished():
-            result = json.loads(run.root.read(RESULT))
-            return TrialProgress(name, words, "done", plan.steps, plan, result[metric])
+            value = run.read_result()[metric]
+            return TrialProgress(name, words, "done", plan.steps, plan, value)
         state = "running" if record.error is None else "failed"
         if not run.private.exists(PROGRESS):
             return TrialProgress(name, words, state, 0, plan, None)
         progress = json.loads(run.private.read(PROGRESS))
         return TrialProgress(name, words, state, progress["step"], plan, progress[metric])
+
+
+def _views(plans: list[PrivacyPlan]) -> float:
+    return sum(plan.steps * plan.expected_batch_size * plan.views for plan in plans)
 
 
 def _running_line(trial: TrialProgress, *, blind: bool) -> str:

@@ -16,7 +16,7 @@ def describe_search(search: Search, cost: SearchCost) -> str:
     if tune.only_best_may_be_seen:
         chosen = trial_count(tune)
         number = f"{tune.num_samples} on average ({chosen.distribution.replace('_', ' ')})"
-    elif search.points is not None and len(search.budgets.solved) > 1:
+    elif tune.privacy_mode == "compose" and tune.searcher == "random":
         number += " (ε is of this draw: another costs a little more or less; a seed fixes it)"
     plans = search.budgets.solved.values()
     sigmas, steps = [p.noise_multiplier for p in plans], [p.steps for p in plans]
@@ -106,7 +106,11 @@ def _table(result: dict[str, Any]) -> list[str]:
     ascending = 1 if result["mode"] == "min" else -1
     trials = sorted(
         result["trials"],
-        key=lambda t: (t["status"] != "finished", ascending * (t[metric] or 0.0)),
+        key=lambda t: (
+            t["status"] != "finished",
+            t[metric] is None,
+            ascending * (t[metric] or 0.0),
+        ),
     )
     fields = table_fields(trials)
     heads = ["trial", metric, *(field.rpartition(".")[2] for field in fields)]

@@ -96,6 +96,17 @@ def make_plan(config: Config) -> PrivacyPlan:
     return plan
 
 
+def with_budget(config: Config, plan: PrivacyPlan) -> Config:
+    """The configuration with σ and T as solved; ε follows from them."""
+    budget = {
+        "epsilon": None,
+        "noise_multiplier": plan.noise_multiplier,
+        "steps": plan.steps,
+        "accountant": plan.accountant,
+    }
+    return config.model_copy(update={"privacy": config.privacy.model_copy(update=budget)})
+
+
 def check_feasible(config: Config, steps: int) -> None:
     """Checks all but the budget; reads no data.
 

@@ -10,7 +10,7 @@ from dp_ray.errors import ConfigError, LedgerError, RunError
 from dp_ray.privacy.accounting import BudgetError, solve_steps
 from dp_ray.privacy.ledger import Ledger
 from dp_ray.training.optimizers import depends_on_length
-from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.plan import PrivacyPlan, with_budget
 from dp_ray.training.run_directory import RESULT, RunDirectory, deciding_fields
 
 _BUDGET = ("privacy.epsilon", "privacy.noise_multiplier", "privacy.steps")
@@ -55,7 +55,7 @@ def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resump
         raise RunError(run.taken())
     _check_result(run, ledger)
     if ledger.amended or plan != before:
-        config = _with_budget_of(config, plan)
+        config = with_budget(config, plan)  # what holds is published with the model
     if ledger.sessions:
         config = _keep_execution(config, ledger.sessions[-1].execution)
     return Resumption(config, before, plan)
@@ -72,13 +72,6 @@ def _check_result(run: RunDirectory, ledger: Ledger) -> None:
             "private/ is an older copy, and going on from it could add equal noise to two sums. "
             "Restore the newest, or start a new run with another --name"
         )
-
-
-def _with_budget_of(config: Config, plan: PrivacyPlan) -> Config:
-    """The configuration with the budget that holds: it is published with the model."""
-    budget = {"epsilon": None, "noise_multiplier": plan.noise_multiplier, "steps": plan.steps}
-    privacy = config.privacy.model_copy(update=budget)
-    return config.model_copy(update={"privacy": privacy})
 
 
 def _check_fields(started: Config, now: Config) -> None:

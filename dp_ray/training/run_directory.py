@@ -55,6 +55,12 @@ class ResultDirectory:
         """Whether it came to its end."""
         return self.root.exists(RESULT) and self.read_result().get("status") == "finished"
 
+    def unwritable(self, error: OSError) -> RunError:
+        """What to tell of a folder that cannot be written."""
+        return RunError(
+            f"{self.root} cannot be written: {error}; set train.storage_path to another folder"
+        )
+
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes result.json, whole or not at all."""
         text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
@@ -143,9 +149,7 @@ class RunDirectory(ResultDirectory):
             write_key(self.private, key)
             Ledger.create(self.ledger, key.derive("ledger"), plan.dump())
         except OSError as error:
-            raise RunError(
-                f"{self.root} cannot be written: {error}; set train.storage_path to another folder"
-            ) from error
+            raise self.unwritable(error) from error
 
     def config(self) -> Config:
         """The configuration that the run was started with, whole.

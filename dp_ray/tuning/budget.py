@@ -19,10 +19,8 @@ from dp_ray.errors import ConfigError
 from dp_ray.privacy.accounting import AccountantName
 from dp_ray.privacy.selection import Run
 from dp_ray.sweep_config import Domain, SweepConfig
-from dp_ray.training.plan import PrivacyPlan, solve_budget
+from dp_ray.training.plan import PrivacyPlan, solve_budget, with_budget
 from dp_ray.tuning.space import Point, budget_points, config_at
-
-_EXACT = ("epsilon", "noise_multiplier", "steps")
 
 
 @dataclass(frozen=True)
@@ -50,13 +48,13 @@ class Budgets:
             return large, large_plan
         plan = _held(large_plan, batch)
         data = large.data.model_copy(update={"expected_batch_size": batch})
-        return _with_budget(large.model_copy(update={"data": data}), plan), plan
+        return with_budget(large.model_copy(update={"data": data}), plan), plan
 
     def full_at(self, point: Point) -> tuple[Config, PrivacyPlan]:
         """What a run at a point is trained as when no batch size is held down."""
         config = config_at(self.sweep, point)
         plan = self.plan_at(config)
-        return _with_budget(config, plan), plan
+        return with_budget(config, plan), plan
 
     @property
     def runs(self) -> list[Run]:
@@ -211,16 +209,6 @@ def _held(plan: PrivacyPlan, batch: int) -> PrivacyPlan:
     # Where σ is small, PRV takes ten seconds for what RDP takes ten milliseconds.
     held = replace(plan, expected_batch_size=batch, noise_multiplier=sigma, accountant="rdp")
     return replace(held, epsilon=held.epsilon_after(held.steps))
-
-
-def _with_budget(config: Config, plan: PrivacyPlan) -> Config:
-    """σ and T as solved; ε follows from them."""
-    budget = dict.fromkeys(_EXACT) | {
-        "noise_multiplier": plan.noise_multiplier,
-        "steps": plan.steps,
-    }
-    update = {**budget, "accountant": plan.accountant}
-    return config.model_copy(update={"privacy": config.privacy.model_copy(update=update)})
 
 
 def _key(config: Config) -> str:

@@ -148,7 +148,7 @@ def _best_config(search: Search, everything: dict[str, Any]) -> str:
     best = everything["best"]
     large, plan = search.budgets.full_at(best["parameters"])
     values = large.model_copy(update={"name": f"{search.sweep.name}-best", "seed": None}).dump()
-    values["train"]["storage_path"] = search.storage_path
+    values["train"]["storage_path"] = search.sweep.storage_path
     if search.sweep.tune.privacy_mode != "public":
         values["privacy"]["search_epsilon"] = everything["epsilon_of_search"]
     held = "" if search.sweep.tune.hold is None else ", at the batch size that it stands for"

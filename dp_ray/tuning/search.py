@@ -78,12 +78,6 @@ class Search:
         return cls(sweep, directory, points, budgets)
 
     @property
-    def storage_path(self) -> str:
-        """The folder of runs, as configured."""
-        train = self.sweep.training.get("train") or {}
-        return str(train.get("storage_path", "runs"))
-
-    @property
     def most_trials(self) -> int:
         """Trials that there will be."""
         return self.sweep.tune.num_samples if self.points is None else len(self.points)

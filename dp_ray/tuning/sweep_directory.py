@@ -43,8 +43,7 @@ class SweepDirectory(ResultDirectory):
         Raises:
             StorageError: that is a URI that cannot be opened.
         """
-        train = sweep.training.get("train") or {}
-        return cls(open_folder(str(train.get("storage_path", "runs"))) / sweep.name)
+        return cls(open_folder(sweep.storage_path) / sweep.name)
 
     @property
     def trials(self) -> Folder:
@@ -93,12 +92,7 @@ class SweepDirectory(ResultDirectory):
             path.mkdir(parents=True, exist_ok=True)  # to be seen by others, unlike private/
             (path / "private").mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> RunError:
-        return RunError(
-            f"{self.root} cannot be written: {error}; set train.storage_path to another folder"
-        )
+            raise self.unwritable(error) from error
 
     def create(
         self, sweep: SweepConfig, key: RunKey, points: list[Point] | None, budgets: Budgets
@@ -120,7 +114,7 @@ class SweepDirectory(ResultDirectory):
             write_key(self.private, key)
             self.private.write(SEARCH, json.dumps(search, indent=1).encode())
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self.unwritable(error) from error
 
     def key(self) -> RunKey:
         """The search's secret: it draws the number of trials and their points.
