@@ -1,0 +1,244 @@
+"""All engines give the sum that plain vmap gives; compiled ones are compiled once."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+import torch
+from oracle import loop_clipped_sum, loop_gradients, loop_norms
+from torch import Tensor, nn
+
+from dp_ray.config import ModelConfig
+from dp_ray.data.catalog import DataFacts
+from dp_ray.models.build import build_model
+from dp_ray.models.wide_resnet import WideResNet
+from dp_ray.privacy import layer_rules
+from dp_ray.privacy.engines import Engine, EngineError, EngineName
+from dp_ray.privacy.gradients import ClippedSum, clipped_gradient_sum
+
+RGB = DataFacts(99, 3, 8, 3, (0.5,) * 3, (0.5,) * 3)
+NAMES: tuple[EngineName, ...] = get_args(EngineName)
+PLAIN: tuple[EngineName, ...] = ("vmap", "per_layer")
+
+
+def smooth(network: nn.Module) -> nn.Module:
+    """Without kinks: at a ReLU's, rounding may move a gradient by any amount."""
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.ReLU):
+                setattr(parent, name, nn.SiLU())
+    return network
+
+
+def wide_resnet() -> nn.Module:
+    """Two blocks' worth of every layer that WRN-16-4 has, with parameters that matter."""
+    torch.manual_seed(4)
+    network = smooth(WideResNet(3, 8, 3, depth=10, width=1, groups=4))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def tanh_cnn() -> nn.Module:
+    return build_model(ModelConfig(name="tanh_cnn"), RGB, init_seed=1)
+
+
+def data(examples: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    views = torch.randn(examples, 2, 3, 8, 8, generator=generator, dtype=dtype)
+    return views, torch.randint(3, (examples,), generator=generator)
+
+
+def run(
+    engine: Engine, network: nn.Module, views: Tensor, labels: Tensor, mask: Tensor, c: float
+) -> ClippedSum:
+    params = {name: p.detach() for name, p in network.named_parameters()}
+    seeds = torch.arange(len(views))
+    return clipped_gradient_sum(
+        network,
+        params,
+        views,
+        labels,
+        max_grad_norm=c,
+        mask=mask,
+        dropout_seeds=seeds,
+        engine=engine,
+    )
+
+
+def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Largest difference, in parts of the largest number."""
+    scale = max(float(t.abs().max()) for t in expected.values())
+    return max(float((found[n] - expected[n]).abs().max()) for n in expected) / scale
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("build", [wide_resnet, tanh_cnn])
+def test_equals_a_plain_loop(name: EngineName, build: type[nn.Module]) -> None:
+    """Also with a mask, with other parameters, and where a gradient is no number."""
+    network, engine = build(), Engine(name)
+    views, labels = data(5)
+    mask = torch.tensor([True, True, False, True, True])
+    for _ in range(2):
+        examples = loop_gradients(network, views, labels)
+        norms = loop_norms(examples)
+        c = float(norms.median())
+        found = run(engine, network, views, labels, mask, c)
+        torch.testing.assert_close(found.norms.double(), norms, rtol=1e-5, atol=0)
+        expected = loop_clipped_sum(examples, mask, c)
+        assert distance({k: g.double() for k, g in found.gradients.items()}, expected) < 1e-5
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(1.1)
+
+    poisoned = views.clone()
+    poisoned[0, 0, 0, 0, 0] = float("nan")
+    without_first = run(engine, network, views, labels, mask & (torch.arange(5) > 0), c)
+    with_nan = run(engine, network, poisoned, labels, mask, c)
+    assert distance(with_nan.gradients, without_first.gradients) < 1e-6
+    assert with_nan.norms[0].isnan()
+
+
+CONVOLUTIONS = {
+    "strided": lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1),
+    "dilated": lambda: nn.Conv2d(3, 4, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(2, 1)),
+    "grouped": lambda: nn.Conv2d(3, 6, 3, groups=3),
+    "padding by word": lambda: nn.Conv2d(3, 4, 3, padding="same"),
+    "no bias, 1×1": lambda: nn.Conv2d(3, 4, 1, bias=False),
+}
+
+
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+@pytest.mark.parametrize("small", [0, 10**9], ids=["by example", "by patches"])
+def test_the_rule_for_convolutions_is_exact(
+    kind: str, small: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_rules, "_SMALL", small)
+    torch.manual_seed(2)
+    layers = [CONVOLUTIONS[kind](), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3)]
+    network = nn.Sequential(*layers)
+    network(torch.zeros(1, 3, 8, 8))
+    network.double()
+    views, labels = data(4, torch.float64)
+    mask = torch.ones(4, dtype=torch.bool)
+    plain, ours = (run(Engine(n), network, views, labels, mask, 0.5) for n in PLAIN)
+    torch.testing.assert_close(ours.norms, plain.norms, rtol=1e-12, atol=0)
+    assert distance(ours.gradients, plain.gradients) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["vmap_compiled", "per_layer_compiled"])
+def test_a_run_of_one_shape_compiles_once(name: EngineName) -> None:
+    from torch._dynamo.utils import counters
+
+    network, engine = tanh_cnn(), Engine(name)
+    views, labels = data(4)
+    mask = torch.ones(4, dtype=torch.bool)
+    run(engine, network, views, labels, mask, 1.0)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    for step in range(4):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.mul_(1.1)
+        mask = torch.arange(4) < step
+        run(engine, network, views + step, (labels + step) % 3, mask, 1.0)
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert engine.num_compiled == 1
+
+
+def test_what_is_compiled_saw_no_data() -> None:
+    """The graph is made from shapes: it is right for values of which it never saw the like."""
+    network, engine = tanh_cnn(), Engine("vmap_compiled")
+    views, labels = data(3)
+    nothing = torch.zeros(3, dtype=torch.bool)
+    first = run(engine, network, torch.zeros_like(views), torch.zeros_like(labels), nothing, 0.1)
+    assert not any(g.any() for g in first.gradients.values())
+    everything = ~nothing
+    found = run(engine, network, views, labels, everything, 0.1)
+    expected = run(Engine(), network, views, labels, everything, 0.1)
+    assert distance(found.gradients, expected.gradients) < 1e-5
+    assert engine.num_compiled == 1
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("build", [wide_resnet, tanh_cnn])
+def test_bfloat16_computes_shortly_and_sums_in_full(
+    name: EngineName, build: type[nn.Module]
+) -> None:
+    network = build()
+    views, labels = data(6)
+    mask = torch.ones(6, dtype=torch.bool)
+    full = run(Engine(), network, views, labels, mask, 1e9)
+    short = run(Engine(name, "bfloat16"), network, views, labels, mask, 1e9)
+    assert 1e-6 < distance(short.gradients, full.gradients) < 0.1
+    torch.testing.assert_close(short.norms, full.norms, rtol=0.05, atol=0)
+    for part in (*short.gradients.values(), short.norms, short.losses):
+        assert part.dtype == torch.float32
+    for i in range(6):  # clipped to C in float32, whatever the network computed in
+        one = run(Engine(name, "bfloat16"), network, views, labels, torch.arange(6) == i, 0.01)
+        vector = torch.cat([g.flatten() for g in one.gradients.values()]).double()
+        assert 0.0099 < float(vector.norm()) <= 0.01
+
+
+class WeightsByExample(nn.Module):
+    """A convolution whose weights depend on the example: no rule fits it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.conv2d(x, self.conv.weight * x.mean(), self.conv.bias)
+        return y.mean(dim=(2, 3))
+
+
+def test_a_network_that_no_rule_fits_is_left_to_vmap() -> None:
+    views, labels = data(3)
+    mask = torch.ones(3, dtype=torch.bool)
+    with pytest.raises(NotImplementedError, match="weights differ"):
+        run(Engine("per_layer"), WeightsByExample(), views, labels, mask, 1.0)
+    run(Engine("vmap"), WeightsByExample(), views, labels, mask, 1.0)
+
+
+def test_a_compiler_that_fails_is_told_of() -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x.mean(dim=(2, 3)) * self.weight
+            return y if float(self.weight.detach().sum()) > 0 else -y
+
+    views, labels = data(3)
+    mask = torch.ones(3, dtype=torch.bool)
+    with pytest.raises(EngineError, match=r"DataDependent|data-dependent"):
+        run(Engine("vmap_compiled"), Branching(), views, labels, mask, 1.0)
+
+
+def test_engines_are_kept_apart_by_model_and_bound() -> None:
+    first, engine = tanh_cnn(), Engine("vmap_compiled")
+    second = copy.deepcopy(first)
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.zero_()
+    views, labels = data(3)
+    mask = torch.ones(3, dtype=torch.bool)
+    sums = [run(engine, n, views, labels, mask, c) for n in (first, second) for c in (0.1, 0.2)]
+    plain = [run(Engine(), n, views, labels, mask, c) for n in (first, second) for c in (0.1, 0.2)]
+    assert engine.num_compiled == 4
+    for ours, theirs in zip(sums, plain, strict=True):
+        assert distance(ours.gradients, theirs.gradients) < 1e-5
+
+
+def test_the_core_loads_no_compiler_until_it_is_asked_for() -> None:
+    code = (
+        "import sys, dp_ray; dp_ray.clipped_gradient_sum; "
+        "sys.exit('torch._inductor.compile_fx' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
