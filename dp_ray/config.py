@@ -201,8 +201,21 @@ class TrainConfig(Section):
         description="Folder of runs; a run lives in its name below. A path, or a URI that "
         "pyarrow.fs opens (s3://bucket/runs).",
     )
-    microbatch_size: Count = Field(
-        32, description="B: examples differentiated at a time by a worker; bounds memory."
+    engine: Literal["auto", "vmap", "per_layer", "vmap_compiled", "per_layer_compiled"] = Field(
+        "auto",
+        description="How clipped sums are computed; all give the same up to rounding. per_layer "
+        "has a rule of its own for convolutions. auto takes the fastest, by measurements that are "
+        "remembered in data.cache; compiling is tried in runs of five minutes and more.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="In what the network computes; norms, sums, noise and parameters are float32 "
+        "or better with both. bfloat16 is faster where the processor has it.",
+    )
+    microbatch_size: Count | None = Field(
+        None,
+        description="B: examples differentiated at a time by a worker; bounds memory. Default: 32, "
+        "or fewer if memory asks for it; longer runs measure what is fastest.",
     )
     evaluate_every: Count | None = Field(
         None, description="Steps between evaluations; default a tenth of T."

@@ -13,7 +13,7 @@ from rich.console import Console
 from dp_ray.cluster.live import LiveLines
 from dp_ray.report.words import duration
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.run_directory import PROGRESS, RunDirectory
+from dp_ray.training.run_directory import ENGINE, PROGRESS, RunDirectory
 
 _INTERVAL_S = 0.5
 _INTERVAL_OF_OBJECTS_S = 3.0
@@ -34,6 +34,7 @@ class ProgressLine(LiveLines):
         self._run = run
         self._plan = plan
         self._note = "starting"
+        self._engine_told = False
 
     def note(self, text: str) -> None:
         """What is going on, shown until there are numbers, or in front of them."""
@@ -41,7 +42,23 @@ class ProgressLine(LiveLines):
 
     def lines(self) -> list[str]:
         """See :class:`LiveLines`."""
+        self.tell_engine()
         return [self.line()]
+
+    def tell_engine(self) -> None:
+        """Says once how microbatches are computed, as soon as the workers have agreed on it.
+
+        Where there is no terminal it says so only if something is not as one would expect.
+        """
+        if self._engine_told:
+            return
+        try:
+            choice = json.loads(self._run.private.read(ENGINE))
+        except (OSError, ValueError):
+            return
+        self._engine_told = True
+        if self._console.is_terminal or choice["note"]:
+            self._console.print(choice["line"], markup=False, highlight=False, soft_wrap=True)
 
     def line(self) -> str:
         """The line as it is now."""

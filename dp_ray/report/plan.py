@@ -11,6 +11,7 @@ from dp_ray.report.words import describe_epsilon, duration
 from dp_ray.training.estimate import (
     GIB,
     available_memory,
+    default_microbatch_size,
     memory_estimate,
     parameter_count,
     run_seconds,
@@ -30,6 +31,7 @@ def plan_facts(config: Config) -> dict[str, Any]:
     plan = make_plan(config)
     facts = data_facts(config.data)
     model = build_model(config.model, facts)
+    microbatch_size = config.train.microbatch_size or default_microbatch_size(config, facts, model)
     steps = sorted({max(plan.steps * i // _CURVE_POINTS, 1) for i in range(1, _CURVE_POINTS + 1)})
     return {
         **plan.dump(),
@@ -38,7 +40,7 @@ def plan_facts(config: Config) -> dict[str, Any]:
         "parameters": parameter_count(model),
         "num_workers": config.cluster.max_workers,
         "seconds": run_seconds(config, facts, model, plan.steps),
-        "memory_gib_per_worker": memory_estimate(config, facts, model) / GIB,
+        "memory_gib_per_worker": memory_estimate(config, facts, model, microbatch_size) / GIB,
         "available_gib_per_worker": available_memory(config) / GIB,
     }
 
@@ -56,7 +58,7 @@ def describe_plan(facts: dict[str, Any]) -> str:
         f"work          T = {facts['steps']} steps, K = {facts['views']} views, "
         f"P = {facts['parameters']:,} parameters",
         f"time          about {duration(facts['seconds'])} on {where} of this machine, "
-        "start-up (half a minute with Ray) and evaluation not counted",
+        "start-up (a quarter of a minute with Ray) and evaluation not counted",
         f"memory        about {facts['memory_gib_per_worker']:.2f} GiB for a worker's microbatch, "
         f"{facts['available_gib_per_worker']:.1f} GiB available",
         "",

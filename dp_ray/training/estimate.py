@@ -20,14 +20,16 @@ from dp_ray.training.threads import usable_cores
 GIB = 2.0**30
 
 
-def memory_estimate(config: Config, facts: DataFacts, model: nn.Module) -> float:
+def memory_estimate(
+    config: Config, facts: DataFacts, model: nn.Module, microbatch_size: int
+) -> float:
     """Bytes that one worker's microbatch needs: activations of B·K views, B gradients.
 
     Activations are counted on one blank image: the outputs of all layers, twice (forward values
     kept, and their gradients). It is a rough figure, within a factor of two.
     """
     counted = 0
-    examples, views = config.train.microbatch_size, config.augment.views
+    examples, views = microbatch_size, config.augment.views
 
     def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
         nonlocal counted
@@ -44,6 +46,14 @@ def memory_estimate(config: Config, facts: DataFacts, model: nn.Module) -> float
     return 4.0 * (2 * examples * views * (counted + pixels) + (examples + 4) * parameters)
 
 
+def default_microbatch_size(config: Config, facts: DataFacts, model: nn.Module) -> int:
+    """B where nothing was measured: 32, or as many as half of the worker's memory holds."""
+    size, available = 32, available_memory(config)
+    while size > 1 and memory_estimate(config, facts, model, size) > available / 2:
+        size //= 2
+    return size
+
+
 def available_memory(config: Config) -> float:
     """Bytes that one worker may use, were all on this machine."""
     if config.cluster.gpus_per_worker and torch.cuda.is_available():
@@ -57,12 +67,13 @@ def check_memory(config: Config, facts: DataFacts, model: nn.Module) -> None:
     Raises:
         ConfigError: they do not; the message gives both sizes.
     """
-    needed = memory_estimate(config, facts, model)
+    size = config.train.microbatch_size or default_microbatch_size(config, facts, model)
+    needed = memory_estimate(config, facts, model, size)
     if config.cluster.address is not None:
         return  # the workers' machines are not this one
     available = available_memory(config)
     if needed > available:
-        size, views = config.train.microbatch_size, config.augment.views
+        views = config.augment.views
         raise ConfigError(
             "train.microbatch_size",
             size,
@@ -75,7 +86,8 @@ def check_memory(config: Config, facts: DataFacts, model: nn.Module) -> None:
 def microbatch_seconds(config: Config, facts: DataFacts, model: nn.Module) -> float:
     """Time of one microbatch of blank images on this machine, with a worker's share of threads."""
     params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    examples, views = config.train.microbatch_size, config.augment.views
+    examples = config.train.microbatch_size or default_microbatch_size(config, facts, model)
+    views = config.augment.views
     images = torch.zeros(examples, views, facts.channels, facts.image_size, facts.image_size)
     labels = torch.zeros(examples, dtype=torch.int64)
     threads_before = torch.get_num_threads()
@@ -97,7 +109,8 @@ def run_seconds(config: Config, facts: DataFacts, model: nn.Module, steps: int) 
     # More workers than cores take turns.
     parallel = min(max(config.cluster.max_workers, 1), usable_cores())
     share = config.data.expected_batch_size / parallel
-    microbatches = math.ceil(share / config.train.microbatch_size)
+    size = config.train.microbatch_size or default_microbatch_size(config, facts, model)
+    microbatches = math.ceil(share / size)
     return steps * microbatches * microbatch_seconds(config, facts, model)
 
 

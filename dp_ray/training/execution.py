@@ -11,10 +11,11 @@ import torch
 
 from dp_ray.privacy.balance import Execution
 from dp_ray.training.collective import Collective
+from dp_ray.training.engine_choice import Choice
 
 
 def describe_execution(
-    collective: Collective, *, threads: int, device: torch.device, microbatch_size: int
+    collective: Collective, *, threads: int, device: torch.device, choice: Choice
 ) -> Execution:
     """The execution fingerprint; right on rank 0 only, and all workers take part.
 
@@ -22,7 +23,7 @@ def describe_execution(
         collective: the workers; their number and each one's machine count.
         threads: torch threads of this worker.
         device: where this worker computes.
-        microbatch_size: B.
+        choice: engine and microbatch size.
     """
     own = {
         "threads": threads,
@@ -34,8 +35,8 @@ def describe_execution(
     }
     return {
         "workers": collective.world_size,
-        "microbatch_size": microbatch_size,
-        "engine": "vmap",
+        "microbatch_size": choice.microbatch_size,
+        "engine": choice.engine,
         **own,
         "all_workers": _digest_of_all(collective, own),
     }

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dp_ray.errors import RunError
 from dp_ray.training.evaluation import shared_evaluation
+from dp_ray.training.profile import Clock, part, profiler
 from dp_ray.training.release import Outcome, publish
 from dp_ray.training.session import Lead, Session
 from dp_ray.training.step import Assignment
@@ -38,8 +39,10 @@ def train(session: Session, observer: Observer) -> None:
     Raises:
         RunError: the run's files can no longer be written, or the ledger cannot.
     """
+    folder = session.task.run.private if session.task.profile else None
     try:
-        _take_steps(session, observer)
+        with profiler(folder, session.collective.rank) as clock:
+            _take_steps(session, observer, clock)
         if session.lead is not None:
             _finish(session, session.lead)
     except OSError as error:
@@ -52,7 +55,7 @@ def train(session: Session, observer: Observer) -> None:
             session.lead.close()
 
 
-def _take_steps(session: Session, observer: Observer) -> None:
+def _take_steps(session: Session, observer: Observer, clock: Clock) -> None:
     collective, worker, lead = session.collective, session.worker, session.lead
     config, plan = session.task.config.train, session.task.plan
     evaluate_every = config.evaluate_every or max(plan.steps // 10, 1)
@@ -76,12 +79,19 @@ def _take_steps(session: Session, observer: Observer) -> None:
         if assignment.done:
             return
         total = worker.clipped_sum(params, step=step, incarnation=assignment.incarnation)
-        collective.reduce_(total.vector)
-        collective.reduce_(total.statistics)
-        if lead is not None and lead.coordinator.release(assignment, total):
-            seconds = time.monotonic() - started
-            lead.journal.stepped(step, lead.ledger.charges, total.statistics, seconds)
-        _broadcast(session, params, None if lead is None else lead.coordinator.params)
+        with part("reduce"):
+            collective.reduce_(total.vector)
+            collective.reduce_(total.statistics)
+        if lead is not None:
+            with part("release"):
+                released = lead.coordinator.release(assignment, total)
+            if released:
+                seconds = time.monotonic() - started
+                with part("journal"):
+                    lead.journal.stepped(step, lead.ledger.charges, total.statistics, seconds)
+        with part("broadcast"):
+            _broadcast(session, params, None if lead is None else lead.coordinator.params)
+        clock.step()
 
 
 def _share_assignment(session: Session) -> Assignment:

@@ -91,6 +91,9 @@ def make_plan(config: Config) -> PrivacyPlan:
         ConfigError: q > 1, δ ≥ 1/N, a budget that cannot be met, a network or a transform that
             cannot be used, microbatches that do not fit into memory, an unknown optimizer.
     """
+    facts = data_facts(config.data)
+    ViewMaker(config.augment, facts, torch.device("cpu"))
+    build_model(config.model, facts)  # what is quickly told comes before seconds of accounting
     plan = solve_budget(config)
     check_feasible(config, plan.steps)
     return plan
@@ -119,6 +122,7 @@ def check_feasible(config: Config, steps: int) -> None:
     model = build_model(config.model, facts)
     build_optimizer(config, [p for p in model.parameters() if p.requires_grad], steps)
     check_memory(config, facts, model)
+    _check_precision(config)
     _try_step(config, model, facts)
 
 
@@ -194,6 +198,15 @@ def _check_gpus(config: Config) -> None:
             config.cluster.gpus_per_worker,
             f"{wanted:g} GPUs are needed and this machine has {found}",
             "Set it to 0 to train on the CPU, use fewer workers, or give cluster.address",
+        )
+
+
+def _check_precision(config: Config) -> None:
+    """A GPU without bfloat16 fails at the first product."""
+    on_gpu = config.cluster.gpus_per_worker > 0 and config.cluster.address is None
+    if config.train.precision == "bfloat16" and on_gpu and not torch.cuda.is_bf16_supported():
+        raise ConfigError(
+            "train.precision", "bfloat16", "this machine's GPU does not have it", "Use float32"
         )
 
 

@@ -142,11 +142,16 @@ def _affordable_steps(config: Config, before: PrivacyPlan) -> int:
 
 
 def _keep_execution(config: Config, execution: dict[str, Any]) -> Config:
-    """Threads as before, unless they are given: another number would round sums otherwise."""
-    if config.cluster.threads_per_worker is not None:
-        return config
-    cluster = config.cluster.model_copy(update={"threads_per_worker": execution["threads"]})
-    return config.model_copy(update={"cluster": cluster})
+    """What is left open stays as before: other threads, say, would round sums otherwise."""
+    kept: dict[str, dict[str, Any]] = {"cluster": {}, "train": {}}
+    if config.cluster.threads_per_worker is None:
+        kept["cluster"]["threads_per_worker"] = execution["threads"]
+    if config.train.engine == "auto":
+        kept["train"]["engine"] = execution["engine"]
+    if config.train.microbatch_size is None:
+        kept["train"]["microbatch_size"] = execution["microbatch_size"]
+    sections = {name: getattr(config, name).model_copy(update=new) for name, new in kept.items()}
+    return config.model_copy(update=sections)
 
 
 def _value(config: Config, field: str) -> Any:

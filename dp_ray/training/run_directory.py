@@ -37,6 +37,7 @@ TENSORBOARD = "tensorboard"
 PROGRESS = "progress.json"
 STOP = "stop"
 REFUSED = "refused"
+ENGINE = "engine.json"
 RAY = "ray"
 
 
@@ -250,4 +251,4 @@ def deciding_fields(config: Config) -> dict[str, Any]:
     said = ("data.evaluation", "privacy.search_epsilon")  # by the user, about the run
     for may_change in ("data.root", "data.cache", "data.download", *said):
         del fields[may_change]
-    return fields
+    return fields | {"train.precision": config.train.precision}

@@ -18,13 +18,15 @@ from dp_ray.keys import SamplingKeys
 from dp_ray.models.build import build_model
 from dp_ray.privacy.balance import Execution
 from dp_ray.privacy.ledger import Ledger
+from dp_ray.training.allocator import keep_freed_memory
 from dp_ray.training.checkpoint import Checkpoints
 from dp_ray.training.collective import Collective
+from dp_ray.training.engine_choice import agree_on_engine
 from dp_ray.training.execution import describe_execution
 from dp_ray.training.journal import Journal
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.run_directory import RunDirectory, deciding_fields
+from dp_ray.training.run_directory import ENGINE, RunDirectory, deciding_fields
 from dp_ray.training.step import ShardWorker
 
 if TYPE_CHECKING:
@@ -46,12 +48,14 @@ class Task:
         plan: the solved budget.
         run: where results go; on storage that all workers see.
         attempt: names this call of ``dp-ray train``, for the run's lock.
+        profile: whether a trace of some steps is left in the run's private part.
     """
 
     config: Config
     plan: PrivacyPlan
     run: RunDirectory
     attempt: str
+    profile: bool = False
 
     @property
     def checkpoint_every(self) -> int:
@@ -130,6 +134,7 @@ def open_session(
         DpRayError: the data, the model, the run's files or its ledger cannot be used.
     """
     torch.set_num_threads(threads)
+    keep_freed_memory()
     plan, dataset = task.plan, open_dataset(task.config.data)
     _agree_on_data(collective, dataset.digest)
     # What rank 0 initialises is broadcast, so only its seed matters.
@@ -137,12 +142,17 @@ def open_session(
     model = build_model(task.config.model, dataset.facts, init_seed=seed).to(device)
     layout = ParameterLayout.of(model)
     _share_untrained(collective, model, layout)
-    execution = describe_execution(
-        collective,
-        threads=threads,
+    choice, engine = agree_on_engine(
+        task.config,
+        dataset.facts,
+        model,
+        steps=plan.steps,
+        collective=collective,
         device=device,
-        microbatch_size=task.config.train.microbatch_size,
     )
+    if collective.rank == 0:
+        task.run.private.write(ENGINE, json.dumps(choice.dump()).encode())
+    execution = describe_execution(collective, threads=threads, device=device, choice=choice)
     lead = None
     if collective.rank == 0:
         lead = _open_lead(task, model, layout, dataset, execution)
@@ -156,7 +166,8 @@ def open_session(
             views=ViewMaker(task.config.augment, dataset.facts, device),
             keys=_share_keys(lead, collective),
             max_grad_norm=plan.max_grad_norm,
-            microbatch_size=task.config.train.microbatch_size,
+            microbatch_size=choice.microbatch_size,
+            engine=engine,
             device=device,
         )
     except BaseException:

@@ -14,8 +14,10 @@ from dp_ray.data.sampling import Microbatch, PoissonSampler, Shard, microbatches
 from dp_ray.data.store import StoredSplit
 from dp_ray.data.views import ViewMaker
 from dp_ray.keys import KeyedStream, SamplingKeys
+from dp_ray.privacy.engines import Engine
 from dp_ray.privacy.gradients import clipped_gradient_sum
 from dp_ray.training.layout import ParameterLayout
+from dp_ray.training.profile import part
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class ShardWorker:
         keys: draw, views and dropout; no key of the noise.
         max_grad_norm: C.
         microbatch_size: B; changes memory and speed alone.
+        engine: computes a microbatch's sum; changes speed alone.
         device: where the network runs.
     """
 
@@ -75,12 +78,14 @@ class ShardWorker:
     keys: SamplingKeys
     max_grad_norm: float
     microbatch_size: int
+    engine: Engine
     device: torch.device
 
     def clipped_sum(self, params: Tensor, *, step: int, incarnation: int) -> ShardSum:
         """The shard's sum at parameters [P]; zero if nothing was drawn."""
         address = {"incarnation": incarnation, "step": step}
-        drawn = self.sampler.draw(KeyedStream(self.keys.draw, **address), self.shard)
+        with part("draw"):
+            drawn = self.sampler.draw(KeyedStream(self.keys.draw, **address), self.shard)
         view_stream = KeyedStream(self.keys.views, **address)
         dropout_stream = KeyedStream(self.keys.dropout, **address)
         vector = torch.zeros_like(params, dtype=torch.float64)
@@ -98,23 +103,28 @@ class ShardWorker:
         vector: Tensor,
         statistics: Tensor,
     ) -> None:
-        images = torch.from_numpy(self.data.images[batch.ids])
-        labels = torch.from_numpy(self.data.labels[batch.ids]).to(self.device)
-        mask = torch.from_numpy(batch.mask).to(self.device)
-        images[~mask.cpu()] = 0  # padding holds no example, not even under a mask
-        labels = labels.where(mask, 0)
-        seeds = dropout_stream.words(batch.ids.astype("u8"), 1)[:, 0].astype("i8")
-        piece = clipped_gradient_sum(
-            self.model,
-            self.layout.split(params),
-            self.views.make(images, self.views.draw(view_stream, batch.ids)),
-            labels,
-            max_grad_norm=self.max_grad_norm,
-            mask=mask,
-            dropout_seeds=torch.from_numpy(seeds).to(self.device),
-        )
-        vector += self.layout.join(piece.gradients)
-        norms, losses = piece.norms.double()[mask], piece.losses.double()[mask]
-        clipped = (norms > self.max_grad_norm).double()
-        ones = torch.ones_like(norms)
-        statistics += torch.stack([ones, losses, clipped, norms]).sum(dim=1)
+        with part("views"):
+            images = torch.from_numpy(self.data.images[batch.ids])
+            labels = torch.from_numpy(self.data.labels[batch.ids]).to(self.device)
+            mask = torch.from_numpy(batch.mask).to(self.device)
+            images[~mask.cpu()] = 0  # padding holds no example, not even under a mask
+            labels = labels.where(mask, 0)
+            seeds = dropout_stream.words(batch.ids.astype("u8"), 1)[:, 0].astype("i8")
+            views = self.views.make(images, self.views.draw(view_stream, batch.ids))
+        with part("gradients"):
+            piece = clipped_gradient_sum(
+                self.model,
+                self.layout.split(params),
+                views,
+                labels,
+                max_grad_norm=self.max_grad_norm,
+                mask=mask,
+                dropout_seeds=torch.from_numpy(seeds).to(self.device),
+                engine=self.engine,
+            )
+        with part("add up"):
+            vector += self.layout.join(piece.gradients)
+            norms, losses = piece.norms.double()[mask], piece.losses.double()[mask]
+            clipped = (norms > self.max_grad_norm).double()
+            ones = torch.ones_like(norms)
+            statistics += torch.stack([ones, losses, clipped, norms]).sum(dim=1)

@@ -17,6 +17,7 @@ from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.data.views import ViewMaker, ViewParameters
 from dp_ray.keys import KeyedStream, RunKey
 from dp_ray.models.build import build_model
+from dp_ray.privacy.engines import Engine
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.step import ShardWorker
@@ -39,7 +40,8 @@ def workers(config: Config, dataset: Dataset, count: int) -> Iterator[ShardWorke
             views=ViewMaker(config.augment, dataset.facts, CPU),
             keys=KEY.sampling_keys(),
             max_grad_norm=config.privacy.max_grad_norm,
-            microbatch_size=config.train.microbatch_size,
+            microbatch_size=config.train.microbatch_size or 32,
+            engine=Engine(),
             device=CPU,
         )
 

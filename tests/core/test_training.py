@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import stat
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from support import MakeConfig, folder, released, same, start
+from rich.console import Console
+from support import QUIET, MakeConfig, folder, released, same, start
 from torch import Tensor
 
 from dp_ray.cluster.local import NobodyToTell, train_in_process
+from dp_ray.cluster.run import run_training
 from dp_ray.config import Config
 from dp_ray.config_file import parse_config
 from dp_ray.data.catalog import data_facts
@@ -21,6 +25,7 @@ from dp_ray.models.build import build_model
 from dp_ray.training.checkpoint import Checkpoint, Checkpoints
 from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.plan import make_plan
+from dp_ray.training.profile import PARTS
 from dp_ray.training.release import public_config
 from dp_ray.training.run_directory import RunDirectory
 from dp_ray.training.session import Task
@@ -255,3 +260,36 @@ def test_training_learns_without_noise(make_config: MakeConfig) -> None:
     train_in_process(task, NobodyToTell())
     accuracy = task.run.read_result()["test_accuracy"]
     assert accuracy > 0.85
+
+
+def test_a_profile_is_private_and_can_be_opened(make_config: MakeConfig) -> None:
+    config = make_config(train={"microbatch_size": 16})
+    run_training(config, resume=False, console=QUIET, profile=True)
+    left = folder(config) / "private/profile"
+    assert stat.S_IMODE(left.stat().st_mode) == 0o700
+    with gzip.open(left / "rank0.json.gz", "rt") as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert {f"dp_ray {part}" for part in PARTS} <= names
+    lines = (left / "rank0.txt").read_text().splitlines()[1:]
+    seconds = {line[:12].strip(): float(line.split()[-2]) for line in lines}
+    assert list(seconds) == list(PARTS)
+    assert 0 < seconds["gradients"] < 60
+    shares = [float(line.split()[-1].rstrip("%")) for line in lines]
+    assert sum(shares) == pytest.approx(100, abs=0.1)
+
+
+def test_without_being_asked_nothing_is_traced(make_config: MakeConfig) -> None:
+    config = make_config(privacy={"steps": 2})
+    start(config)
+    assert not (folder(config) / "private/profile").exists()
+
+
+def test_the_engine_is_told_once_and_is_what_was_used(make_config: MakeConfig) -> None:
+    config = make_config(privacy={"steps": 1}, train={"engine": "per_layer", "microbatch_size": 16})
+    told, logged = StringIO(), StringIO()
+    terminal = Console(file=told, width=200, force_terminal=True)
+    run_training(config, resume=False, console=terminal)
+    assert told.getvalue().count("engine per_layer, 16 examples a microbatch\n") == 1
+    again = config.model_copy(update={"name": "again"})
+    run_training(again, resume=False, console=Console(file=logged, width=200))
+    assert not logged.getvalue()

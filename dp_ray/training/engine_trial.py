@@ -1,0 +1,196 @@
+"""Engines tried on made-up images: how long a microbatch takes, and whether its sum is right.
+
+Nothing here sees data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dp_ray.config import Config
+from dp_ray.data.catalog import DataFacts
+from dp_ray.privacy.engines import Engine, EngineName
+from dp_ray.privacy.gradients import ClippedSum, clipped_gradient_sum
+
+_ENOUGH_S = 1.0
+"""Calls are timed for about so long, three at most."""
+
+_NORMS_AGREE = {"float32": 1e-3, "bfloat16": 3e-2}
+_SUMS_AGREE = {"float32": 0.03, "bfloat16": 0.5}
+"""Of plain vmap's norms (the median over examples) and sum. Rounding is 1e-6 and less, but where it
+moves an activation across the kink of a ReLU, an example's gradient jumps: in WRN-16-4 one of the
+millions of activations nearly always does. Networks without kinks agree to 1e-5 (tested)."""
+
+_FILE = "engines.json"
+
+
+class EngineTrial:
+    """Calls engines as a step does, and keeps them, because compiling one is costly.
+
+    Args:
+        config: of the run.
+        facts: shape of the images.
+        model: on ``device``.
+        device: where to compute.
+    """
+
+    def __init__(
+        self, config: Config, facts: DataFacts, model: nn.Module, device: torch.device
+    ) -> None:
+        self._config = config
+        self._facts = facts
+        self._model = model
+        self._device = device
+        self._params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        self._engines: dict[EngineName, Engine] = {}
+
+    def engine(self, name: EngineName) -> Engine:
+        """The one of that name; always the same."""
+        if name not in self._engines:
+            self._engines[name] = Engine(name, self._config.train.precision)
+        return self._engines[name]
+
+    def seconds(self, name: EngineName, size: int) -> float:
+        """Least time of a microbatch of ``size`` examples, after a call that warms up.
+
+        Raises:
+            Exception: whatever the engine meets: it cannot be used here.
+        """
+        images, labels = self._images(size)
+        self._sum(name, images, labels)
+        best, started = math.inf, time.perf_counter()
+        for _ in range(3):
+            before = time.perf_counter()
+            self._sum(name, images, labels)
+            best = min(best, time.perf_counter() - before)
+            if time.perf_counter() - started > _ENOUGH_S:
+                break
+        return best
+
+    def problem(self, name: EngineName, size: int) -> str:
+        """Why the engine cannot be used at this size; empty if it can.
+
+        It must give the norms and the sum that plain vmap gives, at random images.
+        """
+        if name == "vmap":
+            return ""
+        images, labels = self._images(size)
+        try:
+            ours = self._sum(name, images, labels)
+        except Exception as error:  # of the compiler, or of a rule that does not fit the network
+            return str(error)
+        theirs = self._sum("vmap", images, labels)
+        off = ((ours.norms - theirs.norms) / theirs.norms).abs().median().item()
+        total, other = (
+            torch.cat([g.flatten() for g in s.gradients.values()]) for s in (theirs, ours)
+        )
+        far = ((other - total).norm() / total.norm()).item()
+        precision = self._config.train.precision
+        if off <= _NORMS_AGREE[precision] and far <= _SUMS_AGREE[precision]:
+            return ""
+        return f"its norms are off by {off:.1e} and its sum by {far:.1e} of plain vmap's"
+
+    def key(self) -> str:
+        """A name for the machine, the network and the views: for what is remembered."""
+        on_gpu = self._device.type == "cuda"
+        said = {
+            "torch": str(torch.__version__),
+            "device": torch.cuda.get_device_name(self._device) if on_gpu else _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "model": self._config.model.model_dump(mode="json"),
+            "parameters": sum(p.numel() for p in self._params.values()),
+            "images": [self._facts.channels, self._facts.image_size, self._facts.num_classes],
+            "views": self._config.augment.views,
+            "precision": self._config.train.precision,
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _images(self, size: int) -> tuple[Tensor, Tensor]:
+        """Random images, always the same."""
+        facts, generator = self._facts, torch.Generator().manual_seed(0)
+        side = facts.image_size
+        shape = (size, self._config.augment.views, facts.channels, side, side)
+        images = torch.randn(shape, generator=generator)
+        labels = torch.randint(facts.num_classes, (size,), generator=generator)
+        return images.to(self._device), labels.to(self._device)
+
+    def _sum(self, name: EngineName, images: Tensor, labels: Tensor) -> ClippedSum:
+        """Called as in a step, so that what is compiled here is what steps need."""
+        result = clipped_gradient_sum(
+            self._model,
+            self._params,
+            images,
+            labels,
+            max_grad_norm=self._config.privacy.max_grad_norm,
+            mask=torch.ones(len(labels), dtype=torch.bool, device=self._device),
+            dropout_seeds=torch.zeros(len(labels), dtype=torch.int64, device=self._device),
+            engine=self.engine(name),
+        )
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return result
+
+
+class Measurements:
+    """Seconds of a microbatch by engine and size, measured where they are not remembered.
+
+    They are remembered in engines.json, beside the decoded data (``data.cache``). Remove the file
+    to have them measured again.
+
+    Attributes:
+        failures: engine → why it could not be used.
+    """
+
+    def __init__(self, config: Config, trial: EngineTrial) -> None:
+        self._trial = trial
+        self._key = trial.key()
+        self._file = Path(config.data.cache or "~/.cache/dp-ray").expanduser() / _FILE
+        self._known: dict[str, float] = _read(self._file).get(self._key, {})
+        self.failures: dict[EngineName, str] = {}
+
+    def __call__(self, name: EngineName, size: int) -> float:
+        """Seconds; infinity for an engine that cannot be used here."""
+        label = f"{name}/{size}"
+        if name in self.failures:
+            return math.inf
+        if label not in self._known:
+            try:
+                self._known[label] = self._trial.seconds(name, size)
+            except Exception as error:  # another engine will do
+                self.failures[name] = str(error)
+                return math.inf
+            _write(self._file, {**_read(self._file), self._key: self._known})
+        return self._known[label]
+
+
+def _processor() -> str:
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _read(file: Path) -> dict[str, dict[str, float]]:
+    try:
+        known: dict[str, dict[str, float]] = json.loads(file.read_text())
+    except (OSError, ValueError):  # nothing there, or half of something: measured again
+        return {}
+    return known
+
+
+def _write(file: Path, known: dict[str, dict[str, float]]) -> None:
+    """Whole or not at all; a place that cannot be written to is no reason to stop."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
+            json.dump(known, new, indent=1)
+        Path(new.name).replace(file)
+    except OSError:
+        return
