@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,7 +37,24 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 
 
 @app.command()
-def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    workers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="W,W,…",
+            help="Predict the time of a step with so many workers, such as 1,8,64.",
+        ),
+    ] = None,
+    latency_us: Annotated[
+        float, typer.Option(help="With --workers: microseconds of a message in their network.")
+    ] = 50.0,
+    bandwidth_gbit: Annotated[
+        float, typer.Option(help="With --workers: Gbit/s of a worker's network link.")
+    ] = 10.0,
+    as_json: Json = False,
+) -> None:
     """Solve the budget and estimate time and memory. Reads no data.
 
     Of privacy.epsilon, privacy.noise_multiplier and privacy.steps two are given; the third is
@@ -44,10 +62,38 @@ def plan(config: ConfigFile, overrides: Overrides = None, as_json: Json = False)
     """
     from dp_ray.config_file import load_config
     from dp_ray.report.plan import describe_plan, plan_facts
+    from dp_ray.report.scaling import describe_scaling, scaling_facts
 
-    facts = plan_facts(load_config(config, overrides or ()))
+    counts = _worker_counts(workers or [])
+    for option, value in (("--latency-us", latency_us), ("--bandwidth-gbit", bandwidth_gbit)):
+        if not 0 < value < math.inf:
+            raise typer.BadParameter(f"{option} {value}: a finite number above 0 is needed")
+    loaded = load_config(config, overrides or ())
+    facts = plan_facts(loaded)
     _print(describe_plan(facts))
+    if counts:
+        facts["scaling"] = scaling_facts(
+            loaded, facts, counts, latency_us=latency_us, bandwidth_gbit=bandwidth_gbit
+        )
+        _print("\n" + describe_scaling(facts["scaling"]))
     _print_json(facts, as_json)
+
+
+def _worker_counts(given: list[str]) -> list[int]:
+    """``["1,2", "8"]`` as numbers, ascending, each once."""
+    counts = set()
+    for part in ",".join(given).split(",") if given else []:
+        try:
+            number = int(part)
+        except ValueError:
+            number = 0
+        if number < 1:
+            raise typer.BadParameter(
+                f"--workers {','.join(given)}: {part.strip() or 'nothing'} is not a whole number "
+                "above 0; write --workers 1,8,64"
+            )
+        counts.add(number)
+    return sorted(counts)
 
 
 @app.command()
@@ -63,6 +109,14 @@ def train(
         typer.Option(
             "--break-lock",
             help="With --resume: take the run over from a process that is known to be gone.",
+        ),
+    ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Trace the third step: private/profile gets a trace for Perfetto (or "
+            "chrome://tracing) and a table of each worker's time.",
         ),
     ] = False,
     as_json: Json = False,
@@ -82,7 +136,11 @@ def train(
     if break_lock and not resume:
         raise typer.BadParameter("--break-lock goes with --resume")
     result = run_training(
-        loaded, resume=resume, break_lock=break_lock, console=Console(stderr=True)
+        loaded,
+        resume=resume,
+        break_lock=break_lock,
+        profile=profile,
+        console=Console(stderr=True),
     )
     _print(describe_result(result))
     _print_json(result, as_json)
