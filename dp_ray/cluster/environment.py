@@ -20,6 +20,9 @@ def prepare_environment(cluster: ClusterConfig) -> None:
         # How long a group of a size that is no longer to be had is waited for; the default is 60 s.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     if cluster_address(cluster.address) is None:
+        # Not wanted on one machine: there is no dashboard to show them, and no other node to lose.
+        os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # Without this Ray replaces 127.0.0.1 by the machine's outer address and listens there.
         # The name is historical: it is how Ray keeps to the loopback on laptops.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

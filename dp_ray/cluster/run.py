@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dp_ray.cluster.early import EarlyRay
 from dp_ray.cluster.environment import cluster_address, prepare_environment
 from dp_ray.cluster.local import NobodyToTell, train_in_process
 from dp_ray.cluster.progress import ProgressLine
@@ -23,7 +24,7 @@ from dp_ray.report.words import count
 from dp_ray.training.evaluation import METRIC_NAMES
 from dp_ray.training.plan import PrivacyPlan, check_feasible, make_plan
 from dp_ray.training.resume import plan_resumption
-from dp_ray.training.run_directory import PROGRESS, RAY, REFUSED, RESULT, STOP, RunDirectory
+from dp_ray.training.run_directory import ENGINE, PROGRESS, RAY, REFUSED, RESULT, STOP, RunDirectory
 from dp_ray.training.session import Task
 from dp_ray.training.threads import usable_cores
 
@@ -32,7 +33,12 @@ _LOCK_WAIT_S = 20.0
 
 
 def run_training(
-    config: Config, *, resume: bool, console: Console, break_lock: bool = False
+    config: Config,
+    *,
+    resume: bool,
+    console: Console,
+    break_lock: bool = False,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Plans, trains and returns what result.json holds.
 
@@ -41,6 +47,7 @@ def run_training(
         resume: go on with a run that was stopped or that crashed; otherwise its name must be free.
         console: where progress is shown, if it is a terminal.
         break_lock: with ``resume``, take the run over from a process that is known to be gone.
+        profile: leave a trace of some steps in the run's private part.
 
     Raises:
         DpRayError: before anything is started where possible; see the message.
@@ -50,25 +57,32 @@ def run_training(
     config = config.model_copy(update={"cluster": cluster})
     run = RunDirectory.of(config)
     attempt = secrets.token_hex(8)
-    if resume:
-        config, plan = take_up(
-            run, config, attempt, lambda text: _tell(console, text), break_lock=break_lock
-        )
-    else:
-        plan = _begin(run, config)
-    # The seed leads to the noise: it stays in the run's private part, for the coordinator alone.
-    task = Task(config.model_copy(update={"seed": None}), plan, run, attempt)
-    _warn_of_turns(config, console)
-    with ProgressLine(run, plan, console) as line, _stop_on_signal(run, line):
-        if config.cluster.num_workers == 0:
-            train_in_process(task, NobodyToTell())
+    with EarlyRay(config.cluster) as early:
+        if resume:
+            config, plan = take_up(
+                run, config, attempt, lambda text: _tell(console, text), break_lock=break_lock
+            )
         else:
-            prepare_environment(config.cluster)
-            from dp_ray.cluster.trainer import train_on_ray  # imports Ray
+            plan = _begin(run, config)
+        # The seed leads to the noise: it stays in the run's private part, for the coordinator.
+        task = Task(config.model_copy(update={"seed": None}), plan, run, attempt, profile)
+        _warn_of_turns(config, console)
+        with ProgressLine(run, plan, console) as line, _stop_on_signal(run, line):
+            if config.cluster.num_workers == 0:
+                train_in_process(task, NobodyToTell())
+            else:
+                line.note(f"starting Ray and {count(config.cluster.max_workers, 'worker')}")
+                _in_thread(lambda: _train_on_ray(task, early))
+            line.tell_engine()  # where there is no terminal nothing was told on the way
+        return run.read_result()
 
-            line.note(f"starting Ray and {count(config.cluster.max_workers, 'worker')}")
-            _in_thread(lambda: train_on_ray(task))
-    return run.read_result()
+
+def _train_on_ray(task: Task, early: EarlyRay) -> None:
+    early.wait()
+    prepare_environment(task.config.cluster)
+    from dp_ray.cluster.trainer import train_on_ray  # imports Ray
+
+    train_on_ray(task)
 
 
 def _begin(run: RunDirectory, config: Config) -> PrivacyPlan:
@@ -150,7 +164,7 @@ def _try_data(config: Config) -> None:
 def _clear_notes(run: RunDirectory) -> None:
     """What an earlier attempt left for whoever watched it."""
     for name in run.private.names():
-        if name in (STOP, PROGRESS, REFUSED) or name.startswith(f"{RAY}-"):
+        if name in (STOP, PROGRESS, REFUSED, ENGINE) or name.startswith(f"{RAY}-"):
             run.private.delete(name)
 
 

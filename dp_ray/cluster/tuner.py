@@ -16,7 +16,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from dp_ray.cluster.trainer import ray_session
+from dp_ray.cluster.session import ray_session, training_environment
 from dp_ray.cluster.trial import INDEX, train_driver_fn
 from dp_ray.config import ClusterConfig, Config
 from dp_ray.tuning.resources import is_nested, threads_of_worker, trials_at_once
@@ -44,7 +44,8 @@ def tune_on_ray(search: Search, example: Config, *, break_lock: bool = False) ->
     """
     nested = is_nested(example.cluster)
     spare = _CPUS_OF_DRIVERS if nested else 0
-    with _quiet(), ray_session(example.cluster, spare_cpus=spare):
+    session = ray_session(example.cluster, spare_cpus=spare, environment=training_environment())
+    with _quiet(), session:
         resources = ray.cluster_resources()
         resources["CPU"] -= _CPUS_OF_DRIVERS if nested else 0
         at_once = trials_at_once(search.sweep.tune, example.cluster, resources)

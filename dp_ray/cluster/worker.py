@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import ray.train
@@ -41,6 +42,10 @@ def train_func_per_worker(config: dict[str, Any]) -> None:
 
 
 def _train(task: Task) -> None:
+    # What the first step imports, by all workers at once: later they would wait for one another.
+    if ray.train.get_context().get_world_rank() == 0:
+        import_module("dp_ray.training.coordinator")
+    import_module("torch._dynamo")
     device = ray.train.torch.get_device()
     threads = _threads(task.config.cluster)
     session = open_session(task, ProcessGroup(device), device=device, threads=threads)

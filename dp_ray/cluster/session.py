@@ -1,0 +1,105 @@
+"""Ray: started or joined, and left as it was found."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from dp_ray.config import ClusterConfig
+from dp_ray.errors import RunError
+from dp_ray.training.threads import usable_cores
+
+_own: set[str] = set()
+"""Where the Rays listen that were started here."""
+
+
+def is_our_own() -> bool:
+    """Whether the Ray that this process is connected to was started by it, and ends with it."""
+    return ray.get_runtime_context().gcs_address in _own
+
+
+@contextmanager
+def ray_session(
+    cluster: ClusterConfig, *, spare_cpus: int = 0, environment: dict[str, str] | None = None
+) -> Iterator[None]:
+    """A connection to Ray: an existing one, the configured cluster, or one of our own.
+
+    A local Ray that was started here listens on 127.0.0.1 only, and is shut down at the end.
+
+    Args:
+        cluster: where.
+        spare_cpus: for processes that wait for others, beyond this machine's own.
+        environment: what all processes of the job have in their environment.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    address, variables = cluster.address, dict(environment or {})
+    paths = {"PYTHONPATH": os.pathsep.join(_import_paths())}
+    try:
+        if address is not None:
+            variables |= paths
+            ray.init(address=address, runtime_env={"env_vars": variables}, log_to_driver=False)
+        else:
+            # What Ray is started with its processes have: those that it keeps ready can be taken.
+            with _in_environment({**paths, "GLOO_SOCKET_IFNAME": "lo"}):
+                ray.init(
+                    address="local",  # else Ray would join whatever cluster this machine last saw
+                    num_cpus=spare_cpus
+                    + max(usable_cores(), cluster.max_workers * cluster.cpus_per_worker),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    runtime_env={"env_vars": variables} if variables else None,
+                    _node_ip_address="127.0.0.1",
+                )
+            _own.add(ray.get_runtime_context().gcs_address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        place = address or "this machine"
+        raise RunError(f"Ray on {place} cannot be reached or started: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        _own.clear()  # a process is connected to one at a time
+
+
+@contextmanager
+def _in_environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def training_environment() -> dict[str, str]:
+    """What processes that train need in their environment, and the user has not set.
+
+    A step frees and asks for the same large blocks again. glibc would give them back to the kernel
+    in between, and their pages would be faulted in anew: 10 to 30 % of a step on CPUs.
+    """
+    settings = {
+        "MALLOC_MMAP_THRESHOLD_": str(2**30),
+        "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+        # Ray trains in a thread, and the arenas of threads cannot hold large blocks.
+        "MALLOC_ARENA_MAX": "1",
+    }
+    return {name: os.environ.get(name, value) for name, value in settings.items()}
+
+
+def _import_paths() -> list[str]:
+    """Where workers find a user's own loaders and models: here, and where Python looks already."""
+    inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    return [str(Path.cwd()), *inherited]
