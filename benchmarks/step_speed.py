@@ -161,14 +161,15 @@ def table(results: dict[str, Any]) -> str:
 
 
 def draw(results: dict[str, Any], file: Path) -> None:
-    """Bars of the ratio to the compiled non-private step, one panel for each case."""
+    """Bars of the ratio to the compiled non-private step; a panel for each case with peers."""
     import matplotlib as mpl
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "dp-ray"
     from matplotlib import pyplot as plt
 
-    cases = results["cases"]
+    peers = ("Opacus functorch", "jax_privacy")
+    cases = {c: rows for c, rows in results["cases"].items() if any(p in rows for p in peers)}
     columns = 2
     rows = -(-len(cases) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(11, 2.9 * rows), layout="constrained")
@@ -209,6 +210,11 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="words in contenders' names, such as 'dp-ray|non'"
     )
+    parser.add_argument(
+        "--default-allocator",
+        action="store_true",
+        help="leave the C library as other projects' users have it",
+    )
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--out", type=Path, help="where to write results, without a suffix")
     parser.add_argument(
@@ -217,7 +223,8 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
-    keep_freed_memory()  # for all contenders alike
+    if not options.default_allocator:
+        keep_freed_memory()  # for all contenders alike
     if options.peak is not None:
         network, examples, views, name = options.peak
         case = Case(network, int(examples), int(views))

@@ -259,7 +259,9 @@ class ClusterConfig(Section):
         60.0, description="Seconds between looks for room to grow, where num_workers is [min, max]."
     )
     timeout_s: Positive = Field(
-        600.0, description="Seconds that workers wait for one another before they give up."
+        600.0,
+        description="Seconds that workers wait for one another before they give up; a third is "
+        "what the choice of an engine may take.",
     )
 
     @model_validator(mode="after")

@@ -14,7 +14,8 @@ from torch import Tensor
 _NORM_ROW = 256
 
 _SLACK = 1 - 2.0**-18
-"""Clipped to this part of C, so that the rounding of a float32 sum does not carry it past C."""
+"""Clipped to this part of C, so that the rounding of a norm and of a product does not carry it past
+C. The sum is taken in float64: in float32 its rounding would depend on who shares a microbatch."""
 
 SMALLEST_CLIP = 1e-9
 """Squares of float32 numbers vanish below about 1e-19: a much smaller C would clip nothing."""
@@ -34,7 +35,7 @@ def clip_and_sum(
         max_grad_norm: C.
 
     Returns:
-        name → sum of the parameter's shape, and the [B] norms before clipping.
+        name → float64 sum of the parameter's shape, and the [B] norms before clipping.
     """
     norms_b = per_example_norms(gradients)
     counted_b = mask & norms_b.isfinite()
@@ -42,7 +43,8 @@ def clip_and_sum(
     total = {}
     for name, g in gradients.items():
         flat = g.reshape(len(g), -1).where(counted_b[:, None], 0.0)  # 0 · NaN is NaN
-        total[name] = torch.mv(flat.t(), factor_b.to(g.dtype)).view(g.shape[1:])
+        clipped = flat * factor_b.to(g.dtype)[:, None]
+        total[name] = clipped.sum(dim=0, dtype=torch.float64).view(g.shape[1:])
     return total, norms_b.to(next(iter(gradients.values())).dtype)
 
 

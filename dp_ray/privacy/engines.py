@@ -1,7 +1,8 @@
 """The ways to compute the clipped sum of one microbatch: one function, run plainly or compiled.
 
 Shapes: B examples, K views; C is ``max_grad_norm``. All engines give the same sum up to rounding
-(1e-5 of its largest entry). Plain ``vmap`` is the reference: it knows nothing of layer types.
+(1e-5 of its largest entry, for networks without kinks). Plain ``vmap`` is the reference: it knows
+nothing of layer types.
 
 Compiled: the function is traced by ``make_fx`` on tensors without values, into a flat graph that
 cannot depend on data, and the graph is compiled for its one shape. Dynamo alone would trace module
@@ -45,6 +46,9 @@ class EngineError(Exception):
 
 class Engine:
     """Computes clipped sums of microbatches, one way.
+
+    A compiled engine keeps its graphs: a model may get other parameters and buffers between calls,
+    but other layers or attributes go unnoticed.
 
     Args:
         name: ``vmap``, or ``per_layer`` with its own rule for convolutions; or these, compiled.
@@ -94,7 +98,8 @@ class Engine:
         inputs: _Inputs = (dict(params), constants, views, labels, mask, dropout_seeds)
         if not self.is_compiled:
             return function(*inputs)
-        key = (model, model.training, loss_fn, max_grad_norm, _signature(inputs))
+        training = tuple(module.training for module in model.modules())
+        key = (model, training, loss_fn, max_grad_norm, _signature(inputs))
         with torch.no_grad():
             if key not in self._compiled:
                 self._compiled[key] = _compile(function, inputs)
@@ -103,8 +108,22 @@ class Engine:
     def _sum(
         self, model: nn.Module, max_grad_norm: float, loss_fn: LossFunction, inputs: _Inputs
     ) -> Sums:
-        params, constants, views, labels, mask, dropout_seeds = inputs
+        # Whatever the caller computes in: norms and sums are not shortened.
+        with torch.autocast(inputs[2].device.type, enabled=False):
+            return self._sum_in_full(model, max_grad_norm, loss_fn, *inputs)
 
+    def _sum_in_full(
+        self,
+        model: nn.Module,
+        max_grad_norm: float,
+        loss_fn: LossFunction,
+        params: dict[str, Tensor],
+        constants: dict[str, Tensor],
+        views: Tensor,
+        labels: Tensor,
+        mask: Tensor,
+        dropout_seeds: Tensor | None,
+    ) -> Sums:
         def mean_loss(
             params: Mapping[str, Tensor], views: Tensor, label: Tensor, seed: Tensor | None
         ) -> Tensor:
@@ -135,6 +154,11 @@ class Engine:
         )
 
 
+def in_one_line(error: Exception) -> str:
+    """What went wrong, short enough to be told in passing."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def _signature(inputs: _Inputs) -> object:
     """What a compiled graph was made for; threads too, because loops are cut for them."""
     params, constants, *tensors = inputs
@@ -155,6 +179,5 @@ def _compile(function: Callable[..., Sums], inputs: _Inputs) -> Callable[..., Su
             compiled: Callable[..., Sums] = torch.compile(graph, dynamic=False, fullgraph=True)
             compiled(*inputs)
     except Exception as error:  # a compiler may fail in any way
-        reason = " ".join(str(error).split())[:300]
-        raise EngineError(f"{type(error).__name__}: {reason}") from error
+        raise EngineError(in_one_line(error)) from error
     return compiled

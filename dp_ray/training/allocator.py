@@ -7,6 +7,8 @@ import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST = 2**30
+_LARGEST_OF_OLD = 2**25
+"""What glibc took at most, for single blocks, before it took any size."""
 
 
 def keep_freed_memory() -> None:
@@ -20,5 +22,6 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+    if not libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST):
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_OF_OLD)
     libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST - 1)

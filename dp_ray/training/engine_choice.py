@@ -16,7 +16,7 @@ from torch import nn
 
 from dp_ray.config import Config
 from dp_ray.data.catalog import DataFacts
-from dp_ray.privacy.engines import Engine, EngineName
+from dp_ray.privacy.engines import Engine, EngineName, in_one_line
 from dp_ray.training.collective import Collective
 from dp_ray.training.engine_trial import EngineTrial, Measurements
 from dp_ray.training.estimate import available_memory, default_microbatch_size, memory_estimate
@@ -31,6 +31,25 @@ _COMPILED: dict[EngineName, EngineName] = {
     "vmap": "vmap_compiled",
     "per_layer": "per_layer_compiled",
 }
+
+
+def _choose_here(
+    config: Config, facts: DataFacts, model: nn.Module, steps: int, trial: EngineTrial
+) -> Choice:
+    """On this machine. Raises nothing: the other workers wait for the answer."""
+    try:
+        measure = Measurements(config, trial)
+        choice = choose(config, facts, model, steps=steps, measure=measure)
+    except Exception as error:  # of the network at an untried size, say
+        note = f"no engine could be chosen: {in_one_line(error)}"
+        return Choice("vmap", config.train.microbatch_size or 1, note=note)
+    reasons = [
+        f"{name} cannot be used: {why}"
+        for name, why in measure.failures.items()
+        if name != choice.engine
+    ]
+    return replace(choice, note="; ".join(reasons))
+
 
 Measure = Callable[[EngineName, int], float]
 """Seconds of one microbatch by an engine at size B; infinity if the engine cannot be used."""
@@ -85,10 +104,7 @@ def agree_on_engine(
     """
     trial, choice = EngineTrial(config, facts, model, device), Choice("vmap", 1)
     if collective.rank == 0:
-        measure = Measurements(config, trial)
-        choice = choose(config, facts, model, steps=steps, measure=measure)
-        reasons = [f"{name} cannot be used: {why}" for name, why in measure.failures.items()]
-        choice = replace(choice, note="; ".join(reasons))
+        choice = _choose_here(config, facts, model, steps, trial)
     names: tuple[EngineName, ...] = get_args(EngineName)
     message = torch.tensor([names.index(choice.engine), choice.microbatch_size])
     collective.broadcast_(message)

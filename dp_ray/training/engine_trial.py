@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dp_ray.config import Config
 from dp_ray.data.catalog import DataFacts
-from dp_ray.privacy.engines import Engine, EngineName
+from dp_ray.privacy.engines import Engine, EngineError, EngineName, in_one_line
 from dp_ray.privacy.gradients import ClippedSum, clipped_gradient_sum
 
 _ENOUGH_S = 1.0
@@ -87,14 +87,15 @@ class EngineTrial:
         images, labels = self._images(size)
         try:
             ours = self._sum(name, images, labels)
+            theirs = self._sum("vmap", images, labels)
         except Exception as error:  # of the compiler, or of a rule that does not fit the network
-            return str(error)
-        theirs = self._sum("vmap", images, labels)
-        off = ((ours.norms - theirs.norms) / theirs.norms).abs().median().item()
+            return in_one_line(error)
+        largest = theirs.norms.abs().clamp(min=1e-20)
+        off = ((ours.norms - theirs.norms).abs() / largest).median().item()
         total, other = (
             torch.cat([g.flatten() for g in s.gradients.values()]) for s in (theirs, ours)
         )
-        far = ((other - total).norm() / total.norm()).item()
+        far = ((other - total).norm() / total.norm().clamp(min=1e-20)).item()
         precision = self._config.train.precision
         if off <= _NORMS_AGREE[precision] and far <= _SUMS_AGREE[precision]:
             return ""
@@ -149,28 +150,34 @@ class Measurements:
     to have them measured again.
 
     Attributes:
-        failures: engine → why it could not be used.
+        failures: engine → why it could not be used, at some size at least.
     """
 
     def __init__(self, config: Config, trial: EngineTrial) -> None:
+        # The other workers wait meanwhile, and give up after timeout_s.
+        self._deadline = time.monotonic() + config.cluster.timeout_s / 3
         self._trial = trial
         self._key = trial.key()
         self._file = Path(config.data.cache or "~/.cache/dp-ray").expanduser() / _FILE
         self._known: dict[str, float] = _read(self._file).get(self._key, {})
+        self._unusable: set[str] = set()
         self.failures: dict[EngineName, str] = {}
 
     def __call__(self, name: EngineName, size: int) -> float:
-        """Seconds; infinity for an engine that cannot be used here."""
+        """Seconds; infinity for what cannot be used here, or is not known when time is up."""
         label = f"{name}/{size}"
-        if name in self.failures:
+        if label in self._known:
+            return self._known[label]
+        if name in self._unusable or label in self._unusable or time.monotonic() > self._deadline:
             return math.inf
-        if label not in self._known:
-            try:
-                self._known[label] = self._trial.seconds(name, size)
-            except Exception as error:  # another engine will do
-                self.failures[name] = str(error)
-                return math.inf
-            _write(self._file, {**_read(self._file), self._key: self._known})
+        try:
+            self._known[label] = self._trial.seconds(name, size)
+        except Exception as error:  # another engine or size will do
+            self.failures[name] = in_one_line(error)
+            at_any_size = isinstance(error, EngineError | NotImplementedError)
+            self._unusable.add(name if at_any_size else label)
+            return math.inf
+        _write(self._file, {**_read(self._file), self._key: self._known})
         return self._known[label]
 
 
@@ -180,10 +187,10 @@ def _processor() -> str:
 
 def _read(file: Path) -> dict[str, dict[str, float]]:
     try:
-        known: dict[str, dict[str, float]] = json.loads(file.read_text())
-    except (OSError, ValueError):  # nothing there, or half of something: measured again
+        known = json.loads(file.read_text())
+        return {key: {k: float(s) for k, s in times.items()} for key, times in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # none, or damaged: measured again
         return {}
-    return known
 
 
 def _write(file: Path, known: dict[str, dict[str, float]]) -> None:

@@ -38,7 +38,8 @@ def memory_estimate(
     leaves = [m for m in model.modules() if not list(m.children())]
     handles = [leaf.register_forward_hook(count) for leaf in leaves]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        model(torch.zeros(1, facts.channels, facts.image_size, facts.image_size))
+        device = next(model.parameters()).device
+        model(torch.zeros(1, facts.channels, facts.image_size, facts.image_size, device=device))
     for handle in handles:
         handle.remove()
     parameters = parameter_count(model)

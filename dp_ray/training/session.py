@@ -143,7 +143,7 @@ def open_session(
     layout = ParameterLayout.of(model)
     _share_untrained(collective, model, layout)
     choice, engine = agree_on_engine(
-        task.config,
+        _settled(task) if collective.rank == 0 else task.config,
         dataset.facts,
         model,
         steps=plan.steps,
@@ -175,6 +175,16 @@ def open_session(
             lead.close()
         raise
     return Session(task, collective, dataset, worker, lead)
+
+
+def _settled(task: Task) -> Config:
+    """With the engine and size that this call of ``dp-ray train`` chose before workers failed."""
+    try:
+        before = json.loads(task.run.private.read(ENGINE))
+        kept = {name: before[name] for name in ("engine", "microbatch_size")}
+    except (OSError, ValueError, KeyError):  # nothing chosen yet
+        return task.config
+    return task.config.model_copy(update={"train": task.config.train.model_copy(update=kept)})
 
 
 def _open_lead(

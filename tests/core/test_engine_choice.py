@@ -140,8 +140,8 @@ def test_measurements_are_remembered_by_machine_and_network(
 
     first = again(config)
     assert [first("vmap", 8), first("vmap", 8), first("vmap_compiled", 8)] == [0.25, 0.25, math.inf]
-    assert first("vmap_compiled", 16) == math.inf
-    assert first.failures == {"vmap_compiled": "no compiler"}
+    assert first("vmap_compiled", 16) == math.inf  # not tried again
+    assert first.failures == {"vmap_compiled": "EngineError: no compiler"}
     assert calls == ["vmap/8", "vmap_compiled/8"]
     assert again(config)("vmap", 8) == 0.25
     assert again(config)("vmap_compiled", 8) == math.inf  # a compiler may have been installed
@@ -150,8 +150,60 @@ def test_measurements_are_remembered_by_machine_and_network(
     for other in ({"augment": {"views": 3}}, {"model": wider}):
         again(make_config(**other))("vmap", 8)
     assert calls[3:] == ["vmap/8", "vmap/8"]
-    (Path(str(config.data.cache)) / "engines.json").write_text("{")
-    assert again(config)("vmap", 8) == 0.25
+    for damage in ("{", "[1]", '{"a": 3}'):
+        (Path(str(config.data.cache)) / "engines.json").write_text(damage)
+        assert again(config)("vmap", 8) == 0.25
+
+
+def test_a_size_that_fails_is_no_reason_against_others(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(_self: EngineTrial, _name: EngineName, size: int) -> float:
+        if size > 32:
+            raise RuntimeError("out of memory")
+        return 0.1 * size
+
+    monkeypatch.setattr(EngineTrial, "seconds", seconds)
+    config = make_config(data={"expected_batch_size": 512})
+    facts, model = parts(config)
+    choice, _ = agree_on_engine(config, facts, model, steps=20, collective=Alone(), device=CPU)
+    assert choice.engine == "vmap"
+    assert choice.microbatch_size <= 32
+    assert "vmap cannot be used" not in choice.note
+
+
+def test_when_time_is_up_nothing_more_is_measured(make_config: MakeConfig) -> None:
+    """The other workers wait in a collective, and give up after cluster.timeout_s."""
+    config = make_config(cluster={"timeout_s": 1e-6})
+    measure = Measurements(config, EngineTrial(config, *parts(config), CPU))
+    assert measure("vmap", 2) == math.inf
+    assert not measure.failures
+
+
+def test_memory_is_estimated_where_the_network_is(make_config: MakeConfig) -> None:
+    from dp_ray.training.estimate import memory_estimate
+
+    config = make_config()
+    facts, model = parts(config)
+    here = memory_estimate(config, facts, model, 8)
+    assert memory_estimate(config, facts, model.to("meta"), 8) == here > 0
+
+
+def test_workers_that_are_started_anew_keep_what_was_chosen(make_config: MakeConfig) -> None:
+    from dp_ray.training.plan import make_plan
+    from dp_ray.training.run_directory import ENGINE, RunDirectory
+    from dp_ray.training.session import Task, _settled
+
+    config = make_config()
+    run = RunDirectory.of(config)
+    plan = make_plan(config)
+    run.create(config, plan)
+    task = Task(config, plan, run, "attempt")
+    assert _settled(task) == config
+    choice = Choice("per_layer", 12)
+    run.private.write(ENGINE, json.dumps(choice.dump()).encode())
+    train = _settled(task).train
+    assert (train.engine, train.microbatch_size) == ("per_layer", 12)
 
 
 def test_a_folder_that_cannot_be_written_to_is_no_reason_to_stop(make_config: MakeConfig) -> None:
