@@ -59,7 +59,7 @@ class Ending:
         return self.identical and self.steps_lost == 0 and enough
 
 
-def write_config(folder: Path, *, seed: int, workers: int, **train: int) -> Path:
+def write_config(folder: Path, *, seed: int, workers: int, **train: int | str) -> Path:
     """A small run with momentum, a moving average and noise; it lives in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {

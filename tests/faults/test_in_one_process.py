@@ -45,11 +45,11 @@ def test_a_killed_block_is_overcounted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("driver", ["faults.driver", "faults.careless"])
 def test_the_judge_sees_noise_that_meets_two_sums(driver: str, tmp_path: Path) -> None:
-    """Resumed with other microbatches, sums round otherwise: each must get noise of its own."""
+    """Resumed with another engine, sums round otherwise: each must get noise of its own."""
     fault = Fault("", "charge - noise", (12,), "driver")
     run = Run(tmp_path / "run", seed=1, workers=0, fault=fault, driver=driver)
     assert run.begin().wait() == -9
-    write_config(run.folder, seed=1, workers=0, microbatch_size=8)
+    write_config(run.folder, seed=1, workers=0, engine="per_layer")
     assert run.begin().wait() == 0, (run.folder / "errors").read_text()
     twice = keys_used_twice([run.log])
     assert bool(twice) == (driver == "faults.careless")
