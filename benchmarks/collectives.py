@@ -34,7 +34,6 @@ from dp_ray.config_file import parse_config
 from dp_ray.data.catalog import data_facts
 from dp_ray.data.store import open_dataset
 from dp_ray.models.build import build_model
-from dp_ray.training.allocator import keep_freed_memory
 from dp_ray.training.collective import ProcessGroup
 from dp_ray.training.estimate import microbatch_seconds, parameter_count
 from dp_ray.training.journal import Journal
@@ -220,12 +219,11 @@ def work_of(width: int) -> Work:
     config = config_of(width, 1, Path())
     facts = data_facts(config.data)
     model = build_model(config.model, facts)
-    keep_freed_memory()
     return Work(
         num_examples=EXAMPLES,
         expected_batch_size=EXPECTED,
         microbatch_size=MICROBATCH,
-        microbatch_seconds=microbatch_seconds(config, facts, model),
+        microbatch_seconds=microbatch_seconds(config, facts, model, MICROBATCH),
         parameters=parameter_count(model),
         release_seconds_per_parameter=release_seconds_per_parameter(),
     )

@@ -68,12 +68,11 @@ def plan(
     for option, value in (("--latency-us", latency_us), ("--bandwidth-gbit", bandwidth_gbit)):
         if not 0 < value < math.inf:
             raise typer.BadParameter(f"{option} {value}: a finite number above 0 is needed")
-    loaded = load_config(config, overrides or ())
-    facts = plan_facts(loaded)
+    facts = plan_facts(load_config(config, overrides or ()))
     _print(describe_plan(facts))
     if counts:
         facts["scaling"] = scaling_facts(
-            loaded, facts, counts, latency_us=latency_us, bandwidth_gbit=bandwidth_gbit
+            facts, counts, latency_us=latency_us, bandwidth_gbit=bandwidth_gbit
         )
         _print("\n" + describe_scaling(facts["scaling"]))
     _print_json(facts, as_json)

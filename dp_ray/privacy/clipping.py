@@ -30,7 +30,7 @@ def clip_and_sum(
     is so large that its norm overflows.
 
     Args:
-        gradients: name → [B, …] float32 or float64; what is left out is overwritten by zeros.
+        gradients: name → [B, …] float32 or float64.
         mask: [B] bool, False for examples that are padding.
         max_grad_norm: C.
 

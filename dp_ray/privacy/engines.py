@@ -93,26 +93,21 @@ class Engine:
         constants.update(model.named_buffers())
 
         def function(*inputs: *_Inputs) -> Sums:
-            return self._sum(model, max_grad_norm, loss_fn, inputs)
+            return self._sum(model, max_grad_norm, loss_fn, *inputs)
 
         inputs: _Inputs = (dict(params), constants, views, labels, mask, dropout_seeds)
-        if not self.is_compiled:
-            return function(*inputs)
-        training = tuple(module.training for module in model.modules())
-        key = (model, training, loss_fn, max_grad_norm, _signature(inputs))
-        with torch.no_grad():
-            if key not in self._compiled:
-                self._compiled[key] = _compile(function, inputs)
-            return self._compiled[key](*inputs)
+        # Whatever the caller computes in: norms and sums are not shortened.
+        with torch.autocast(views.device.type, enabled=False):
+            if not self.is_compiled:
+                return function(*inputs)
+            training = tuple(module.training for module in model.modules())
+            key = (model, training, loss_fn, max_grad_norm, _signature(inputs))
+            with torch.no_grad():
+                if key not in self._compiled:
+                    self._compiled[key] = _compile(function, inputs)
+                return self._compiled[key](*inputs)
 
     def _sum(
-        self, model: nn.Module, max_grad_norm: float, loss_fn: LossFunction, inputs: _Inputs
-    ) -> Sums:
-        # Whatever the caller computes in: norms and sums are not shortened.
-        with torch.autocast(inputs[2].device.type, enabled=False):
-            return self._sum_in_full(model, max_grad_norm, loss_fn, *inputs)
-
-    def _sum_in_full(
         self,
         model: nn.Module,
         max_grad_norm: float,

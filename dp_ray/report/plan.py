@@ -11,9 +11,10 @@ from dp_ray.report.words import describe_epsilon, duration
 from dp_ray.training.estimate import (
     GIB,
     available_memory,
-    default_microbatch_size,
     memory_estimate,
+    microbatch_seconds,
     parameter_count,
+    planned_microbatch_size,
     run_seconds,
 )
 from dp_ray.training.plan import make_plan
@@ -31,7 +32,8 @@ def plan_facts(config: Config) -> dict[str, Any]:
     plan = make_plan(config)
     facts = data_facts(config.data)
     model = build_model(config.model, facts)
-    microbatch_size = config.train.microbatch_size or default_microbatch_size(config, facts, model)
+    size = planned_microbatch_size(config, facts, model)
+    seconds = microbatch_seconds(config, facts, model, size)
     steps = sorted({max(plan.steps * i // _CURVE_POINTS, 1) for i in range(1, _CURVE_POINTS + 1)})
     return {
         **plan.dump(),
@@ -39,8 +41,12 @@ def plan_facts(config: Config) -> dict[str, Any]:
         "epsilon_curve": [[step, finite(plan.epsilon_after(step))] for step in steps],
         "parameters": parameter_count(model),
         "num_workers": config.cluster.max_workers,
-        "seconds": run_seconds(config, facts, model, plan.steps),
-        "memory_gib_per_worker": memory_estimate(config, facts, model, microbatch_size) / GIB,
+        "microbatch_size": size,
+        "microbatch_seconds": seconds,
+        "seconds": run_seconds(
+            config, plan.steps, microbatch_size=size, microbatch_seconds=seconds
+        ),
+        "memory_gib_per_worker": memory_estimate(config, facts, model, size) / GIB,
         "available_gib_per_worker": available_memory(config) / GIB,
     }
 

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dp_ray.config import Config
-from dp_ray.data.catalog import data_facts
-from dp_ray.models.build import build_model
 from dp_ray.report.words import duration
-from dp_ray.training.allocator import keep_freed_memory
-from dp_ray.training.estimate import default_microbatch_size, microbatch_seconds
 from dp_ray.training.scaling import Network, Work, release_seconds_per_parameter, step_time
 
 _WORTH_IT = 0.5
@@ -20,7 +15,6 @@ _PARTS = ("compute", "padding", "imbalance", "network", "release")
 
 
 def scaling_facts(
-    config: Config,
     plan: dict[str, Any],
     workers: Sequence[int],
     *,
@@ -30,22 +24,17 @@ def scaling_facts(
     """Predicted times for each number of workers, were each on a machine like this one.
 
     Args:
-        config: the run; its own number of workers matters only for the threads of a worker.
-        plan: as :func:`~dp_ray.report.plan.plan_facts` has it.
+        plan: as :func:`~dp_ray.report.plan.plan_facts` has it, measured with the threads that a
+            worker of the configuration has.
         workers: the W to predict for.
         latency_us: α of the network, in microseconds.
         bandwidth_gbit: bandwidth of one worker's link, in Gbit/s.
     """
-    facts = data_facts(config.data)
-    model = build_model(config.model, facts)
-    keep_freed_memory()  # as workers do; without it, both measurements are of page faults
     work = Work(
         num_examples=plan["num_examples"],
         expected_batch_size=plan["expected_batch_size"],
-        microbatch_size=(
-            config.train.microbatch_size or default_microbatch_size(config, facts, model)
-        ),
-        microbatch_seconds=microbatch_seconds(config, facts, model),
+        microbatch_size=plan["microbatch_size"],
+        microbatch_seconds=plan["microbatch_seconds"],
         parameters=plan["parameters"],
         release_seconds_per_parameter=release_seconds_per_parameter(),
     )

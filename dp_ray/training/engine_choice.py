@@ -19,7 +19,7 @@ from dp_ray.data.catalog import DataFacts
 from dp_ray.privacy.engines import Engine, EngineName, in_one_line
 from dp_ray.training.collective import Collective
 from dp_ray.training.engine_trial import EngineTrial, Measurements
-from dp_ray.training.estimate import available_memory, default_microbatch_size, memory_estimate
+from dp_ray.training.estimate import available_memory, memory_estimate, planned_microbatch_size
 
 _SEARCH_PAYS_S = 20.0
 """A shorter run is over before looking for better than the default has paid for itself."""
@@ -129,7 +129,7 @@ def choose(
     """
     share = config.data.expected_batch_size / max(config.cluster.max_workers, 1)
     wanted, given = config.train.engine, config.train.microbatch_size
-    start = given or default_microbatch_size(config, facts, model)
+    start = planned_microbatch_size(config, facts, model)
     if wanted != "auto" and given is not None:
         return Choice(wanted, given)
 

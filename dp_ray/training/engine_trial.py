@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import platform
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +20,8 @@ from dp_ray.config import Config
 from dp_ray.data.catalog import DataFacts
 from dp_ray.privacy.engines import Engine, EngineError, EngineName, in_one_line
 from dp_ray.privacy.gradients import ClippedSum, clipped_gradient_sum
+from dp_ray.training.execution import describe_machine
+from dp_ray.training.layout import trained_parameters
 
 _ENOUGH_S = 1.0
 """Calls are timed for about so long, three at most."""
@@ -51,7 +52,7 @@ class EngineTrial:
         self._facts = facts
         self._model = model
         self._device = device
-        self._params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        self._params = trained_parameters(model)
         self._engines: dict[EngineName, Engine] = {}
 
     def engine(self, name: EngineName) -> Engine:
@@ -103,10 +104,8 @@ class EngineTrial:
 
     def key(self) -> str:
         """A name for the machine, the network and the views: for what is remembered."""
-        on_gpu = self._device.type == "cuda"
         said = {
-            "torch": str(torch.__version__),
-            "device": torch.cuda.get_device_name(self._device) if on_gpu else _processor(),
+            **describe_machine(self._device),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "model": self._config.model.model_dump(mode="json"),
@@ -179,10 +178,6 @@ class Measurements:
             return math.inf
         _write(self._file, {**_read(self._file), self._key: self._known})
         return self._known[label]
-
-
-def _processor() -> str:
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _read(file: Path) -> dict[str, dict[str, float]]:

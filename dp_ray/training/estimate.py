@@ -14,7 +14,8 @@ from dp_ray.config import Config
 from dp_ray.data.catalog import DataFacts
 from dp_ray.errors import ConfigError
 from dp_ray.privacy.gradients import clipped_gradient_sum
-from dp_ray.training.layout import ParameterLayout
+from dp_ray.training.allocator import keep_freed_memory
+from dp_ray.training.layout import ParameterLayout, trained_parameters
 from dp_ray.training.threads import usable_cores
 
 GIB = 2.0**30
@@ -47,8 +48,10 @@ def memory_estimate(
     return 4.0 * (2 * examples * views * (counted + pixels) + (examples + 4) * parameters)
 
 
-def default_microbatch_size(config: Config, facts: DataFacts, model: nn.Module) -> int:
-    """B where nothing was measured: 32, or as many as half of the worker's memory holds."""
+def planned_microbatch_size(config: Config, facts: DataFacts, model: nn.Module) -> int:
+    """B as given; else, where nothing was measured, 32, or as many as half of the memory holds."""
+    if config.train.microbatch_size is not None:
+        return config.train.microbatch_size
     size, available = 32, available_memory(config)
     while size > 1 and memory_estimate(config, facts, model, size) > available / 2:
         size //= 2
@@ -68,7 +71,7 @@ def check_memory(config: Config, facts: DataFacts, model: nn.Module) -> None:
     Raises:
         ConfigError: they do not; the message gives both sizes.
     """
-    size = config.train.microbatch_size or default_microbatch_size(config, facts, model)
+    size = planned_microbatch_size(config, facts, model)
     needed = memory_estimate(config, facts, model, size)
     if config.cluster.address is not None:
         return  # the workers' machines are not this one
@@ -84,13 +87,14 @@ def check_memory(config: Config, facts: DataFacts, model: nn.Module) -> None:
         )
 
 
-def microbatch_seconds(config: Config, facts: DataFacts, model: nn.Module) -> float:
+def microbatch_seconds(
+    config: Config, facts: DataFacts, model: nn.Module, microbatch_size: int
+) -> float:
     """Time of one microbatch of blank images on this machine, with a worker's share of threads."""
-    params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    examples = config.train.microbatch_size or default_microbatch_size(config, facts, model)
-    views = config.augment.views
-    images = torch.zeros(examples, views, facts.channels, facts.image_size, facts.image_size)
-    labels = torch.zeros(examples, dtype=torch.int64)
+    keep_freed_memory()  # as workers do
+    params, views, side = trained_parameters(model), config.augment.views, facts.image_size
+    images = torch.zeros(microbatch_size, views, facts.channels, side, side)
+    labels = torch.zeros(microbatch_size, dtype=torch.int64)
     threads_before = torch.get_num_threads()
     share = usable_cores() // max(config.cluster.max_workers, 1)
     torch.set_num_threads(config.cluster.threads_per_worker or max(share, 1))
@@ -105,14 +109,14 @@ def microbatch_seconds(config: Config, facts: DataFacts, model: nn.Module) -> fl
     return best
 
 
-def run_seconds(config: Config, facts: DataFacts, model: nn.Module, steps: int) -> float:
+def run_seconds(
+    config: Config, steps: int, *, microbatch_size: int, microbatch_seconds: float
+) -> float:
     """Expected time of all steps, were every worker on a machine like this one."""
     # More workers than cores take turns.
     parallel = min(max(config.cluster.max_workers, 1), usable_cores())
     share = config.data.expected_batch_size / parallel
-    size = config.train.microbatch_size or default_microbatch_size(config, facts, model)
-    microbatches = math.ceil(share / size)
-    return steps * microbatches * microbatch_seconds(config, facts, model)
+    return steps * math.ceil(share / microbatch_size) * microbatch_seconds
 
 
 def parameter_count(model: nn.Module) -> int:

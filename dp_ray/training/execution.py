@@ -10,12 +10,17 @@ import numpy as np
 import torch
 
 from dp_ray.privacy.balance import Execution
+from dp_ray.privacy.engines import EngineName
 from dp_ray.training.collective import Collective
-from dp_ray.training.engine_choice import Choice
 
 
 def describe_execution(
-    collective: Collective, *, threads: int, device: torch.device, choice: Choice
+    collective: Collective,
+    *,
+    threads: int,
+    device: torch.device,
+    engine: EngineName,
+    microbatch_size: int,
 ) -> Execution:
     """The execution fingerprint; right on rank 0 only, and all workers take part.
 
@@ -23,22 +28,27 @@ def describe_execution(
         collective: the workers; their number and each one's machine count.
         threads: torch threads of this worker.
         device: where this worker computes.
-        choice: engine and microbatch size.
+        engine: its name.
+        microbatch_size: B.
     """
-    own = {
-        "threads": threads,
+    own = {"threads": threads, **describe_machine(device)}
+    return {
+        "workers": collective.world_size,
+        "microbatch_size": microbatch_size,
+        "engine": engine,
+        **own,
+        "all_workers": _digest_of_all(collective, own),
+    }
+
+
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """What decides how this worker rounds and how fast it is, besides its threads."""
+    return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
-    }
-    return {
-        "workers": collective.world_size,
-        "microbatch_size": choice.microbatch_size,
-        "engine": choice.engine,
-        **own,
-        "all_workers": _digest_of_all(collective, own),
     }
 
 

@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 
 
+def trained_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Name → parameter that requires a gradient, detached."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
 @dataclass(frozen=True)
 class ParameterLayout:
     """Names and shapes of a network's trainable parameters, in the order of the vector."""
@@ -18,7 +23,7 @@ class ParameterLayout:
     @classmethod
     def of(cls, model: nn.Module) -> ParameterLayout:
         """The layout of the parameters that require a gradient."""
-        return cls({name: p.shape for name, p in model.named_parameters() if p.requires_grad})
+        return cls({name: p.shape for name, p in trained_parameters(model).items()})
 
     @property
     def size(self) -> int:

@@ -25,6 +25,7 @@ from dp_ray.privacy.accounting import (
 )
 from dp_ray.privacy.gradients import clipped_gradient_sum
 from dp_ray.training.estimate import check_memory
+from dp_ray.training.layout import trained_parameters
 from dp_ray.training.optimizers import build_optimizer
 
 
@@ -91,11 +92,9 @@ def make_plan(config: Config) -> PrivacyPlan:
         ConfigError: q > 1, δ ≥ 1/N, a budget that cannot be met, a network or a transform that
             cannot be used, microbatches that do not fit into memory, an unknown optimizer.
     """
-    facts = data_facts(config.data)
-    ViewMaker(config.augment, facts, torch.device("cpu"))
-    build_model(config.model, facts)  # what is quickly told comes before seconds of accounting
+    model = _build_parts(config)  # what is quickly told comes before seconds of accounting
     plan = solve_budget(config)
-    check_feasible(config, plan.steps)
+    _check_parts(config, model, plan.steps)
     return plan
 
 
@@ -116,10 +115,19 @@ def check_feasible(config: Config, steps: int) -> None:
     Raises:
         ConfigError: see :func:`make_plan`.
     """
+    _check_parts(config, _build_parts(config), steps)
+
+
+def _build_parts(config: Config) -> nn.Module:
+    """The network; views are built too, but for their refusals alone."""
     facts = data_facts(config.data)
     _check_gpus(config)
     ViewMaker(config.augment, facts, torch.device("cpu"))
-    model = build_model(config.model, facts)
+    return build_model(config.model, facts)
+
+
+def _check_parts(config: Config, model: nn.Module, steps: int) -> None:
+    facts = data_facts(config.data)
     build_optimizer(config, [p for p in model.parameters() if p.requires_grad], steps)
     check_memory(config, facts, model)
     _check_precision(config)
@@ -212,13 +220,12 @@ def _check_precision(config: Config) -> None:
 
 def _try_step(config: Config, model: nn.Module, facts: DataFacts) -> None:
     """Differentiates one blank example: what vmap cannot do shows before any data is read."""
-    params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     shape = (1, config.augment.views, facts.channels, facts.image_size, facts.image_size)
     try:
         clipped_gradient_sum(
             model,
-            params,
+            trained_parameters(model),
             torch.zeros(shape),
             torch.zeros(1, dtype=torch.int64),
             max_grad_norm=1.0,

@@ -152,7 +152,13 @@ def open_session(
     )
     if collective.rank == 0:
         task.run.private.write(ENGINE, json.dumps(choice.dump()).encode())
-    execution = describe_execution(collective, threads=threads, device=device, choice=choice)
+    execution = describe_execution(
+        collective,
+        threads=threads,
+        device=device,
+        engine=choice.engine,
+        microbatch_size=choice.microbatch_size,
+    )
     lead = None
     if collective.rank == 0:
         lead = _open_lead(task, model, layout, dataset, execution)

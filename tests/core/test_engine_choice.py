@@ -9,17 +9,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from support import MakeConfig, folder, released, same, start
 from torch import nn
 
-from dp_ray.config import Config
+from dp_ray.config import Config, TrainConfig
 from dp_ray.data.catalog import DataFacts, data_facts
 from dp_ray.models.build import build_model
-from dp_ray.privacy.engines import EngineError, EngineName
+from dp_ray.privacy.engines import EngineError, EngineName, Precision
 from dp_ray.training.collective import Alone
 from dp_ray.training.engine_choice import Choice, agree_on_engine, choose
 from dp_ray.training.engine_trial import EngineTrial, Measurements
@@ -287,3 +287,10 @@ def test_no_compiler_is_one_line_and_not_the_end(make_config: MakeConfig, tmp_pa
     assert "Traceback" not in done.stderr
     (session,) = session_records(config.model_copy(update={"name": "run"}))
     assert session["execution"]["engine"] == "vmap"
+
+
+def test_a_configuration_names_the_engines_that_there_are() -> None:
+    """Spelled out in both, because neither file may import the other."""
+    fields = TrainConfig.model_fields
+    assert get_args(fields["engine"].annotation) == ("auto", *get_args(EngineName))
+    assert get_args(fields["precision"].annotation) == get_args(Precision)
