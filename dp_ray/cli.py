@@ -201,14 +201,30 @@ def tune(
 def evaluate(
     run: Annotated[str, typer.Argument(help="A run, such as runs/digits, or its release folder.")],
     overrides: Overrides = None,
+    picture: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the confusion matrix is drawn: .png, .svg or .pdf. Default confusion.png "
+            "in the run's folder; for a release folder, which stays as it is, in the current one.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a released model on the test split."""
-    from dp_ray.report.summary import describe_evaluation
+    """Evaluate a released model on the test split.
+
+    Prints accuracy in all and for each class, with 95% intervals, the calibration error and the
+    largest confusions, and draws the confusion matrix.
+    """
+    from dp_ray.report.confusion import PictureFile
+    from dp_ray.report.evaluation import describe_evaluation
     from dp_ray.training.evaluate_run import evaluate_run
 
+    file = PictureFile.of(run, picture)
     result = evaluate_run(run, overrides or [])
     _print(describe_evaluation(result))
+    result["picture"] = file.write(result)
+    _print(f"picture       {result['picture']}")
     _print_json(result, as_json)
 
 

@@ -37,12 +37,3 @@ def _with_search(result: dict[str, Any]) -> list[str]:
         return []
     total = describe_epsilon(result["epsilon_with_search"], result["delta_with_search"])
     return [f"with search   {total}: what the search for this configuration spent is added"]
-
-
-def describe_evaluation(result: dict[str, Any]) -> str:
-    """What ``dp-ray evaluate`` prints."""
-    low, high = result["interval_95"]
-    return (
-        f"test accuracy {result['test_accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}) on "
-        f"{result['test_examples']} examples declared {result['data_evaluation']}; not covered by ε"
-    )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load
-from scipy.stats import binomtest
+from torch.nn.functional import cross_entropy
 
 from dp_ray.config import Config
 from dp_ray.config_file import apply_override, parse_config, read_yaml
@@ -18,8 +19,9 @@ from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.models.build import build_model
 from dp_ray.storage import Folder, open_folder
-from dp_ray.training.evaluation import evaluate_shard
-from dp_ray.training.release import MODEL
+from dp_ray.training.evaluation import logits_by_batch
+from dp_ray.training.quality import quality
+from dp_ray.training.release import MODEL, finite
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
 
 _MAY_CHANGE = ("data.root", "data.cache", "data.download", "data.evaluation")
@@ -27,7 +29,7 @@ _MAY_CHANGE = ("data.root", "data.cache", "data.download", "data.evaluation")
 
 
 def evaluate_run(location: str, overrides: list[str]) -> dict[str, Any]:
-    """Accuracy of what a run released, with its 95% confidence interval (Wilson).
+    """How good on the test split is what a run released: see :func:`quality`.
 
     Args:
         location: path or URI of a run, or of a release folder that was copied elsewhere.
@@ -50,17 +52,23 @@ def evaluate_run(location: str, overrides: list[str]) -> dict[str, Any]:
         raise DpRayError("the data set has no test examples to evaluate on")
     device = torch.device("cpu")
     views = ViewMaker(config.augment, dataset.facts, device)
-    total = len(dataset.test)
-    found = evaluate_shard(model, {}, dataset.test, views, device, Shard(0, total))
-    correct, losses = int(found[0]), float(found[1])
-    interval = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    labels, predicted, confidence, loss = [], [], [], 0.0
+    everything = Shard(0, len(dataset.test))
+    for logits, truth in logits_by_batch(model, {}, dataset.test, views, device, everything):
+        labels.append(truth.numpy())
+        predicted.append(logits.argmax(dim=1).numpy())
+        confidence.append(logits.double().softmax(dim=1).amax(dim=1).numpy())
+        loss += float(cross_entropy(logits, truth, reduction="sum"))
     return {
         "run": location,
-        "test_accuracy": correct / total,
-        "test_loss": losses / total,
-        "interval_95": [float(interval.low), float(interval.high)],
-        "test_examples": total,
         "data_evaluation": config.data.evaluation,
+        "test_loss": finite(loss / len(dataset.test)),
+        **quality(
+            np.concatenate(labels),
+            np.concatenate(predicted),
+            np.concatenate(confidence),
+            dataset.facts.num_classes,
+        ),
     }
 
 

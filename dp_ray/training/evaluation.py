@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,27 @@ class Evaluation:
 
 
 @torch.no_grad()
+def logits_by_batch(
+    model: nn.Module,
+    params: dict[str, Tensor],
+    data: StoredSplit,
+    views: ViewMaker,
+    device: torch.device,
+    shard: Shard,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(logits [n, classes], labels [n]) of a shard, batch by batch; images are not augmented."""
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(shard.start, shard.stop, _BATCH):
+            part = slice(start, min(start + _BATCH, shard.stop))
+            images = views.normalize(torch.from_numpy(data.images[part].copy()))
+            labels = torch.from_numpy(data.labels[part].copy()).to(device)
+            yield functional_call(model, params, (images,)), labels
+    finally:
+        model.train(was_training)
+
+
 def evaluate_shard(
     model: nn.Module,
     params: dict[str, Tensor],
@@ -47,20 +69,11 @@ def evaluate_shard(
     device: torch.device,
     shard: Shard,
 ) -> Tensor:
-    """[2] float64: examples that are right, and the sum of losses; images are not augmented."""
+    """[2] float64: examples that are right, and the sum of losses."""
     total = torch.zeros(2, dtype=torch.float64)
-    was_training = model.training
-    model.eval()
-    try:
-        for start in range(shard.start, shard.stop, _BATCH):
-            part = slice(start, min(start + _BATCH, shard.stop))
-            images = views.normalize(torch.from_numpy(data.images[part].copy()))
-            labels = torch.from_numpy(data.labels[part].copy()).to(device)
-            logits = functional_call(model, params, (images,))
-            total[0] += float((logits.argmax(dim=1) == labels).sum())
-            total[1] += float(cross_entropy(logits, labels, reduction="sum"))
-    finally:
-        model.train(was_training)
+    for logits, labels in logits_by_batch(model, params, data, views, device, shard):
+        total[0] += float((logits.argmax(dim=1) == labels).sum())
+        total[1] += float(cross_entropy(logits, labels, reduction="sum"))
     return total
 
 

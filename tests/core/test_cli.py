@@ -70,7 +70,13 @@ def test_train_evaluate_and_the_taken_name(config_file: Path) -> None:
     result = json.loads(run("train", config_file, "--json").splitlines()[-1])
     assert (result["name"], result["status"]) == ("small", "finished")
     lines = run("evaluate", result["path"], "--json").splitlines()
-    assert json.loads(lines[-1])["test_accuracy"] == result["test_accuracy"]
+    found = json.loads(lines[-1])
+    assert found["test_accuracy"] == result["test_accuracy"]
+    assert len(found["per_class"]) == len(found["confusion_matrix"]) == 10
+    assert {"calibration_error", "mean_confidence", "largest_confusions"} <= found.keys()
+    assert found["picture"] == f"{result['path']}/confusion.png"
+    assert Path(found["picture"]).read_bytes().startswith(b"\x89PNG")
+    assert f"picture       {found['picture']}" in lines
     other = run("train", config_file, "--name", "other", "--set", "privacy.steps=2", "--json")
     assert json.loads(other.splitlines()[-1])["steps"] == 2
 
@@ -79,6 +85,27 @@ def test_train_evaluate_and_the_taken_name(config_file: Path) -> None:
     assert again.stderr.startswith("dp-ray: ")
     assert "choose another --name" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+def test_evaluate_one_example_of_many_classes(config_file: Path, tmp_path: Path) -> None:
+    fake = ["--set", "data={name: fake, num_examples: 9, num_classes: 30}"]
+    few = ["--set", "data.expected_batch_size=4", "--set", f"data.cache={tmp_path}/cache"]
+    result = json.loads(run("train", config_file, *fake, *few, "--json").splitlines()[-1])
+    drawn = tmp_path / "drawn.svg"
+    lines = run("evaluate", result["path"], "--picture", drawn, "--json").splitlines()
+    found = json.loads(lines[-1])
+    assert found["test_examples"] == 1
+    assert [c["examples"] for c in found["per_class"]].count(0) == 29
+    assert drawn.exists()
+    assert not (Path(result["path"]) / "confusion.png").exists()
+
+
+def test_evaluate_refuses_a_picture_before_it_reads_data(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, errors = failed(capsys, "evaluate", config_file.parent, "--picture", "a.bmp")
+    assert "--picture = 'a.bmp'" in errors
+    assert output == ""
 
 
 def test_ctrl_c_leaves_a_run_that_can_be_resumed(config_file: Path) -> None:

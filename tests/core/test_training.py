@@ -202,6 +202,7 @@ def test_evaluate_agrees_with_training(make_config: MakeConfig) -> None:
     result = start(config)
     found = evaluate_run(str(folder(config)), [])
     assert found["test_accuracy"] == result["test_accuracy"]
+    assert found["test_loss"] == pytest.approx(result["test_loss"])
     low, high = found["interval_95"]
     assert low < found["test_accuracy"] < high
     # The release folder alone is enough, wherever it was copied.
