@@ -15,6 +15,7 @@ from dp_ray.data.catalog import DataFacts
 from dp_ray.errors import ConfigError, ModelError
 from dp_ray.imports import import_object
 from dp_ray.models.networks import GroupNormCNN, TanhCNN
+from dp_ray.models.nf_resnet import NormFreeResNet
 from dp_ray.models.wide_resnet import WideResNet
 
 _OWN: dict[str, Callable[..., nn.Module]] = {
@@ -23,6 +24,7 @@ _OWN: dict[str, Callable[..., nn.Module]] = {
     "wrn_16_4": partial(WideResNet, depth=16, width=4),
     "wrn_40_4": partial(WideResNet, depth=40, width=4),
     "wrn_28_10": partial(WideResNet, depth=28, width=10),
+    "nf_resnet_50": NormFreeResNet,
 }
 
 
