@@ -122,12 +122,25 @@ class ModelConfig(Section):
 
     name: str = Field(
         "gn_cnn",
-        description="gn_cnn, tanh_cnn, wrn_16_4, wrn_40_4, wrn_28_10, any torchvision classifier "
-        "(resnet18, …; batch norm is replaced by group norm), or the import path of your own "
-        "(my_pkg.my_module:build).",
+        description="gn_cnn, tanh_cnn, wrn_16_4, wrn_40_4, wrn_28_10, nf_resnet_50, any "
+        "torchvision classifier (resnet18, …; batch norm is replaced by group norm, or frozen if "
+        "pretrained), or the import path of your own (my_pkg.my_module:build).",
     )
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="Further keyword arguments for the network's builder."
+    )
+    pretrained: str | None = Field(
+        None,
+        description="Weights to start from: the name of torchvision's for its networks (DEFAULT, "
+        "IMAGENET1K_V1), or a file of the network's tensors (.safetensors, .pt, .pth). You declare "
+        "that they were trained on public data: ε does not cover it. A last linear layer of "
+        "another number of classes starts afresh.",
+    )
+    trainable: Literal["all", "head"] | Annotated[list[str], Field(min_length=1)] = Field(
+        "all",
+        description="all, head (the last nn.Linear), or patterns of parameters' names "
+        "([layer4.*, fc.*]). All else is frozen: it gets no gradient and no noise, and counts in "
+        "no norm.",
     )
 
 

@@ -16,6 +16,7 @@ from dp_ray.errors import ConfigError, ModelError
 from dp_ray.imports import import_object
 from dp_ray.models.networks import GroupNormCNN, TanhCNN
 from dp_ray.models.nf_resnet import NormFreeResNet
+from dp_ray.models.trainable import choose_trainable
 from dp_ray.models.wide_resnet import WideResNet
 
 _OWN: dict[str, Callable[..., nn.Module]] = {
@@ -31,18 +32,23 @@ _OWN: dict[str, Callable[..., nn.Module]] = {
 def build_model(config: ModelConfig, facts: DataFacts, *, init_seed: int = 0) -> nn.Module:
     """The configured network in training mode, freshly initialised.
 
+    Its architecture, and what of it is trained, depend on the configuration alone. Pretrained
+    weights are not needed here: :func:`~dp_ray.models.pretrained.load_pretrained` puts them in.
+
     Args:
         config: which network.
         facts: its input shape and number of classes.
         init_seed: seed of the initial parameters; torch's global generator is left as it was.
 
     Raises:
-        ConfigError: no such network, or it does not take the arguments.
+        ConfigError: no such network, it does not take the arguments, or it has no such parameters
+            to train.
         ModelError: see :func:`check_model`.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)
         model = _construct(config, facts).train()
+    choose_trainable(model, config.trainable, facts.num_classes)
     check_model(model)
     _check_output(model, config, facts)
     return model
@@ -74,7 +80,6 @@ def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
 
 def _torchvision_model(config: ModelConfig, facts: DataFacts) -> nn.Module:
     import torchvision
-    from opacus.validators import ModuleValidator
 
     names = torchvision.models.list_models(module=torchvision.models)
     if config.name not in names:
@@ -92,8 +97,29 @@ def _torchvision_model(config: ModelConfig, facts: DataFacts) -> nn.Module:
         raise ConfigError(
             "model.name", config.name, "takes RGB images", "Set data.channels=3 or another model"
         )
+    return _with_group_norm(model) if config.pretrained is None else _with_frozen_norm(model)
+
+
+def _with_group_norm(model: nn.Module) -> nn.Module:
+    from opacus.validators import ModuleValidator
+
     fixed: nn.Module = ModuleValidator.fix(model)
     return fixed
+
+
+def _with_frozen_norm(model: nn.Module) -> nn.Module:
+    """Batch norm as an affine map of each channel, which mixes no examples.
+
+    Statistics, scale and shift are buffers of the names that they had, so each takes what a trained
+    batch norm held and computes what that one does in evaluation.
+    """
+    from torchvision.ops import FrozenBatchNorm2d
+
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, FrozenBatchNorm2d(child.num_features, eps=child.eps))
+    return model
 
 
 def check_model(model: nn.Module) -> None:

@@ -39,6 +39,8 @@ class Coordinator:
         initial_params: [P] on the device of training; copied.
         layout: the order of the vector.
         data_digest: of the training data; to go on with other data is refused.
+        weights_digest: of the pretrained weights; likewise, as frozen parameters come from them
+            anew each time.
         execution: how this run is executed: what decides whether sums repeat bit for bit.
 
     Raises:
@@ -58,6 +60,7 @@ class Coordinator:
         initial_params: Tensor,
         layout: ParameterLayout,
         data_digest: str,
+        weights_digest: str | None,
         execution: Execution,
     ) -> None:
         self._plan = plan
@@ -80,14 +83,15 @@ class Coordinator:
         )
         self._step = 0
         self._diverged = False  # from the run that the ledger's later records are of
-        self._check_origin(data_digest)
+        parameters = _parameters_digest(layout, weights_digest)
+        self._check_origin(data_digest, parameters)
         if (checkpoint := checkpoints.newest()) is not None:
             self._restore(checkpoint)
         ledger.open_session(
             execution,
             first_step=self._step,
             data=data_digest,
-            parameters=_layout_digest(layout),
+            parameters=parameters,
         )
 
     @property
@@ -177,7 +181,7 @@ class Coordinator:
         assert self._ema_decay is not None
         return min(self._ema_decay, (1 + self._step) / (10 + self._step))
 
-    def _check_origin(self, data_digest: str) -> None:
+    def _check_origin(self, data_digest: str, parameters: str) -> None:
         if not self._ledger.sessions:
             return
         session = self._ledger.sessions[-1]
@@ -186,10 +190,11 @@ class Coordinator:
                 "the training data is not what the run was started with: its digest differs. "
                 "Restore the data, or start a new run with another --name"
             )
-        if session.parameters != _layout_digest(self._layout):
+        if session.parameters != parameters:
             raise RunError(
                 "the network's parameters are not those that the run was started with: their names "
-                "or shapes differ. Resume with the same model, or start a new run"
+                "or shapes differ, or what model.pretrained holds. Resume with the same model, or "
+                "start a new run with another --name"
             )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -202,6 +207,6 @@ class Coordinator:
         self._step = checkpoint.step
 
 
-def _layout_digest(layout: ParameterLayout) -> str:
+def _parameters_digest(layout: ParameterLayout, weights_digest: str | None) -> str:
     names = [[name, list(shape)] for name, shape in layout.shapes.items()]
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([names, weights_digest]).encode()).hexdigest()

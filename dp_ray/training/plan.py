@@ -16,6 +16,7 @@ from dp_ray.data.catalog import DataFacts, data_facts
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, ModelError
 from dp_ray.models.build import build_model
+from dp_ray.models.pretrained import load_pretrained
 from dp_ray.privacy.accounting import (
     AccountantName,
     BudgetError,
@@ -119,11 +120,13 @@ def check_feasible(config: Config, steps: int) -> None:
 
 
 def _build_parts(config: Config) -> nn.Module:
-    """The network; views are built too, but for their refusals alone."""
+    """The network; views are built and weights loaded too, but for their refusals alone."""
     facts = data_facts(config.data)
     _check_gpus(config)
     ViewMaker(config.augment, facts, torch.device("cpu"))
-    return build_model(config.model, facts)
+    model = build_model(config.model, facts)
+    load_pretrained(model, config.model)
+    return model
 
 
 def _check_parts(config: Config, model: nn.Module, steps: int) -> None:

@@ -7,6 +7,7 @@ import math
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ ASSUMPTIONS = (
     "Only the release folder is published; the run key and the private folder stay secret.",
     "The run's folder was not copied, or put back as it was earlier, and gone on with twice.",
     "Run time, memory and traffic are not observed by the adversary.",
+)
+
+PRETRAINED = (
+    "Training started from weights that were trained on public data, as the user declares; ε does "
+    "not cover what those were trained on."
 )
 
 CHOICE = next(i for i, text in enumerate(ASSUMPTIONS) if "a search on it" in text)
@@ -149,6 +155,8 @@ def public_config(config: Config) -> dict[str, Any]:
     """The configuration without what helps to undo the noise or to find the data."""
     values = config.dump()
     values["seed"] = None
+    if config.model.pretrained is not None:  # the file's name says enough; a name stays as it is
+        values["model"]["pretrained"] = Path(config.model.pretrained).name
     values["data"].update(root=None, cache=None)
     values["train"]["storage_path"] = "runs"
     values["cluster"]["address"] = None
@@ -166,6 +174,8 @@ def privacy_statement(
             "The configuration was chosen by a search on the same data: epsilon_with_search counts "
             "it, and epsilon does not."
         )
+    if config.model.pretrained is not None:
+        assumptions.append(PRETRAINED)
     return {
         "epsilon": finite(outcome.epsilon),
         "delta": plan.delta,

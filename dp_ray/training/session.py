@@ -16,6 +16,7 @@ from dp_ray.data.views import ViewMaker
 from dp_ray.errors import DataError
 from dp_ray.keys import SamplingKeys
 from dp_ray.models.build import build_model
+from dp_ray.models.pretrained import load_pretrained
 from dp_ray.privacy.balance import Execution
 from dp_ray.privacy.ledger import Ledger
 from dp_ray.training.allocator import keep_freed_memory
@@ -137,9 +138,11 @@ def open_session(
     keep_freed_memory()
     plan, dataset = task.plan, open_dataset(task.config.data)
     _agree_on_data(collective, dataset.digest)
-    # What rank 0 initialises is broadcast, so only its seed matters.
+    # What rank 0 initialises is broadcast, so only its seed matters, and only it needs weights.
     seed = task.run.run_key().seed_of_initial_parameters() if collective.rank == 0 else 0
-    model = build_model(task.config.model, dataset.facts, init_seed=seed).to(device)
+    model = build_model(task.config.model, dataset.facts, init_seed=seed)
+    weights_digest = load_pretrained(model, task.config.model) if collective.rank == 0 else None
+    model = model.to(device)
     layout = ParameterLayout.of(model)
     _share_untrained(collective, model, layout)
     choice, engine = agree_on_engine(
@@ -161,7 +164,7 @@ def open_session(
     )
     lead = None
     if collective.rank == 0:
-        lead = _open_lead(task, model, layout, dataset, execution)
+        lead = _open_lead(task, model, layout, dataset, weights_digest, execution)
     try:
         worker = ShardWorker(
             model=model,
@@ -198,13 +201,15 @@ def _open_lead(
     model: nn.Module,
     layout: ParameterLayout,
     dataset: Dataset,
+    weights_digest: str | None,
     execution: Execution,
 ) -> Lead:
     # Here, so that followers do not even load the code that draws noise.
     from dp_ray.training.coordinator import Coordinator
 
     # The configuration that the run was started with: one that allows more steps draws the same.
-    context = json.dumps([deciding_fields(task.run.config()), dataset.digest], sort_keys=True)
+    decided = [deciding_fields(task.run.config()), dataset.digest, weights_digest]
+    context = json.dumps(decided, sort_keys=True)
     run_key = task.run.run_key().bind(context)
     ledger = task.run.write_ledger(task.attempt, wait_s=_LOCK_WAIT_S, block=task.charge_every)
     try:
@@ -217,6 +222,7 @@ def _open_lead(
             initial_params=layout.join(dict(model.named_parameters())),
             layout=layout,
             data_digest=dataset.digest,
+            weights_digest=weights_digest,
             execution=execution,
         )
         return Lead(coordinator, ledger, Journal(task.run, task.plan), run_key.sampling_keys())

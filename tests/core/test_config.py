@@ -141,7 +141,7 @@ def test_configurations_of_the_repository_can_be_loaded(path: Path) -> None:
 
 
 def test_there_are_configurations_in_the_repository() -> None:
-    assert {"digits.yaml", "mnist.yaml"} <= {path.name for path in CONFIGS}
+    assert {"digits.yaml", "mnist.yaml", "fine_tune.yaml"} <= {path.name for path in CONFIGS}
 
 
 # Unknown keys
@@ -250,6 +250,9 @@ def test_a_missing_section_is_named() -> None:
         ({"cluster": {"num_workers": -1}}, "cluster.num_workers = -1: it should be greater"),
         ({"seed": -1}, "seed = -1: it should be greater"),
         ({"model": {"arguments": [1]}}, "model.arguments = [1]: it should be a valid dictionary"),
+        ({"model": {"trainable": "fc"}}, "model.trainable = 'fc': it should be 'all' or 'head'"),
+        ({"model": {"trainable": []}}, "model.trainable = []: "),
+        ({"model": {"pretrained": True}}, "model.pretrained = True: it should be a valid string"),
     ],
 )
 def test_a_bad_value_is_named_with_its_field(sections: dict[str, Any], start: str) -> None:
@@ -620,6 +623,8 @@ FULL: dict[str, Any] = {
             "a_rather_long_name_of_an_argument": "and a text that is long as well, to be wrapped",
             "another_one": {"nested": [1e-5, None, True, "yes", "", "multi\nline"]},
         },
+        "pretrained": "~/weights.safetensors",
+        "trainable": ["*.bias", "9.*"],
     },
     "privacy": {"epsilon": 3.0, "steps": 2500, "delta": 1e-5, "max_grad_norm": 0.1},
     "optimizer": {
