@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -101,13 +101,24 @@ def check_keys(section: type[BaseModel], values: Any, prefix: str = "") -> None:
 def describe_fields(
     section: type[BaseModel] = Config, prefix: str = ""
 ) -> Iterator[tuple[str, FieldInfo]]:
-    """Every field as (dotted path, description and default), sections in order."""
+    """Every field as (dotted path, description and default), sections in order.
+
+    A section that may be null is a field, and its own fields follow.
+    """
     for name, field in section.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield from describe_fields(annotation, f"{prefix}{name}.")
-        else:
+        inner = _section_of(field)
+        if inner is None or inner is not field.annotation:
             yield prefix + name, field
+        if inner is not None:
+            yield from describe_fields(inner, f"{prefix}{name}.")
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a field is, or may be."""
+    for annotation in (field.annotation, *get_args(field.annotation)):
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            return annotation
+    return None
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
@@ -133,14 +144,16 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def set_field(values: dict[str, Any], path: str, value: Any) -> None:
-    """Sets a dotted field in plain values; sections that are missing are made.
+    """Sets a dotted field in plain values; sections that are missing or null are made.
 
     Raises:
         ConfigError: a part of the path is no section.
     """
     keys = path.split(".")
     for key in keys[:-1]:
-        inner = values.setdefault(key, {})
+        if values.get(key) is None:
+            values[key] = {}
+        inner = values[key]
         if not isinstance(inner, dict):
             raise ConfigError(path, value, f"{key} is no section", "See dp-ray config")
         values = inner
@@ -162,11 +175,12 @@ def _refuse_unknown_keys(
                 "no such field",
                 f"Did you mean {hints[0]}? There are {', '.join(known)}; see dp-ray config",
             )
-        annotation = known[key].annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        inner = _section_of(known[key])
+        optional = inner is not known[key].annotation
+        if inner is not None and not (optional and value is None):
             if not isinstance(value, dict):
-                raise _no_section(annotation, value, f"{prefix}{key}.")
-            _refuse_unknown_keys(annotation, value, f"{prefix}{key}.", fields)
+                raise _no_section(inner, value, f"{prefix}{key}.")
+            _refuse_unknown_keys(inner, value, f"{prefix}{key}.", fields)
 
 
 def _no_section(section: type[BaseModel], value: Any, prefix: str) -> ConfigError:

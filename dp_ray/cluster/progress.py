@@ -78,6 +78,8 @@ def describe_progress(progress: dict[str, Any], plan: PrivacyPlan) -> str:
     accuracy, seconds_left = progress["test_accuracy"], progress["seconds_left"]
     grid = max(plan.steps // 20, 1)
     spent = plan.epsilon_after(min(-(-progress["charges"] // grid) * grid, plan.steps))
+    if progress["repaired"] and len(plan.noise_factors) > 1:
+        spent = plan.epsilon  # a repair charges the least noise, whatever the place in the run
     parts = [
         f"step {progress['step']}/{plan.steps}",
         f"{progress['images_per_second']:,.0f} images/s",

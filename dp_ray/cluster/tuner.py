@@ -124,7 +124,7 @@ def _scheduler(search: Search) -> TrialScheduler | None:
     return ASHAScheduler(
         time_attr="training_iteration",
         # More evaluations than any run has: no trial is stopped for its length alone.
-        max_t=2 + max(steps for _, _, steps in search.budgets.runs),
+        max_t=2 + max(plan.steps for plan in search.budgets.solved.values()),
         grace_period=sweep.grace_evaluations,
         reduction_factor=sweep.reduction_factor,
     )

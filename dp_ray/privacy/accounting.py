@@ -16,6 +16,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
+from dp_ray.privacy.schedule import CONSTANT, History, NoiseSchedule
+
 AccountantName = Literal["prv", "rdp", "pld"]
 
 EPSILON_TOLERANCE = 1e-3
@@ -29,10 +31,6 @@ class BudgetError(ValueError):
     """No noise multiplier or number of steps in reach meets the budget."""
 
 
-History = tuple[tuple[float, float, int], ...]
-"""What was released: (noise multiplier σ, sampling rate q, number of noised sums), in any order."""
-
-
 def epsilon(
     accountant: AccountantName,
     *,
@@ -40,8 +38,9 @@ def epsilon(
     sample_rate: float,
     steps: int,
     delta: float,
+    schedule: NoiseSchedule = CONSTANT,
 ) -> float:
-    """ε of ``steps`` equal steps, at ``delta``; see :func:`epsilon_of`.
+    """ε of ``steps`` steps, at ``delta``; see :func:`epsilon_of`.
 
     Args:
         accountant: which of the three accountants to ask.
@@ -49,8 +48,9 @@ def epsilon(
         sample_rate: q in (0, 1].
         steps: number of noised sums released.
         delta: δ in (0, 1).
+        schedule: how σ falls during the steps.
     """
-    return epsilon_of(accountant, ((noise_multiplier, sample_rate, steps),), delta)
+    return epsilon_of(accountant, schedule.releases(noise_multiplier, sample_rate, steps), delta)
 
 
 @cache
@@ -108,9 +108,10 @@ def solve_noise_multiplier(
     sample_rate: float,
     steps: int,
     delta: float,
+    schedule: NoiseSchedule = CONSTANT,
     near: float | None = None,
 ) -> float:
-    """The smallest σ (to the tolerance) with which ``steps`` steps cost at most ``target``.
+    """The smallest first σ (to the tolerance) with which ``steps`` steps cost at most ``target``.
 
     Args:
         accountant: who says what steps cost.
@@ -118,6 +119,7 @@ def solve_noise_multiplier(
         sample_rate: q in (0, 1].
         steps: T.
         delta: δ in (0, 1).
+        schedule: how σ falls during the steps.
         near: a σ that is known to be close, to save time.
 
     Raises:
@@ -127,9 +129,7 @@ def solve_noise_multiplier(
     from scipy.optimize import brentq
 
     def cost(sigma: float, name: AccountantName = accountant) -> float:
-        return epsilon(
-            name, noise_multiplier=sigma, sample_rate=sample_rate, steps=steps, delta=delta
-        )
+        return epsilon_of(name, schedule.releases(sigma, sample_rate, steps), delta)
 
     wide = 1.5 if near is None else 1.02
     high = None
@@ -175,6 +175,7 @@ def solve_steps(
     noise_multiplier: float,
     sample_rate: float,
     delta: float,
+    schedule: NoiseSchedule = CONSTANT,
 ) -> int:
     """The largest number of steps that costs at most ``target``.
 
@@ -183,13 +184,8 @@ def solve_steps(
     """
 
     def cost(steps: int) -> float:
-        return epsilon(
-            accountant,
-            noise_multiplier=noise_multiplier,
-            sample_rate=sample_rate,
-            steps=steps,
-            delta=delta,
-        )
+        releases = schedule.releases(noise_multiplier, sample_rate, steps)
+        return epsilon_of(accountant, releases, delta)
 
     low, low_cost = 1, cost(1)
     if low_cost > target:

@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dp_ray.privacy.accounting import History
 from dp_ray.privacy.chain import Record
+from dp_ray.privacy.schedule import History
 
 UNKNOWN = ""
 """The digest of a sum that was never written down."""
@@ -35,6 +35,11 @@ class Charge:
     noise_multiplier: float
     max_grad_norm: float
     sample_rate: float
+
+    def pays_for(self, other: Charge) -> bool:
+        """Whether this, without a digest yet, was meant for the other; C costs nothing."""
+        known = replace(self, digest=other.digest, max_grad_norm=other.max_grad_norm)
+        return known == other
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,9 @@ class Balance:
             self.newest[step] = Entry(rest, self.execution, prepaid=writing)
 
     def _take_sum(self, content: dict[str, Any], _writing: bool) -> None:
-        charge = replace(self.newest[content["step"]].charge, digest=content["digest"])
+        charge = self.newest[content["step"]].charge
+        norm = content.get("max_grad_norm", charge.max_grad_norm)  # where it does not adapt
+        charge = replace(charge, digest=content["digest"], max_grad_norm=norm)
         self.newest[charge.step] = Entry(charge, self.execution, prepaid=False)
 
     def _take_unused(self, content: dict[str, Any], writing: bool) -> None:

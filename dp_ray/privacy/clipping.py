@@ -1,12 +1,24 @@
 """Norms of per-example gradients, and the sum of what is left of them after clipping.
 
-Shapes: B examples; C is ``max_grad_norm``. No step depends on values (no branch, no copy to the
-host), so a compiler may fuse all of it into one pass over the B·P numbers.
+Shapes: B examples, L layers; C is ``max_grad_norm``. No step depends on values (no branch, no copy
+to the host), so a compiler may fuse all of it into one pass over the B·P numbers.
+
+Whichever clipping: an example's part of the sum has norm C at most, so one example more or less
+moves the sum by C at most.
+
+- ``flat``: g · min(1, C/‖g‖) (Abadi et al. 2016, arXiv 1607.00133, algorithm 1).
+- ``automatic``: g · C/(‖g‖ + γ) with γ = 0.01, which lifts small gradients too (AUTO-S: Bu et al.
+  2023, arXiv 2206.07136, section 4).
+- ``per_layer``: each layer's part to C/√L by itself, so that the whole has norm √(L · C²/L) = C at
+  most (McMahan et al. 2018, arXiv 1710.06963, section 3). A layer is a module's own parameters:
+  weight, bias, gain.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,12 +29,20 @@ _SLACK = 1 - 2.0**-18
 """Clipped to this part of C, so that the rounding of a norm and of a product does not carry it past
 C. The sum is taken in float64: in float32 its rounding would depend on who shares a microbatch."""
 
+_STABILITY = 0.01
+"""γ of automatic clipping."""
+
+Clipping = Literal["flat", "automatic", "per_layer"]
+
 SMALLEST_CLIP = 1e-9
 """Squares of float32 numbers vanish below about 1e-19: a much smaller C would clip nothing."""
 
 
 def clip_and_sum(
-    gradients: Mapping[str, Tensor], mask: Tensor, max_grad_norm: float
+    gradients: Mapping[str, Tensor],
+    mask: Tensor,
+    max_grad_norm: float | Tensor,
+    clipping: Clipping = "flat",
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The sum over B examples of their clipped gradients.
 
@@ -32,36 +52,58 @@ def clip_and_sum(
     Args:
         gradients: name → [B, …] float32 or float64.
         mask: [B] bool, False for examples that are padding.
-        max_grad_norm: C.
+        max_grad_norm: C; a float64 tensor [] where it changes from step to step.
+        clipping: how.
 
     Returns:
-        name → float64 sum of the parameter's shape, and the [B] norms before clipping.
+        name → float64 sum of the parameter's shape, and the [B] norms of whole gradients before
+        clipping.
     """
-    norms_b = per_example_norms(gradients)
+    norms_pb = _norms_by_parameter(gradients)
+    norms_b = torch.linalg.vector_norm(torch.stack(list(norms_pb.values())), dim=0)
     counted_b = mask & norms_b.isfinite()
-    factor_b = (_SLACK * max_grad_norm / norms_b).clamp(max=1.0).where(counted_b, 0.0)
+    factors = _factors(norms_pb, norms_b, _SLACK * max_grad_norm, clipping)
     total = {}
     for name, g in gradients.items():
+        factor_b = factors[name].where(counted_b, 0.0)
         flat = g.reshape(len(g), -1).where(counted_b[:, None], 0.0)  # 0 · NaN is NaN
         clipped = flat * factor_b.to(g.dtype)[:, None]
         total[name] = clipped.sum(dim=0, dtype=torch.float64).view(g.shape[1:])
     return total, norms_b.to(next(iter(gradients.values())).dtype)
 
 
-def per_example_norms(gradients: Mapping[str, Tensor]) -> Tensor:
-    """[B] float64 L2 norms over all parameters.
+def _factors(
+    norms_pb: dict[str, Tensor], norms_b: Tensor, bound: float | Tensor, clipping: Clipping
+) -> dict[str, Tensor]:
+    """For each parameter the [B] factors that leave whole gradients within the bound."""
+    if clipping == "automatic":
+        return dict.fromkeys(norms_pb, bound / (norms_b + _STABILITY))
+    if clipping == "flat":
+        return dict.fromkeys(norms_pb, (bound / norms_b).clamp(max=1.0))
+    layers: dict[str, list[str]] = {}
+    for name in norms_pb:
+        layers.setdefault(name.rpartition(".")[0], []).append(name)
+    factors = {}
+    for names in layers.values():
+        layer_b = torch.linalg.vector_norm(torch.stack([norms_pb[n] for n in names]), dim=0)
+        factor_b = (bound / math.sqrt(len(layers)) / layer_b).clamp(max=1.0)
+        factors.update(dict.fromkeys(names, factor_b))
+    return factors
+
+
+def _norms_by_parameter(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name → [B] float64 L2 norms.
 
     torch adds up a float32 norm nearly in sequence, which is 4e-4 short at 10⁷ numbers: an example
     would be clipped to more than C. Norms of rows of 256, joined in float64, are good to 1e-7 and
     as fast. A finite gradient whose squares overflow has norm infinity and is left out.
     """
-    per_tensor = []
-    for gradient in gradients.values():
+    norms = {}
+    for name, gradient in gradients.items():
         flat = gradient.reshape(len(gradient), -1)
         whole = flat.shape[1] - flat.shape[1] % _NORM_ROW
         rows = flat[:, :whole].reshape(len(flat), whole // _NORM_ROW, _NORM_ROW)
         row_norms = torch.linalg.vector_norm(rows, dim=2).double()
         pieces = torch.cat([row_norms, flat[:, whole:].double()], dim=1)
-        per_tensor.append(torch.linalg.vector_norm(pieces, dim=1))
-    norms_b: Tensor = torch.linalg.vector_norm(torch.stack(per_tensor), dim=0)
-    return norms_b
+        norms[name] = torch.linalg.vector_norm(pieces, dim=1)
+    return norms

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from dp_ray.privacy.clipping import clip_and_sum
+from dp_ray.privacy.clipping import Clipping, clip_and_sum
 from dp_ray.privacy.dropout import KeyedDropout
 from dp_ray.privacy.layer_rules import PerExampleConvolutions
 
@@ -36,8 +36,9 @@ Precision = Literal["float32", "bfloat16"]
 Sums = tuple[dict[str, Tensor], Tensor, Tensor]
 """Clipped sum per parameter, norms [B], losses [B]."""
 
-_Inputs = tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor, Tensor, Tensor | None]
-"""Parameters, constants, views [B, K, C, H, W], labels [B], mask [B], dropout seeds [B]."""
+_Inputs = tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor, Tensor, Tensor, Tensor | None]
+"""Parameters, constants, views [B, K, C, H, W], labels [B], mask [B], clipping norm [], dropout
+seeds [B]."""
 
 
 class EngineError(Exception):
@@ -80,6 +81,7 @@ class Engine:
         *,
         mask: Tensor,
         max_grad_norm: float,
+        clipping: Clipping,
         loss_fn: LossFunction,
         dropout_seeds: Tensor | None,
     ) -> Sums:
@@ -93,15 +95,17 @@ class Engine:
         constants.update(model.named_buffers())
 
         def function(*inputs: *_Inputs) -> Sums:
-            return self._sum(model, max_grad_norm, loss_fn, *inputs)
+            return self._sum(model, clipping, loss_fn, *inputs)
 
-        inputs: _Inputs = (dict(params), constants, views, labels, mask, dropout_seeds)
+        # An input of the graph and no constant of it: it may change from step to step.
+        norm = torch.tensor(max_grad_norm, dtype=torch.float64, device=views.device)
+        inputs: _Inputs = (dict(params), constants, views, labels, mask, norm, dropout_seeds)
         # Whatever the caller computes in: norms and sums are not shortened.
         with torch.autocast(views.device.type, enabled=False):
             if not self.is_compiled:
                 return function(*inputs)
             training = tuple(module.training for module in model.modules())
-            key = (model, training, loss_fn, max_grad_norm, _signature(inputs))
+            key = (model, training, loss_fn, clipping, _signature(inputs))
             with torch.no_grad():
                 if key not in self._compiled:
                     self._compiled[key] = _compile(function, inputs)
@@ -110,13 +114,14 @@ class Engine:
     def _sum(
         self,
         model: nn.Module,
-        max_grad_norm: float,
+        clipping: Clipping,
         loss_fn: LossFunction,
         params: dict[str, Tensor],
         constants: dict[str, Tensor],
         views: Tensor,
         labels: Tensor,
         mask: Tensor,
+        max_grad_norm: Tensor,
         dropout_seeds: Tensor | None,
     ) -> Sums:
         def mean_loss(
@@ -132,7 +137,7 @@ class Engine:
             in_dims=(None, 0, 0, None if dropout_seeds is None else 0),
             randomness="different" if dropout_seeds is None else "error",
         )(params, views, labels, dropout_seeds)
-        total, norms = clip_and_sum(gradients, mask, max_grad_norm)
+        total, norms = clip_and_sum(gradients, mask, max_grad_norm, clipping)
         return total, norms, losses.detach()
 
     def _rules(self) -> AbstractContextManager[object]:

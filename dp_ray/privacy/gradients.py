@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dp_ray.privacy.clipping import SMALLEST_CLIP
+from dp_ray.privacy.clipping import SMALLEST_CLIP, Clipping
 from dp_ray.privacy.engines import Engine, LossFunction
 
 
@@ -40,6 +40,7 @@ def clipped_gradient_sum(
     labels: Tensor,
     *,
     max_grad_norm: float,
+    clipping: Clipping = "flat",
     mask: Tensor | None = None,
     microbatch_size: int | None = None,
     loss_fn: LossFunction = F.cross_entropy,
@@ -51,8 +52,9 @@ def clipped_gradient_sum(
     For example i, ``g_i = ∇ (1/K) Σ_k loss(f(params, views[i, k]), labels[i])`` with the mean
     inside the differentiated function, so memory grows with B·P and not with B·K·P (augmentation
     multiplicity: De et al. 2022, arXiv 2204.13650, section 3.2). Then ``Σ_i g_i · min(1, C/‖g_i‖)``
-    (Abadi et al. 2016, arXiv 1607.00133, algorithm 1). An example whose gradient holds a NaN or
-    an infinity (or is so large that its norm overflows), and a masked one, adds exactly zero.
+    (Abadi et al. 2016, arXiv 1607.00133, algorithm 1), or as ``clipping`` says
+    (:mod:`dp_ray.privacy.clipping`). An example whose gradient holds a NaN or an infinity (or is so
+    large that its norm overflows), and a masked one, adds exactly zero.
 
     Args:
         model: the network; it is called, never changed. Its buffers, and those of its parameters
@@ -61,6 +63,7 @@ def clipped_gradient_sum(
         views: [B, K, C, H, W] floating point.
         labels: [B] class indices (or whatever ``loss_fn`` takes, per example).
         max_grad_norm: C, the bound on each example's gradient norm.
+        clipping: how gradients are brought within C.
         mask: [B] bool, False for padding; None means that all examples are real.
         microbatch_size: examples differentiated at a time, which bounds memory; None means all.
         loss_fn: mean loss of one example's views, called with logits [K, classes] and labels [K].
@@ -104,6 +107,7 @@ def clipped_gradient_sum(
             labels[part],
             mask=mask[part],
             max_grad_norm=max_grad_norm,
+            clipping=clipping,
             loss_fn=loss_fn,
             dropout_seeds=None if dropout_seeds is None else dropout_seeds[part],
         )

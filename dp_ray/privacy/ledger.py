@@ -13,15 +13,15 @@ because nobody knows which sum its noise was added to.
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from enum import Enum
 from typing import Any
 
 from dp_ray.errors import LedgerError
-from dp_ray.privacy.accounting import History
 from dp_ray.privacy.balance import UNKNOWN, Balance, Charge, Execution, Session
 from dp_ray.privacy.chain import Chain, Record, Totals
 from dp_ray.privacy.lock import WriterLock
+from dp_ray.privacy.schedule import History, NoiseSchedule, room
 from dp_ray.storage import Folder
 
 
@@ -124,6 +124,10 @@ class Ledger:
         """What was paid for, as the accountants take it."""
         return self._balance.history
 
+    def affords(self, noise_multiplier: float) -> bool:
+        """Whether the plan covers one more sum with that σ, whatever was spent on repeats."""
+        return self._room(noise_multiplier) > 0
+
     @property
     def sessions(self) -> list[Session]:
         """The coordinators that worked on the run, in order."""
@@ -197,12 +201,14 @@ class Ledger:
         if entry is None or entry.charge.incarnation < charge.incarnation:
             if charge.incarnation < self._balance.floor:
                 return Verdict.CONFLICT
-            if self.charges >= self.plan["steps"]:
+            if not self.affords(charge.noise_multiplier):
                 raise LedgerError("the budget is spent: nothing more is released")
             self._append("charge", {**asdict(charge), "count": self._block_from(charge)})
             return Verdict.CHARGED
-        if entry.prepaid and replace(entry.charge, digest=charge.digest) == charge:
-            self._append("sum", {"step": charge.step, "digest": charge.digest}, durable=False)
+        if entry.prepaid and entry.charge.pays_for(charge):
+            content = asdict(charge)
+            known = {name: content[name] for name in ("step", "digest", "max_grad_norm")}
+            self._append("sum", known, durable=False)
             return Verdict.CHARGED
         return Verdict.REPLAYED if entry.charge == charge else Verdict.CONFLICT
 
@@ -215,13 +221,29 @@ class Ledger:
         self._append("plan", plan)
 
     def _block_from(self, charge: Charge) -> int:
-        """Steps from this one on that may be paid for together, within the plan."""
-        steps = self.plan["steps"]
-        most = min(self._block, steps - self.charges, steps - charge.step)
+        """Steps from this one on, all with its σ, that may be paid for together."""
+        steps, sigma = self.plan["steps"], charge.noise_multiplier
+        most = min(self._block, self._room(sigma), steps - charge.step)
         count = 1
-        while count < most and self._unused_incarnation(charge.step + count) == charge.incarnation:
+        while (
+            count < most
+            and self._unused_incarnation(charge.step + count) == charge.incarnation
+            and self._noise_at(charge.step + count) == sigma
+        ):
             count += 1
         return count
+
+    def _room(self, noise_multiplier: float) -> int:
+        first, rate, steps = (self.plan[n] for n in ("noise_multiplier", "sample_rate", "steps"))
+        return room(self._schedule.releases(first, rate, steps), self.history, noise_multiplier)
+
+    def _noise_at(self, step: int) -> float:
+        factor = self._schedule.factor_at(step, self.plan["steps"])
+        return float(self.plan["noise_multiplier"] * factor)
+
+    @property
+    def _schedule(self) -> NoiseSchedule:
+        return NoiseSchedule(tuple(self.plan.get("noise_factors", (1.0,))))
 
     def _unused_incarnation(self, step: int) -> int:
         entry = self._balance.newest.get(step)
@@ -240,7 +262,8 @@ class Ledger:
             {
                 "count": lost,
                 "floor": highest + 1 + secrets.randbelow(2**40),
-                "noise_multiplier": self.plan["noise_multiplier"],
+                # Of steps that nobody knows: as if they had had the least noise.
+                "noise_multiplier": self._noise_at(self.plan["steps"] - 1),
                 "sample_rate": self.plan["sample_rate"],
             },
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor
@@ -25,7 +26,6 @@ class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc
 
     Args:
         optimizer: any ``torch.optim`` optimizer over the P parameters.
-        noise_multiplier: σ; the noise has standard deviation σ times the sum's sensitivity.
         expected_batch_size: B̄, the public denominator.
         normalize_update: divide the update by the sensitivity too, so that the learning rate does
             not depend on it (De et al. 2022, arXiv 2204.13650, section 3).
@@ -35,31 +35,36 @@ class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc
         self,
         optimizer: Optimizer,
         *,
-        noise_multiplier: float,
         expected_batch_size: int,
         normalize_update: bool = False,
     ) -> None:
         super().__init__(
             optimizer,
-            noise_multiplier=noise_multiplier,
-            max_grad_norm=float("nan"),  # set by each sum
+            noise_multiplier=float("nan"),  # both are said with each sum
+            max_grad_norm=float("nan"),
             expected_batch_size=expected_batch_size,
         )
         self._normalize_update = normalize_update
         self._stream: KeyedStream | None = None
 
     def release(
-        self, gradients: Mapping[str, Tensor], *, sensitivity: float, stream: KeyedStream
+        self,
+        gradients: Mapping[str, Tensor],
+        *,
+        noise_multiplier: float,
+        sensitivity: float,
+        stream: KeyedStream,
     ) -> None:
         """Adds noise to a sum once and steps the wrapped optimizer.
 
         Args:
             gradients: the sum over all examples of the step, in the order of the optimizer's
                 parameters.
-            sensitivity: what the clipping says one example can move it by; scales the noise.
+            noise_multiplier: σ; the noise has standard deviation σ times the sensitivity.
+            sensitivity: what the clipping says one example can move the sum by.
             stream: the noise of this step and incarnation, and of no other sum.
         """
-        self.max_grad_norm = sensitivity
+        self.noise_multiplier, self.max_grad_norm = noise_multiplier, sensitivity
         self._stream = stream
         for parameter, gradient in zip(self.params, gradients.values(), strict=True):
             parameter.grad = gradient.to(parameter.dtype).view_as(parameter)
@@ -99,3 +104,14 @@ class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the wrapped optimizer's state."""
         self.original_optimizer.load_state_dict(state_dict)
+
+
+def noised_count(count: float, *, std: float, stream: KeyedStream) -> float:
+    """A count with Gaussian noise, added in float64 and rounded to float32 as the sum is.
+
+    Args:
+        count: a number that an example moves by a known amount.
+        std: standard deviation of the noise.
+        stream: the noise of this count and of no other number.
+    """
+    return float(np.float32(count + std * float(stream.normal(1)[0])))

@@ -22,8 +22,10 @@ from dp_accounting.dp_event import DpEvent, RepeatAndSelectDpEvent
 from dp_accounting.rdp import RdpAccountant
 from numpy.typing import NDArray
 
-Run = tuple[float, float, int]
-"""What one run may release: (noise multiplier σ, sampling rate q, steps T)."""
+from dp_ray.privacy.schedule import History
+
+Run = History
+"""What one run may release."""
 
 Distribution = Literal["poisson", "geometric", "truncated_negative_binomial"]
 
@@ -102,7 +104,7 @@ def selection_epsilon(
     Returns:
         An upper bound; ``inf`` if a run has no noise.
     """
-    if any(sigma == 0 for sigma, _, _ in runs):
+    if any(sigma == 0 for run in runs for sigma, _, _ in run):
         return math.inf
     accountant = _Accountant(ORDERS)
     accountant.compose(RepeatAndSelectDpEvent(_WorstOf(tuple(runs)), count.mean, count.eta))
@@ -125,7 +127,7 @@ def adaptive_epsilon(
         delta: δ in (0, 1).
         then: if given, one of these follows on the same data, whichever the search says.
     """
-    if any(sigma == 0 for sigma, _, _ in runs):
+    if any(sigma == 0 for run in runs for sigma, _, _ in run):
         return math.inf
     accountant = _Accountant(ORDERS)
     accountant.compose(_WorstOf(tuple(runs)), trials)
@@ -167,7 +169,9 @@ def _curve(run: Run) -> NDArray[np.float64]:
     """
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    sigma, rate, steps = run
-    curve = compute_rdp(q=rate, noise_multiplier=sigma, steps=steps, orders=list(ORDERS))
+    total = np.zeros(len(ORDERS))
+    for sigma, rate, steps in run:
+        curve = compute_rdp(q=rate, noise_multiplier=sigma, steps=steps, orders=list(ORDERS))
+        total += np.asarray(curve, dtype=np.float64)
     # dp-accounting would take NaN for no divergence at all.
-    return np.nan_to_num(np.asarray(curve, dtype=np.float64), nan=math.inf, posinf=math.inf)
+    return np.nan_to_num(total, nan=math.inf, posinf=math.inf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from dp_ray.config import Config
@@ -24,6 +25,9 @@ def describe_config(config: Config | None) -> str:
     section = ""
     for path, field in describe_fields():
         parent, _, name = path.rpartition(".")
+        if "." in parent:  # of a section that may be null
+            lines += [f"  {line}" for line in _as_comments(name, field)]
+            continue
         if parent and parent != section:
             lines += ["", f"{parent}:"]
         section = parent
@@ -46,11 +50,15 @@ def _search_fields() -> list[str]:
     """The section that searches have, as comments: a run has none."""
     lines = ["", "# Of searches only (dp-ray tune):", "# tune:"]
     for path, field in describe_fields(TuneConfig, "tune."):
-        lines += [f"#   # {line}" for line in textwrap.wrap(field.description or "", 90)]
-        default = field.get_default(call_default_factory=True)
-        value = "(must be given)" if default is PydanticUndefined else _yaml(default)
-        lines.append(f"#   {path.removeprefix('tune.')}: {value}")
+        lines += _as_comments(path.removeprefix("tune."), field)
     return lines
+
+
+def _as_comments(name: str, field: FieldInfo) -> list[str]:
+    lines = [f"#   # {line}" for line in textwrap.wrap(field.description or "", 90)]
+    default = field.get_default(call_default_factory=True)
+    value = "(must be given)" if default is PydanticUndefined else _yaml(default)
+    return [*lines, f"#   {name}: {value}"]
 
 
 def field_reference() -> dict[str, Any]:

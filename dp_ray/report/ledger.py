@@ -7,7 +7,7 @@ from typing import Any
 
 from dp_ray.errors import RunError
 from dp_ray.privacy.accounting import epsilon_by_accountant
-from dp_ray.report.words import count
+from dp_ray.report.words import count, noise_in_words
 from dp_ray.storage import open_folder
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.release import finite
@@ -39,13 +39,8 @@ def ledger_facts(location: str) -> dict[str, Any]:
         "repeated": sum(session.repeats for session in ledger.sessions),
         "repairs": ledger.repairs,
         "checkpoints": len(ledger.checkpoints),
-        "noise_multiplier": plan.noise_multiplier,
-        "sample_rate": plan.sample_rate,
-        "max_grad_norm": plan.max_grad_norm,
-        "delta": plan.delta,
-        "accountant": plan.accountant,
+        "plan": plan.dump() | {"epsilon": finite(plan.epsilon)},
         "epsilon": finite(spent[plan.accountant]),
-        "epsilon_planned": finite(plan.epsilon),
         "epsilon_by_accountant": {name: finite(value) for name, value in spent.items()},
     }
 
@@ -66,18 +61,17 @@ def describe_ledger(facts: dict[str, Any]) -> str:
         f"{name} {'none' if value is None else format(value, '.4f')}"
         for name, value in facts["epsilon_by_accountant"].items()
     )
-    planned = facts["epsilon_planned"]
+    plan, planned = facts["plan"], facts["plan"]["epsilon"]
     lines = [
         f"chain         verifies ({count(facts['sessions'], 'session')}, "
         f"{count(facts['checkpoints'], 'checkpoint')})",
         f"steps         {facts['steps']} of {facts['steps_planned']} paid for",
         f"repeats       {count(facts['repeated'], 'step')} after a stop or crash, "
         f"{facts['charged_again']} of them charged again",
-        f"charges       {count(facts['charges'], 'noised sum')} at "
-        f"σ = {facts['noise_multiplier']:.4f}, C = {facts['max_grad_norm']:g}, "
-        f"q = {facts['sample_rate']:.5f}",
-        f"ε spent       {by_accountant} (δ = {facts['delta']:g}); "
-        f"{facts['accountant']} counts, of {'none' if planned is None else format(planned, '.4f')}",
+        f"charges       {count(facts['charges'], 'noised sum')} at {noise_in_words(plan)}, "
+        f"q = {plan['sample_rate']:.5f}",
+        f"ε spent       {by_accountant} (δ = {plan['delta']:g}); "
+        f"{plan['accountant']} counts, of {'none' if planned is None else format(planned, '.4f')}",
     ]
     if facts["repairs"]:
         lines.append(f"repairs       {count(facts['repairs'], 'time')}, lost records charged for")

@@ -7,7 +7,7 @@ from typing import Any
 from dp_ray.config import Config
 from dp_ray.data.catalog import data_facts
 from dp_ray.models.build import build_model
-from dp_ray.report.words import describe_epsilon, duration
+from dp_ray.report.words import describe_epsilon, duration, noise_in_words
 from dp_ray.training.estimate import (
     GIB,
     available_memory,
@@ -58,7 +58,7 @@ def describe_plan(facts: dict[str, Any]) -> str:
     lines = [
         f"privacy       {describe_epsilon(facts['epsilon'], facts['delta'])} "
         f"(accountant: {facts['accountant']})",
-        f"noise         σ = {facts['noise_multiplier']:.4f}, C = {facts['max_grad_norm']:g}",
+        f"noise         {noise_in_words(facts)}",
         f"sampling      q = {facts['expected_batch_size']}/{facts['num_examples']} = "
         f"{facts['sample_rate']:.5f}",
         f"work          T = {facts['steps']} steps, K = {facts['views']} views, "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dp_ray.privacy.adaptive import AdaptiveClipping
+
 
 def count(number: int, thing: str) -> str:
     """``1 step``, ``2 steps``."""
@@ -39,3 +41,17 @@ def table_fields(trials: list[dict[str, Any]]) -> list[str]:
     """The searched fields that need a column: σ and T have theirs, as they were solved."""
     solved = ("privacy.noise_multiplier", "privacy.steps")
     return [field for field in trials[0]["parameters"] if field not in solved] if trials else []
+
+
+def noise_in_words(facts: dict[str, Any]) -> str:
+    """σ and C of a plan, as :meth:`~dp_ray.training.plan.PrivacyPlan.dump` gives it."""
+    sigma, last = facts["noise_multiplier"], facts["noise_factors"][-1]
+    falls = f" falling to {sigma * last:.4f}" if last != 1 else ""
+    clipping = "" if facts["clipping"] == "flat" else f", {facts['clipping']} clipping"
+    adaptive = facts["adaptive_clipping"]
+    follows = ""
+    if adaptive:
+        share = AdaptiveClipping(**adaptive).sum_noise_multiplier(sigma) / (sigma or 1)
+        follows = f" at first, then at quantile {adaptive['quantile']:g}"
+        falls += f" (times {share:.3f} on the sum: the rest pays for finding C)" if share else ""
+    return f"σ = {sigma:.4f}{falls}, C = {facts['max_grad_norm']:g}{follows}{clipping}"

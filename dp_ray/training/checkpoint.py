@@ -33,6 +33,7 @@ class Checkpoint:
         average: [P], the moving average of the parameters, if there is one.
         optimizer: state of the torch optimizer.
         scheduler: state of its schedule, if there is one.
+        max_grad_norm: C of that step.
         ledger_position: names the last record of the ledger when this was taken.
     """
 
@@ -41,6 +42,7 @@ class Checkpoint:
     average: Tensor | None
     optimizer: dict[str, Any]
     scheduler: dict[str, Any] | None
+    max_grad_norm: float
     ledger_position: str
 
     def to_bytes(self) -> bytes:

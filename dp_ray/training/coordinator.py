@@ -10,6 +10,7 @@ import copy
 import hashlib
 import hmac
 import json
+import struct
 
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from dp_ray.keys import KeyedStream, RunKey
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.balance import Charge, Execution
 from dp_ray.privacy.ledger import Ledger, Verdict
-from dp_ray.privacy.noise import KeyedNoiseOptimizer
+from dp_ray.privacy.noise import KeyedNoiseOptimizer, noised_count
 from dp_ray.training.checkpoint import Checkpoint, Checkpoints
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.optimizers import build_optimizer
@@ -67,6 +68,7 @@ class Coordinator:
         self._layout = layout
         self._checkpoints = checkpoints
         self._noise_key = run_key.derive("noise")
+        self._count_key = run_key.derive("noise of the count")
         self._digest_key = run_key.derive("digest")
         self._ledger = ledger
         self._ema_decay = config.optimizer.ema_decay
@@ -77,10 +79,10 @@ class Coordinator:
         optimizer, self._scheduler = build_optimizer(config, params, plan.steps)
         self._optimizer = KeyedNoiseOptimizer(
             optimizer,
-            noise_multiplier=plan.noise_multiplier,
             expected_batch_size=plan.expected_batch_size,
             normalize_update=config.optimizer.normalize_update,
         )
+        self._max_grad_norm = plan.max_grad_norm
         self._step = 0
         self._diverged = False  # from the run that the ledger's later records are of
         parameters = _parameters_digest(layout, weights_digest)
@@ -105,6 +107,11 @@ class Coordinator:
         return self._vector if self._average is None else self._average
 
     @property
+    def max_grad_norm(self) -> float:
+        """C of the next step; a function of releases."""
+        return self._max_grad_norm
+
+    @property
     def epsilon(self) -> float:
         """ε spent, as the accountant says of the ledger."""
         return epsilon_of(self._plan.accountant, self._ledger.history, self._plan.delta)
@@ -113,8 +120,9 @@ class Coordinator:
         """What is to be summed up next."""
         incarnation = self._ledger.incarnation_for(self._step, diverged=self._diverged)
         paid = self._ledger.is_paid(self._step, incarnation)
-        spent = not paid and self._ledger.charges >= self._plan.steps
-        return Assignment(self._step, incarnation, self._step >= self._plan.steps or spent)
+        spent = not paid and not self._ledger.affords(self._plan.noise_at(self._step))
+        done = self._step >= self._plan.steps or spent
+        return Assignment(self._step, incarnation, self._max_grad_norm, done)
 
     def release(self, assignment: Assignment, total: ShardSum) -> bool:
         """Charges for a sum, adds noise to it and takes the step.
@@ -133,12 +141,20 @@ class Coordinator:
             return False
         # Later steps on record started from other parameters, once a step was drawn afresh.
         self._diverged |= verdict is Verdict.CHARGED and assignment.incarnation > 0
-        noise = KeyedStream(
-            self._noise_key, incarnation=assignment.incarnation, step=assignment.step
-        )
+        address = {"incarnation": assignment.incarnation, "step": assignment.step}
+        sigma, adaptive = self._plan.noise_at(assignment.step), self._plan.adaptive_clipping
         self._optimizer.release(
-            self._layout.split(total.vector), sensitivity=total.sensitivity, stream=noise
+            self._layout.split(total.vector),
+            noise_multiplier=sigma if adaptive is None else adaptive.sum_noise_multiplier(sigma),
+            sensitivity=total.sensitivity,
+            stream=KeyedStream(self._noise_key, **address),
         )
+        if adaptive is not None:
+            stream = KeyedStream(self._count_key, **address)
+            count = noised_count(total.within, std=adaptive.count_noise, stream=stream)
+            self._max_grad_norm = adaptive.next_norm(
+                self._max_grad_norm, count, self._plan.expected_batch_size
+            )
         if self._scheduler is not None:
             self._scheduler.step()
         if self._average is not None:
@@ -147,13 +163,17 @@ class Coordinator:
         return True
 
     def _charge(self, assignment: Assignment, total: ShardSum) -> Verdict:
-        data = total.vector.cpu().numpy().tobytes()
+        # Of all that noise is added to, and how much where the charge does not say it.
+        adaptive = self._plan.adaptive_clipping
+        count_noise = 0.0 if adaptive is None else adaptive.count_noise
+        count = struct.pack("<dd", total.within, count_noise)
+        data = total.vector.cpu().numpy().tobytes() + count
         return self._ledger.charge(
             Charge(
                 step=assignment.step,
                 incarnation=assignment.incarnation,
                 digest=hmac.digest(self._digest_key, data, "sha256").hex(),
-                noise_multiplier=self._plan.noise_multiplier,
+                noise_multiplier=self._plan.noise_at(assignment.step),
                 max_grad_norm=total.sensitivity,
                 sample_rate=self._plan.sample_rate,
             )
@@ -172,6 +192,7 @@ class Coordinator:
                 average=None if self._average is None else self._average.to("cpu", copy=True),
                 optimizer=copy.deepcopy(self._optimizer.state_dict()),
                 scheduler=None if self._scheduler is None else dict(self._scheduler.state_dict()),
+                max_grad_norm=self._max_grad_norm,
                 ledger_position=self._ledger.position,
             )
         )
@@ -204,6 +225,7 @@ class Coordinator:
         self._optimizer.load_state_dict(checkpoint.optimizer)
         if self._scheduler is not None and checkpoint.scheduler is not None:
             self._scheduler.load_state_dict(checkpoint.scheduler)
+        self._max_grad_norm = checkpoint.max_grad_norm
         self._step = checkpoint.step
 
 

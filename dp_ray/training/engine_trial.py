@@ -133,6 +133,7 @@ class EngineTrial:
             images,
             labels,
             max_grad_norm=self._config.privacy.max_grad_norm,
+            clipping=self._config.privacy.clipping,
             mask=torch.ones(len(labels), dtype=torch.bool, device=self._device),
             dropout_seeds=torch.zeros(len(labels), dtype=torch.int64, device=self._device),
             engine=self.engine(name),

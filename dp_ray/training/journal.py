@@ -28,10 +28,12 @@ class Journal:
     Args:
         run: where.
         plan: T, B̄ and K, for rates and what is left.
+        repaired: whether charges are on record that no step in the order of the plan made.
     """
 
-    def __init__(self, run: RunDirectory, plan: PrivacyPlan) -> None:
+    def __init__(self, run: RunDirectory, plan: PrivacyPlan, *, repaired: bool) -> None:
         self._run = run
+        self._repaired = repaired
         self._plan = plan
         self._started = time.monotonic()
         self._interval_s = _INTERVAL_S
@@ -73,10 +75,10 @@ class Journal:
         Args:
             step: which.
             charges: noised sums paid for so far.
-            statistics: [4] as in :class:`~dp_ray.training.step.ShardSum`; private.
+            statistics: as in :class:`~dp_ray.training.step.ShardSum`; private.
             seconds: what the step took.
         """
-        examples, losses, clipped, norms = statistics.tolist()
+        examples, losses, clipped, norms, _ = statistics.tolist()
         count = max(examples, 1.0)
         values = {
             "examples": examples,
@@ -96,16 +98,23 @@ class Journal:
             self._write_progress()
 
     def evaluated(
-        self, step: int, charges: int, evaluation: Evaluation | None, epsilon: float
+        self,
+        step: int,
+        charges: int,
+        evaluation: Evaluation | None,
+        *,
+        epsilon: float,
+        max_grad_norm: float,
     ) -> None:
-        """The parameters before ``step`` were evaluated, at ε spent so far."""
+        """The parameters before ``step`` were evaluated, at ε spent so far and C as it is now."""
         self._step, self._charges = step, charges
         self._epsilon, self.evaluation = epsilon, evaluation
         self._tensorboard.add_scalar("epsilon", epsilon, step)
+        self._tensorboard.add_scalar("max_grad_norm", max_grad_norm, step)
         for name, value in self._evaluated().items():
             self._tensorboard.add_scalar(name, value, step)
-        line = {"step": step, "epsilon": epsilon, **self._evaluated()}
-        self._metrics.write(json.dumps(line) + "\n")
+        line = {"step": step, "epsilon": epsilon, "max_grad_norm": max_grad_norm}
+        self._metrics.write(json.dumps(line | self._evaluated()) + "\n")
         self._metrics.flush()
         self._write_progress()
         self._copy()
@@ -139,6 +148,7 @@ class Journal:
             "step": self._step,
             "steps": self._plan.steps,
             "charges": self._charges,
+            "repaired": self._repaired,
             **(dict.fromkeys(METRIC_NAMES) | self._evaluated()),
             # From public numbers and the clock; still private, as the clock shows the batch size.
             "images_per_second": images / per_step if per_step else 0.0,

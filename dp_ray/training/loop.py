@@ -78,7 +78,7 @@ def _take_steps(session: Session, observer: Observer, clock: Clock) -> None:
         handled = step
         if assignment.done:
             return
-        total = worker.clipped_sum(params, step=step, incarnation=assignment.incarnation)
+        total = worker.clipped_sum(params, assignment)
         with part("reduce"):
             collective.reduce_(total.vector)
             collective.reduce_(total.statistics)
@@ -95,15 +95,17 @@ def _take_steps(session: Session, observer: Observer, clock: Clock) -> None:
 
 
 def _share_assignment(session: Session) -> Assignment:
-    message = torch.zeros(3, dtype=torch.int64)
+    message = torch.zeros(4, dtype=torch.int64)
     lead = session.lead
     if lead is not None:
         assignment = lead.coordinator.assignment()
         done = assignment.done or lead.journal.stop_requested()
-        message = torch.tensor([assignment.step, assignment.incarnation, int(done)])
+        norm = torch.tensor(assignment.max_grad_norm, dtype=torch.float64)
+        bits = int(norm.view(torch.int64))  # C to the last bit
+        message = torch.tensor([assignment.step, assignment.incarnation, bits, int(done)])
     session.collective.broadcast_(message)
-    step, incarnation, done = message.tolist()
-    return Assignment(step, incarnation, bool(done))
+    step, incarnation, _, done = message.tolist()
+    return Assignment(step, incarnation, float(message[2].view(torch.float64)), bool(done))
 
 
 def _broadcast(session: Session, vector: Tensor, source: Tensor | None) -> None:
@@ -126,7 +128,13 @@ def _evaluate(session: Session, step: int) -> None:
         session.collective,
     )
     if lead is not None:
-        lead.journal.evaluated(step, lead.ledger.charges, evaluation, lead.coordinator.epsilon)
+        lead.journal.evaluated(
+            step,
+            lead.ledger.charges,
+            evaluation,
+            epsilon=lead.coordinator.epsilon,
+            max_grad_norm=lead.coordinator.max_grad_norm,
+        )
 
 
 def _finish(session: Session, lead: Lead) -> None:

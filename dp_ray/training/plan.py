@@ -5,7 +5,7 @@ What changes privacy is a :class:`PrivacyPlan`; what only changes speed and memo
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -20,11 +20,14 @@ from dp_ray.models.pretrained import load_pretrained
 from dp_ray.privacy.accounting import (
     AccountantName,
     BudgetError,
-    epsilon,
+    epsilon_of,
     solve_noise_multiplier,
     solve_steps,
 )
+from dp_ray.privacy.adaptive import AdaptiveClipping
+from dp_ray.privacy.clipping import Clipping
 from dp_ray.privacy.gradients import clipped_gradient_sum
+from dp_ray.privacy.schedule import History, NoiseSchedule, first_of
 from dp_ray.training.estimate import check_memory
 from dp_ray.training.layout import trained_parameters
 from dp_ray.training.optimizers import build_optimizer
@@ -38,12 +41,15 @@ class PrivacyPlan:
         num_examples: N.
         expected_batch_size: B̄, the denominator of every update.
         views: K; needs no budget, recorded because results depend on it.
-        noise_multiplier: σ.
-        max_grad_norm: C.
+        noise_multiplier: σ; of the first step, if it falls.
+        max_grad_norm: C; of the first step, if it adapts.
         steps: T, the most noised sums that may be released.
         delta: δ.
         accountant: which accountant states ε.
         epsilon: ε of T steps: the budget that is never passed.
+        clipping: how gradients are brought within C.
+        adaptive_clipping: how C follows the gradients' norms, if it does.
+        noise_factors: σ of each equal part of the run over the first σ.
     """
 
     num_examples: int
@@ -55,6 +61,9 @@ class PrivacyPlan:
     delta: float
     accountant: AccountantName
     epsilon: float
+    clipping: Clipping = "flat"
+    adaptive_clipping: AdaptiveClipping | None = None
+    noise_factors: tuple[float, ...] = (1.0,)
 
     @property
     def sample_rate(self) -> float:
@@ -62,19 +71,27 @@ class PrivacyPlan:
         return self.expected_batch_size / self.num_examples
 
     @property
-    def run(self) -> tuple[float, float, int]:
-        """(σ, q, T), all that an accountant needs."""
-        return self.noise_multiplier, self.sample_rate, self.steps
+    def schedule(self) -> NoiseSchedule:
+        """How σ falls."""
+        return NoiseSchedule(self.noise_factors)
 
-    def epsilon_after(self, releases: int) -> float:
-        """ε of that many releases, as the accountant has it."""
-        return epsilon(
-            self.accountant,
-            noise_multiplier=self.noise_multiplier,
-            sample_rate=self.sample_rate,
-            steps=releases,
-            delta=self.delta,
-        )
+    @property
+    def releases(self) -> History:
+        """What T steps release, all that an accountant needs."""
+        return self.schedule.releases(self.noise_multiplier, self.sample_rate, self.steps)
+
+    def noise_at(self, step: int) -> float:
+        """σ of a step."""
+        return self.noise_multiplier * self.schedule.factor_at(step, self.steps)
+
+    def epsilon_after(self, steps: int) -> float:
+        """ε of the first ``steps`` steps, as the accountant has it."""
+        return epsilon_of(self.accountant, first_of(self.releases, steps), self.delta)
+
+    def with_steps(self, steps: int) -> PrivacyPlan:
+        """The plan of a longer or shorter run with the same noise."""
+        changed = replace(self, steps=steps)
+        return replace(changed, epsilon=epsilon_of(self.accountant, changed.releases, self.delta))
 
     def dump(self) -> dict[str, Any]:
         """Plain values, q included."""
@@ -82,8 +99,12 @@ class PrivacyPlan:
 
     @classmethod
     def from_dump(cls, values: dict[str, Any]) -> PrivacyPlan:
-        """The inverse of :meth:`dump`."""
-        return cls(**{name: value for name, value in values.items() if name != "sample_rate"})
+        """The inverse of :meth:`dump`, also after JSON."""
+        known = {name: value for name, value in values.items() if name != "sample_rate"}
+        if known.get("adaptive_clipping") is not None:
+            known["adaptive_clipping"] = AdaptiveClipping(**known["adaptive_clipping"])
+        known["noise_factors"] = tuple(known.get("noise_factors", (1.0,)))
+        return cls(**known)
 
 
 def make_plan(config: Config) -> PrivacyPlan:
@@ -100,8 +121,13 @@ def make_plan(config: Config) -> PrivacyPlan:
 
 
 def with_budget(config: Config, plan: PrivacyPlan) -> Config:
-    """The configuration with σ and T as solved; ε follows from them."""
+    """The configuration with σ and T as solved, and σ_b as derived; ε follows from them."""
+    adaptive = config.privacy.adaptive_clipping
+    if adaptive is not None and plan.adaptive_clipping is not None:
+        known = {"count_noise": plan.adaptive_clipping.count_noise}
+        adaptive = adaptive.model_copy(update=known)
     budget = {
+        "adaptive_clipping": adaptive,
         "epsilon": None,
         "noise_multiplier": plan.noise_multiplier,
         "steps": plan.steps,
@@ -163,7 +189,13 @@ def solve_budget(config: Config, *, near: float | None = None) -> PrivacyPlan:
             f"δ must be below 1/N = 1/{n} = {1 / n:.3g}: a larger one allows to publish an example",
             f"Use {_round_down(0.1 / n):g}, say",
         )
-    common = {"sample_rate": batch / n, "delta": privacy.delta}
+    factors = (1.0,) if privacy.noise_schedule is None else privacy.noise_schedule.factors
+    schedule = NoiseSchedule(factors)
+    common: dict[str, Any] = {
+        "sample_rate": batch / n,
+        "delta": privacy.delta,
+        "schedule": schedule,
+    }
     sigma, steps = privacy.noise_multiplier, privacy.steps
     try:
         if sigma is None:
@@ -185,7 +217,14 @@ def solve_budget(config: Config, *, near: float | None = None) -> PrivacyPlan:
             "Change privacy.epsilon, privacy.noise_multiplier, privacy.steps or "
             "data.expected_batch_size",
         ) from error
-    spent = epsilon(privacy.accountant, noise_multiplier=sigma, steps=steps, **common)
+    if steps < len(factors):
+        raise ConfigError(
+            "privacy.noise_schedule.parts",
+            len(factors),
+            f"the run has {steps} steps",
+            "Give it fewer parts, or more privacy.steps",
+        )
+    releases = schedule.releases(sigma, batch / n, steps)
     return PrivacyPlan(
         num_examples=n,
         expected_batch_size=batch,
@@ -195,8 +234,38 @@ def solve_budget(config: Config, *, near: float | None = None) -> PrivacyPlan:
         steps=steps,
         delta=privacy.delta,
         accountant=privacy.accountant,
-        epsilon=spent,
+        epsilon=epsilon_of(privacy.accountant, releases, privacy.delta),
+        clipping=privacy.clipping,
+        adaptive_clipping=adaptive_clipping(config, sigma),
+        noise_factors=factors,
     )
+
+
+def adaptive_clipping(config: Config, noise_multiplier: float) -> AdaptiveClipping | None:
+    """How C is to move; None if it stays.
+
+    Args:
+        config: what was asked for, and B̄.
+        noise_multiplier: the first σ.
+
+    Raises:
+        ConfigError: counting would cost more than a step may.
+    """
+    section = config.privacy.adaptive_clipping
+    if section is None:
+        return None
+    count_noise = section.count_noise or config.data.expected_batch_size / 20
+    adaptive = AdaptiveClipping(section.quantile, section.learning_rate, count_noise)
+    try:
+        adaptive.sum_noise_multiplier(noise_multiplier)
+    except ValueError as error:
+        raise ConfigError(
+            "privacy.adaptive_clipping.count_noise",
+            count_noise,
+            f"counting the examples within C would cost more than the whole step: {error}",
+            "Raise it (the default is B̄/20, so a larger data.expected_batch_size does too)",
+        ) from error
+    return adaptive
 
 
 def _check_gpus(config: Config) -> None:

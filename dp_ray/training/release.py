@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dp_ray.config import Config
 from dp_ray.config_file import write_yaml
-from dp_ray.privacy.accounting import History, epsilon_by_accountant
+from dp_ray.privacy.accounting import epsilon_by_accountant
+from dp_ray.privacy.schedule import History
 from dp_ray.training.evaluation import METRIC_NAMES, Evaluation
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
@@ -186,12 +187,20 @@ def privacy_statement(
         "sample_rate": plan.sample_rate,
         "steps": outcome.steps,
         "charges": outcome.charges,
+        "noise_factors": list(plan.noise_factors),
         "max_grad_norm": plan.max_grad_norm,
+        "clipping": plan.clipping,
+        "adaptive_clipping": plan.dump()["adaptive_clipping"],
         "views": plan.views,
         "expected_batch_size": plan.expected_batch_size,
         "num_examples": plan.num_examples,
-        "mechanism": "DP-SGD: Gaussian mechanism on sums of clipped per-example gradients, "
-        "Poisson sampling",
+        "mechanism": "DP-SGD: Gaussian mechanism on sums of clipped per-example gradients"
+        + ("" if plan.adaptive_clipping is None else " and on counts of those within the bound")
+        + ", Poisson sampling",
+        "released": [
+            {"noise_multiplier": sigma, "sample_rate": rate, "sums": sums}
+            for sigma, rate, sums in outcome.history
+        ],
         "unit_of_privacy": "one training example, with all of its views",
         "adjacency": "add or remove one example",
         "reproducible_from_seed": seeded,

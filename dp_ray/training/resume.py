@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from dp_ray.config import Config
@@ -107,7 +107,8 @@ def _raise_steps(config: Config, before: PrivacyPlan) -> PrivacyPlan:
             f"that is {steps} steps, fewer than the run's {before.steps}",
             "A run can be given more steps, not fewer; Ctrl-C stops it at any step",
         )
-    cost = before.epsilon_after(steps)
+    after = before.with_steps(steps)
+    cost = after.epsilon
     if privacy.epsilon is not None and cost > privacy.epsilon:
         raise ConfigError(
             "privacy.epsilon",
@@ -115,14 +116,16 @@ def _raise_steps(config: Config, before: PrivacyPlan) -> PrivacyPlan:
             f"{steps} steps at the run's σ = {before.noise_multiplier:.4g} cost ε = {cost:.4f}",
             f"To accept that, set privacy.epsilon to {_round_up(cost)} as well",
         )
-    if steps > before.steps and depends_on_length(config.optimizer):
+    laid_out = [config.optimizer.scheduler] if depends_on_length(config.optimizer) else []
+    laid_out += ["privacy.noise_schedule"] if len(before.noise_factors) > 1 else []
+    if steps > before.steps and laid_out:
         raise ConfigError(
             "privacy.steps",
             steps,
-            f"the schedule {config.optimizer.scheduler} was laid out for {before.steps} steps",
+            f"the schedule {laid_out[0]} was laid out for {before.steps} steps",
             "Start a new run with another --name; its privacy cost adds to this one's",
         )
-    return replace(before, steps=steps, epsilon=cost)
+    return after
 
 
 def _affordable_steps(config: Config, before: PrivacyPlan) -> int:
@@ -134,6 +137,7 @@ def _affordable_steps(config: Config, before: PrivacyPlan) -> int:
             noise_multiplier=before.noise_multiplier,
             sample_rate=before.sample_rate,
             delta=before.delta,
+            schedule=before.schedule,
         )
     except BudgetError as error:
         raise ConfigError(

@@ -174,7 +174,7 @@ def open_session(
             sampler=PoissonSampler(plan.num_examples, plan.expected_batch_size),
             views=ViewMaker(task.config.augment, dataset.facts, device),
             keys=_share_keys(lead, collective),
-            max_grad_norm=plan.max_grad_norm,
+            clipping=plan.clipping,
             microbatch_size=choice.microbatch_size,
             engine=engine,
             device=device,
@@ -225,7 +225,8 @@ def _open_lead(
             weights_digest=weights_digest,
             execution=execution,
         )
-        return Lead(coordinator, ledger, Journal(task.run, task.plan), run_key.sampling_keys())
+        journal = Journal(task.run, task.plan, repaired=ledger.repairs > 0)
+        return Lead(coordinator, ledger, journal, run_key.sampling_keys())
     except BaseException:
         ledger.close()
         raise

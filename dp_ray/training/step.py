@@ -14,6 +14,7 @@ from dp_ray.data.sampling import Microbatch, PoissonSampler, Shard, microbatches
 from dp_ray.data.store import StoredSplit
 from dp_ray.data.views import ViewMaker
 from dp_ray.keys import KeyedStream, SamplingKeys
+from dp_ray.privacy.clipping import Clipping
 from dp_ray.privacy.engines import Engine
 from dp_ray.privacy.gradients import clipped_gradient_sum
 from dp_ray.training.layout import ParameterLayout
@@ -27,12 +28,19 @@ class Assignment:
     Attributes:
         step: the step to sum up.
         incarnation: which invocation of it.
+        max_grad_norm: C of the step.
         done: nothing more: all steps are taken, or the budget is spent.
     """
 
     step: int
     incarnation: int
+    max_grad_norm: float
     done: bool
+
+
+STATISTICS = ("examples", "losses", "clipped", "norms", "within")
+"""Examples, sum of their losses, how many have a norm above C, sum of norms; and the sum of +½ for
+each norm up to C and -½ for each above, of which one that is no finite number is neither."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +50,18 @@ class ShardSum:
     Attributes:
         vector: [P] float64 sum of clipped gradients; in float32 the rounding of a large sum would
             depend on the data by more than the slack in the clipping.
-        statistics: [4] float64: examples, sum of losses, examples clipped, sum of norms. Private.
+        statistics: float64, one for each of :data:`STATISTICS`. Private.
         sensitivity: how far one example can move ``vector`` in L2 norm.
     """
 
     vector: Tensor
     statistics: Tensor
     sensitivity: float
+
+    @property
+    def within(self) -> float:
+        """The last of the statistics; one example more or less moves it by ½ at most."""
+        return float(self.statistics[STATISTICS.index("within")])
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class ShardWorker:
         sampler: the Poisson draw.
         views: the K augmentations.
         keys: draw, views and dropout; no key of the noise.
-        max_grad_norm: C.
+        clipping: how gradients are brought within C.
         microbatch_size: B; changes memory and speed alone.
         engine: computes a microbatch's sum; changes speed alone.
         device: where the network runs.
@@ -76,28 +89,30 @@ class ShardWorker:
     sampler: PoissonSampler
     views: ViewMaker
     keys: SamplingKeys
-    max_grad_norm: float
+    clipping: Clipping
     microbatch_size: int
     engine: Engine
     device: torch.device
 
-    def clipped_sum(self, params: Tensor, *, step: int, incarnation: int) -> ShardSum:
+    def clipped_sum(self, params: Tensor, assignment: Assignment) -> ShardSum:
         """The shard's sum at parameters [P]; zero if nothing was drawn."""
-        address = {"incarnation": incarnation, "step": step}
+        address = {"incarnation": assignment.incarnation, "step": assignment.step}
+        norm = assignment.max_grad_norm
         with part("draw"):
             drawn = self.sampler.draw(KeyedStream(self.keys.draw, **address), self.shard)
         view_stream = KeyedStream(self.keys.views, **address)
         dropout_stream = KeyedStream(self.keys.dropout, **address)
         vector = torch.zeros_like(params, dtype=torch.float64)
-        statistics = torch.zeros(4, dtype=torch.float64, device=self.device)
+        statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=self.device)
         for batch in microbatches(drawn, self.microbatch_size):
-            self._add(batch, params, view_stream, dropout_stream, vector, statistics)
-        return ShardSum(vector, statistics, self.max_grad_norm)
+            self._add(batch, params, norm, view_stream, dropout_stream, vector, statistics)
+        return ShardSum(vector, statistics, norm)
 
     def _add(
         self,
         batch: Microbatch,
         params: Tensor,
+        max_grad_norm: float,
         view_stream: KeyedStream,
         dropout_stream: KeyedStream,
         vector: Tensor,
@@ -117,7 +132,8 @@ class ShardWorker:
                 self.layout.split(params),
                 views,
                 labels,
-                max_grad_norm=self.max_grad_norm,
+                max_grad_norm=max_grad_norm,
+                clipping=self.clipping,
                 mask=mask,
                 dropout_seeds=torch.from_numpy(seeds).to(self.device),
                 engine=self.engine,
@@ -125,6 +141,7 @@ class ShardWorker:
         with part("add up"):
             vector += self.layout.join(piece.gradients)
             norms, losses = piece.norms.double()[mask], piece.losses.double()[mask]
-            clipped = (norms > self.max_grad_norm).double()
+            clipped = (norms > max_grad_norm).double()
             ones = torch.ones_like(norms)
-            statistics += torch.stack([ones, losses, clipped, norms]).sum(dim=1)
+            within = torch.where(norms.isfinite(), 0.5 - clipped, 0.0)
+            statistics += torch.stack([ones, losses, clipped, norms, within]).sum(dim=1)

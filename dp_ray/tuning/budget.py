@@ -19,7 +19,7 @@ from dp_ray.errors import ConfigError
 from dp_ray.privacy.accounting import AccountantName
 from dp_ray.privacy.selection import Run
 from dp_ray.sweep_config import Domain, SweepConfig
-from dp_ray.training.plan import PrivacyPlan, solve_budget, with_budget
+from dp_ray.training.plan import PrivacyPlan, adaptive_clipping, solve_budget, with_budget
 from dp_ray.tuning.space import Point, budget_points, config_at
 
 
@@ -37,8 +37,14 @@ class Budgets:
 
     def plan_at(self, config: Config) -> PrivacyPlan:
         """The plan of a configuration from :func:`~dp_ray.tuning.space.config_at`."""
-        plan = self.solved[_key(config)]
-        return replace(plan, views=config.augment.views, max_grad_norm=config.privacy.max_grad_norm)
+        plan, privacy = self.solved[_key(config)], config.privacy
+        return replace(
+            plan,
+            views=config.augment.views,
+            max_grad_norm=privacy.max_grad_norm,
+            clipping=privacy.clipping,
+            adaptive_clipping=adaptive_clipping(config, plan.noise_multiplier),
+        )
 
     def trial_at(self, point: Point) -> tuple[Config, PrivacyPlan]:
         """What the trial at a point is trained as, and what it may spend."""
@@ -59,7 +65,7 @@ class Budgets:
     @property
     def runs(self) -> list[Run]:
         """What each trial may release."""
-        return [plan.run for plan in self._of_trials]
+        return [plan.releases for plan in self._of_trials]
 
     @property
     def trial_epsilons(self) -> list[float]:
@@ -69,7 +75,7 @@ class Budgets:
     @property
     def full_runs(self) -> list[Run]:
         """What a run of best.yaml may release, whichever trial is best."""
-        return [plan.run for plan in self.solved.values()]
+        return [plan.releases for plan in self.solved.values()]
 
     @property
     def delta(self) -> float:
@@ -205,10 +211,17 @@ def _check_hold(sweep: SweepConfig, config: Config) -> None:
 
 def _held(plan: PrivacyPlan, batch: int) -> PrivacyPlan:
     """The plan at another batch size, σ/B̄ and T as they are."""
-    sigma = plan.noise_multiplier * batch / plan.expected_batch_size
-    # Where σ is small, PRV takes ten seconds for what RDP takes ten milliseconds.
-    held = replace(plan, expected_batch_size=batch, noise_multiplier=sigma, accountant="rdp")
-    return replace(held, epsilon=held.epsilon_after(held.steps))
+    share, adaptive = batch / plan.expected_batch_size, plan.adaptive_clipping
+    if adaptive is not None:
+        adaptive = replace(adaptive, count_noise=share * adaptive.count_noise)
+    held = replace(
+        plan,
+        expected_batch_size=batch,
+        noise_multiplier=share * plan.noise_multiplier,
+        adaptive_clipping=adaptive,
+        accountant="rdp",  # where σ is small, PRV takes ten seconds and RDP ten milliseconds
+    )
+    return held.with_steps(held.steps)
 
 
 def _key(config: Config) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dp_ray.privacy.accounting import AccountantName, History, epsilon_of
+from dp_ray.privacy.accounting import AccountantName, epsilon_of
+from dp_ray.privacy.schedule import History
 from dp_ray.privacy.selection import Run, adaptive_epsilon, selection_epsilon
 from dp_ray.tuning.search import Search, trial_count
 
@@ -52,7 +53,7 @@ def search_cost(
         alone = max(plan.epsilon for plan in budgets.solved.values()) if then else 0.0
         return SearchCost(alone, delta, accountant, HOW[mode])
     # Rényi accounting is looser than PRV, but for the smallest ε, where PRV's own error counts.
-    single = max(epsilon_of(accountant, (run,), delta) for run in runs)
+    single = max(epsilon_of(accountant, run, delta) for run in runs)
     if mode == "private_selection":
         cost = selection_epsilon(runs, trial_count(search.sweep.tune), delta, then=then)
         return SearchCost(max(cost, single), delta, "rdp", HOW[mode])
@@ -61,14 +62,14 @@ def search_cost(
         cost = adaptive_epsilon(runs, trials, delta, then=then)
         return SearchCost(max(cost, single), delta, "rdp", HOW["adaptive"])
     released = _merged(_planned(search) if spent is None else spent)
-    options = [(*released, run) for run in then] or [released]
+    options = [_merged([released, run]) for run in then] or [released]
     cost = max(epsilon_of(accountant, option, delta) for option in options)
     return SearchCost(cost, delta, accountant, HOW[mode])
 
 
 def _planned(search: Search) -> list[History]:
     """What the trials that were drawn beforehand may release."""
-    return [(search.budgets.trial_at(point)[1].run,) for point in search.points or ()]
+    return [search.budgets.trial_at(point)[1].releases for point in search.points or ()]
 
 
 def _merged(spent: Sequence[History]) -> History:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dp_ray.errors import DpRayError, RunError
-from dp_ray.privacy.accounting import History, epsilon_of
+from dp_ray.privacy.accounting import epsilon_of
+from dp_ray.privacy.schedule import History
 from dp_ray.training.evaluation import METRIC_NAMES
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.release import finite
@@ -127,7 +128,7 @@ def _outcome(
 ) -> TrialOutcome:
     run = RunDirectory(search.directory.trials / name)
     _, plan = search.budgets.trial_at(record.point)
-    history = (plan.run,) if charged_whole else _spent(run, plan)
+    history = plan.releases if charged_whole else _spent(run, plan)
     finished = run.finished()
     progress = run.read_result() if finished else _progress(run)
     return TrialOutcome(
@@ -153,7 +154,7 @@ def _spent(run: RunDirectory, plan: PrivacyPlan) -> History:
     try:
         return run.read_ledger().history
     except DpRayError:
-        return (plan.run,)
+        return plan.releases
 
 
 def _progress(run: RunDirectory) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from dp_ray.config_file import read_yaml, write_yaml
 from dp_ray.errors import RunError
+from dp_ray.privacy.schedule import room
 from dp_ray.training.release import CHOICE, MODEL, STATEMENT
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
 from dp_ray.tuning.cost import search_cost
@@ -124,14 +126,14 @@ def _check_within_plans(search: Search, outcomes: list[TrialOutcome]) -> None:
     if tune.privacy_mode == "public" or not (tune.only_best_may_be_seen or tune.is_adaptive):
         return
     for outcome in outcomes:
-        sigma, rate, steps = outcome.plan.run
-        kinds = {(s, q) for s, q, _ in outcome.history}
-        if outcome.charges > steps or not kinds <= {(sigma, rate)}:
+        planned, spent = outcome.plan.releases, outcome.history
+        other_rates = {q for _, q, _ in spent} - {outcome.plan.sample_rate}
+        if other_rates or room(planned, spent, math.inf) < 0:
             raise RunError(
-                f"{search.directory.trials}/{outcome.name}: the ledger holds "
-                f"{outcome.charges} noised sums at {sorted(kinds)}, and the search was charged for "
-                f"{steps} at σ = {sigma}, q = {rate}: the trial was gone on with outside of the "
-                "search, whose ε does not hold any more. Nothing is published"
+                f"{search.directory.trials}/{outcome.name}: the ledger holds (σ, q, noised sums) "
+                f"{sorted(spent)}, and the search was charged for {sorted(planned)}: the trial was "
+                "gone on with outside of the search, whose ε does not hold any more. Nothing is "
+                "published"
             )
 
 

@@ -23,11 +23,13 @@ Point = dict[str, Any]
 
 BUDGET_FIELDS = ("data.expected_batch_size", "privacy.noise_multiplier", "privacy.steps")
 
-_SEARCHABLE = ("augment.", "model.", "optimizer.", "privacy.max_grad_norm", *BUDGET_FIELDS)
+_CLIPPING = ("privacy.max_grad_norm", "privacy.clipping", "privacy.adaptive_clipping")
+_SEARCHABLE = ("augment.", "model.", "optimizer.", *_CLIPPING, *BUDGET_FIELDS)
 _ARGUMENTS = re.compile(r"^(model|optimizer)\.(scheduler_)?arguments\.")
 _EQUAL = {
     "privacy.epsilon": "trials are compared at an equal budget",
     "privacy.delta": "trials are compared at an equal budget",
+    "privacy.noise_schedule": "trials are compared with one schedule",
     "privacy.accountant": "trials are compared at an equal budget",
     "seed": "each trial draws its own randomness",
     "name": "the search names its trials",
@@ -60,7 +62,8 @@ def check_space(sweep: SweepConfig) -> None:
             )
         if not field.startswith(_SEARCHABLE):
             searchable = ", ".join(f"{s}*" if s.endswith(".") else s for s in _SEARCHABLE)
-            reason = _EQUAL.get(field, "it does not change what a model learns")
+            section = ".".join(field.split(".")[:2])
+            reason = _EQUAL.get(section, "it does not change what a model learns")
             if field.startswith("data."):
                 reason = "the search is about one data set"
             raise ConfigError(

@@ -31,12 +31,24 @@ def loop_norms(examples: list[dict[str, Tensor]]) -> Tensor:
 
 
 def loop_clipped_sum(
-    examples: list[dict[str, Tensor]], mask: Tensor, max_grad_norm: float
+    examples: list[dict[str, Tensor]], mask: Tensor, max_grad_norm: float, clipping: str = "flat"
 ) -> dict[str, Tensor]:
     """Name → sum over the examples that the mask lets in, each clipped by itself."""
     total = {name: torch.zeros_like(g) for name, g in examples[0].items()}
     for example, norm, counted in zip(examples, loop_norms(examples), mask, strict=True):
         if counted and norm.isfinite():
             for name, gradient in example.items():
-                total[name] += gradient * min(1.0, max_grad_norm / float(norm))
+                total[name] += gradient * _factor(example, name, max_grad_norm, clipping)
     return total
+
+
+def _factor(example: dict[str, Tensor], name: str, max_grad_norm: float, clipping: str) -> float:
+    """By what a tensor of one example's gradient is multiplied."""
+    if clipping == "automatic":
+        return max_grad_norm / (float(loop_norms([example])) + 0.01)
+    if clipping == "flat":
+        return min(1.0, max_grad_norm / float(loop_norms([example])))
+    modules = {n: n.split(".")[:-1] for n in example}
+    layer = {n: g for n, g in example.items() if modules[n] == modules[name]}
+    count = len({tuple(path) for path in modules.values()})
+    return min(1.0, max_grad_norm / count**0.5 / float(loop_norms([layer])))

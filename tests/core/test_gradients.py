@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,9 +14,11 @@ from dp_ray import clipped_gradient_sum
 from dp_ray.config import ModelConfig
 from dp_ray.data.catalog import DataFacts
 from dp_ray.models.build import build_model
+from dp_ray.privacy.clipping import Clipping
 
 GREY = DataFacts(1000, 10, 28, 1, (0.5,), (0.5,))
 RGB = DataFacts(1000, 10, 32, 3, (0.5,) * 3, (0.5,) * 3)
+CLIPPINGS: tuple[Clipping, ...] = get_args(Clipping)
 MODELS = {
     "gn_cnn": ("gn_cnn", GREY, 6),
     "tanh_cnn grey": ("tanh_cnn", GREY, 6),
@@ -60,13 +64,20 @@ def test_equals_plain_loop(model_name: str, views: int) -> None:
     examples_gradients = loop_gradients(model, images, labels)
     norms = loop_norms(examples_gradients)
     for max_grad_norm in (0.01, 0.1, 1.0, 10.0):
-        expected = loop_clipped_sum(examples_gradients, mask, max_grad_norm)
-        found = clipped_gradient_sum(
-            model, trained(model), images, labels, max_grad_norm=max_grad_norm, mask=mask
-        )
-        assert relative_error(found.gradients, expected) < 1e-5
-        torch.testing.assert_close(found.norms.double(), norms, rtol=1e-4, atol=1e-7)
-        assert found.sensitivity == max_grad_norm
+        for clipping in CLIPPINGS:
+            expected = loop_clipped_sum(examples_gradients, mask, max_grad_norm, clipping)
+            found = clipped_gradient_sum(
+                model,
+                trained(model),
+                images,
+                labels,
+                max_grad_norm=max_grad_norm,
+                clipping=clipping,
+                mask=mask,
+            )
+            assert relative_error(found.gradients, expected) < 1e-5
+            torch.testing.assert_close(found.norms.double(), norms, rtol=1e-4, atol=1e-7)
+            assert found.sensitivity == max_grad_norm
         single = clipped_gradient_sum(
             model, trained(model), images[:1], labels[:1], max_grad_norm=max_grad_norm
         )
@@ -95,7 +106,8 @@ def test_no_example_gives_zero() -> None:
     assert found.norms.shape == found.losses.shape == (0,)
 
 
-def test_masked_examples_add_exactly_zero() -> None:
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+def test_masked_examples_add_exactly_zero(clipping: Clipping) -> None:
     """Whatever stands in the padding, NaN too, the sum is bit for bit that of the real ones."""
     model = make("gn_cnn", GREY)
     images, labels = data(GREY, 6, 3)
@@ -104,7 +116,13 @@ def test_masked_examples_add_exactly_zero() -> None:
     for filling in (0.0, 1e3, float("nan"), float("inf")):
         images[~mask] = filling
         found = clipped_gradient_sum(
-            model, trained(model), images, labels, max_grad_norm=0.1, mask=mask
+            model,
+            trained(model),
+            images,
+            labels,
+            max_grad_norm=0.1,
+            clipping=clipping,
+            mask=mask,
         )
         sums.append(flat(found.gradients))
     assert all(torch.equal(sums[0], other) for other in sums[1:])
@@ -115,7 +133,8 @@ def test_masked_examples_add_exactly_zero() -> None:
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf"), 1e30])
-def test_broken_gradients_add_exactly_zero(poison: float) -> None:
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+def test_broken_gradients_add_exactly_zero(clipping: Clipping, poison: float) -> None:
     model = make("tanh_cnn", GREY)
     images, labels = data(GREY, 4, 2)
 
@@ -126,9 +145,9 @@ def test_broken_gradients_add_exactly_zero(poison: float) -> None:
     labels = torch.tensor([1, 0, 2, 3])
     keep = torch.tensor([True, False, True, True])
     found = clipped_gradient_sum(
-        model, trained(model), images, labels, max_grad_norm=0.1, loss_fn=loss
+        model, trained(model), images, labels, max_grad_norm=0.1, clipping=clipping, loss_fn=loss
     )
-    expected = loop_clipped_sum(loop_gradients(model, images, labels), keep, 0.1)
+    expected = loop_clipped_sum(loop_gradients(model, images, labels), keep, 0.1, clipping)
     assert not found.norms[1].isfinite()
     assert relative_error(found.gradients, expected) < 1e-5
 
@@ -160,8 +179,11 @@ def test_the_clipped_gradient_is_never_longer_than_c(kind: str, size: int) -> No
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.1, 1.0])
+@pytest.mark.parametrize("clipping", CLIPPINGS)
 @pytest.mark.parametrize("change", ["removed", "replaced", "nan", "huge"])
-def test_one_example_moves_the_sum_by_at_most_c(max_grad_norm: float, change: str) -> None:
+def test_one_example_moves_the_sum_by_at_most_c(
+    max_grad_norm: float, clipping: Clipping, change: str
+) -> None:
     """The sensitivity that the noise is scaled to, on neighbouring batches."""
     model = make("gn_cnn", GREY)
     images, labels = data(GREY, 16, 3)
@@ -175,16 +197,51 @@ def test_one_example_moves_the_sum_by_at_most_c(max_grad_norm: float, change: st
         bound = 2 * max_grad_norm  # one removed and one added
     else:
         other[7] = float("nan") if change == "nan" else 1e20
-    before = clipped_gradient_sum(
-        model, trained(model), images, labels, max_grad_norm=max_grad_norm
-    )
-    after = clipped_gradient_sum(
-        model, trained(model), other, labels, max_grad_norm=max_grad_norm, mask=mask
+    before, after = (
+        clipped_gradient_sum(
+            model,
+            trained(model),
+            batch,
+            labels,
+            max_grad_norm=max_grad_norm,
+            clipping=clipping,
+            mask=kept,
+        )
+        for batch, kept in ((images, torch.ones_like(mask)), (other, mask))
     )
     moved = float((flat(before.gradients) - flat(after.gradients)).norm())
     assert moved <= bound + 1e-6
     if change == "removed":
         assert moved > 0.99 * max_grad_norm  # the bound is met, so the test can fail
+
+
+@pytest.mark.parametrize("clipping", CLIPPINGS)
+def test_no_example_is_lifted_above_c(clipping: Clipping) -> None:
+    """Small gradients too, zero among them, and layers of which some are large."""
+    model = make("gn_cnn", GREY)
+    images, labels = data(GREY, 6, 2)
+    scales = torch.tensor([0.0, 1e-12, 1e-3, 1.0, 30.0, 1e4])
+
+    for keep, scale in enumerate(scales):
+
+        def loss(logits: Tensor, label: Tensor, scale: Tensor = scale) -> Tensor:
+            return scale * F.cross_entropy(logits, label)
+
+        found = clipped_gradient_sum(
+            model,
+            trained(model),
+            images,
+            labels,
+            max_grad_norm=0.7,
+            clipping=clipping,
+            mask=torch.arange(6) == keep,
+            loss_fn=loss,
+        )
+        norm = float(flat(found.gradients).norm())
+        assert norm <= 0.7
+        assert (norm == 0) == (scale == 0)
+        if clipping == "automatic" and scale == 1e-3:
+            assert norm > float(found.norms[keep])  # lifted, towards C
 
 
 def test_clipping_is_tight_for_many_parameters() -> None:

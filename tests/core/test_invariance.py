@@ -20,11 +20,17 @@ from dp_ray.models.build import build_model
 from dp_ray.privacy.engines import Engine
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
 from dp_ray.training.layout import ParameterLayout
-from dp_ray.training.step import ShardWorker
+from dp_ray.training.step import STATISTICS, Assignment, ShardWorker
 
 KEY = RunKey.from_seed(5)
 CPU = torch.device("cpu")
 STEPS = 20
+C = 1.0
+
+
+def at(step: int) -> Assignment:
+    """What rank 0 would ask for."""
+    return Assignment(step, incarnation=0, max_grad_norm=C, done=False)
 
 
 def workers(config: Config, dataset: Dataset, count: int) -> Iterator[ShardWorker]:
@@ -39,7 +45,7 @@ def workers(config: Config, dataset: Dataset, count: int) -> Iterator[ShardWorke
             sampler=PoissonSampler(len(dataset.train), config.data.expected_batch_size),
             views=ViewMaker(config.augment, dataset.facts, CPU),
             keys=KEY.sampling_keys(),
-            max_grad_norm=config.privacy.max_grad_norm,
+            clipping=config.privacy.clipping,
             microbatch_size=config.train.microbatch_size or 32,
             engine=Engine(),
             device=CPU,
@@ -54,14 +60,18 @@ def parameters_after(config: Config, dataset: Dataset, count: int) -> Tensor:
     views = [torch.nn.Parameter(p) for p in layout.split(vector).values()]
     optimizer = KeyedNoiseOptimizer(
         torch.optim.SGD(views, lr=0.5, momentum=0.5),
-        noise_multiplier=1.0,
         expected_batch_size=config.data.expected_batch_size,
     )
     for step in range(STEPS):
-        sums = [w.clipped_sum(vector, step=step, incarnation=0) for w in group]
+        sums = [w.clipped_sum(vector, at(step)) for w in group]
         total = torch.stack([s.vector for s in sums]).sum(dim=0)
         stream = KeyedStream(KEY.derive("noise"), incarnation=0, step=step)
-        optimizer.release(layout.split(total), sensitivity=sums[0].sensitivity, stream=stream)
+        optimizer.release(
+            layout.split(total),
+            noise_multiplier=1.0,
+            sensitivity=sums[0].sensitivity,
+            stream=stream,
+        )
     return vector
 
 
@@ -125,7 +135,7 @@ def test_dropout_masks_do_not_depend_on_workers(make_config: MakeConfig) -> None
                 **{**vars(worker), "model": model, "layout": ParameterLayout.of(model)}
             )
             vector = own.layout.join(dict(model.named_parameters()))
-            piece = own.clipped_sum(vector, step=1, incarnation=0).vector
+            piece = own.clipped_sum(vector, at(1)).vector
             total = piece if total is None else total + piece
         assert total is not None
         sums.append(total)
@@ -148,10 +158,10 @@ def test_an_empty_draw_is_a_zero_sum(make_config: MakeConfig) -> None:
         )
     ]
     assert empty  # with B̄ = 1 about 37% of the steps
-    found = worker.clipped_sum(vector, step=empty[0], incarnation=0)
+    found = worker.clipped_sum(vector, at(empty[0]))
     assert float(found.vector.abs().max()) == 0
-    assert found.statistics.tolist() == [0, 0, 0, 0]
-    assert found.sensitivity == config.privacy.max_grad_norm
+    assert found.statistics.tolist() == [0] * len(STATISTICS)
+    assert found.sensitivity == C
 
 
 def test_padding_never_reads_as_data(make_config: MakeConfig) -> None:
@@ -161,7 +171,7 @@ def test_padding_never_reads_as_data(make_config: MakeConfig) -> None:
     [worker] = workers(config, dataset, 1)
     vector = worker.layout.join(dict(worker.model.named_parameters()))
     small = ShardWorker(**{**vars(worker), "microbatch_size": 1})
-    padded = worker.clipped_sum(vector, step=2, incarnation=0)
-    exact = small.clipped_sum(vector, step=2, incarnation=0)
+    padded = worker.clipped_sum(vector, at(2))
+    exact = small.clipped_sum(vector, at(2))
     torch.testing.assert_close(padded.vector, exact.vector, rtol=1e-4, atol=1e-5)
     assert padded.statistics[0] == exact.statistics[0] < 512

@@ -337,10 +337,83 @@ def test_a_block_holds_steps_of_one_incarnation(folder: LocalFolder) -> None:
 
 
 def test_a_paid_step_is_no_licence_for_another_noise(folder: LocalFolder) -> None:
-    """The accountant was told σ and q, so a step paid for ahead keeps them."""
+    """The accountant was told σ and q, so a step paid for ahead keeps them; C costs nothing."""
     ledger = filled(folder, 1, block=4)
-    for changed in ({"noise_multiplier": 0.5}, {"sample_rate": 0.9}, {"max_grad_norm": 9.0}):
-        assert ledger.charge(replace(charge(1), **changed)) is CONFLICT  # type: ignore[arg-type]
+    for changed in ({"noise_multiplier": 0.5}, {"sample_rate": 0.9}):
+        assert ledger.charge(replace(charge(1), **changed)) is CONFLICT
+    adapted = replace(charge(1), max_grad_norm=9.0)
+    assert ledger.charge(adapted) is CHARGED
+    ledger.die()
+    again = Writer(folder, block=4).begin()
+    assert again.charge(charge(1)) is CONFLICT  # it was noised for another C
+    assert again.charge(adapted) is REPLAYED
+
+
+# σ that falls.
+
+FALLING = {**PLAN, "noise_multiplier": 2.0, "noise_factors": [1.0, 0.5]}  # 4 steps at 2, 5 at 1
+
+
+def falling(step: int, **changed: Any) -> Charge:
+    return replace(charge(step), noise_multiplier=2.0 if step < 4 else 1.0, **changed)
+
+
+@pytest.fixture
+def falling_folder(tmp_path: Path) -> LocalFolder:
+    created = LocalFolder(tmp_path / "falling")
+    Ledger.create(created, KEY, FALLING)
+    return created
+
+
+def test_a_block_pays_for_one_noise(falling_folder: LocalFolder) -> None:
+    ledger = Writer(falling_folder, block=3).begin()
+    for step in range(9):
+        assert ledger.charge(falling(step)) is CHARGED
+    found = [(r["noise_multiplier"], r["count"]) for r in records(falling_folder) if "count" in r]
+    assert found == [(2.0, 3), (2.0, 1), (1.0, 3), (1.0, 2)]
+    assert ledger.history == ((1.0, 0.1, 5), (2.0, 0.1, 4))
+
+
+def test_repeats_never_cost_more_than_the_steps_that_they_take_the_place_of(
+    falling_folder: LocalFolder,
+) -> None:
+    ledger = Writer(falling_folder).begin()
+    for step in range(6):
+        ledger.charge(falling(step))
+    ledger.charge(falling(5, digest="b", incarnation=1))
+    ledger.charge(falling(2, digest="b", incarnation=1))
+    assert ledger.affords(1.0)
+    ledger.charge(falling(6))
+    assert not ledger.affords(1.0)
+    with pytest.raises(LedgerError, match="budget is spent"):
+        ledger.charge(falling(7))
+    # 5 at σ = 2 and 4 at σ = 1, where 4 and 5 were planned.
+    assert ledger.history == ((1.0, 0.1, 4), (2.0, 0.1, 5))
+
+
+def test_a_repair_that_may_have_spent_it_all_ends_the_run(falling_folder: LocalFolder) -> None:
+    """What it charges counts as the least noise, of which the plan has too few left."""
+    ledger = Writer(falling_folder, block=9).begin()
+    ledger.charge(falling(0))
+    ledger.charge(falling(4))
+    ledger.die()
+    path = falling_folder.path / "records.jsonl"
+    path.write_bytes(path.read_bytes()[:-3])  # torn: nine more may have been paid for
+    repaired = Writer(falling_folder, block=9, repair=True).begin(first_step=0)
+    assert {s: n for s, _, n in repaired.history}[1.0] > 5
+    assert not repaired.affords(1.0)
+    assert not repaired.affords(2.0)
+
+
+def test_less_noise_than_planned_is_refused(falling_folder: LocalFolder) -> None:
+    ledger = Writer(falling_folder).begin()
+    with pytest.raises(LedgerError, match="budget is spent"):
+        ledger.charge(replace(charge(0), noise_multiplier=0.5))
+    for step in range(5):
+        ledger.charge(replace(charge(step), noise_multiplier=1.0))
+    with pytest.raises(LedgerError, match="budget is spent"):
+        ledger.charge(replace(charge(5), noise_multiplier=1.0))
+    assert ledger.charge(replace(charge(5), noise_multiplier=2.0)) is CHARGED
 
 
 def test_a_paid_step_is_noised_once(folder: LocalFolder) -> None:

@@ -30,7 +30,6 @@ def update(
     parameter = nn.Parameter(vector)
     optimizer = KeyedNoiseOptimizer(
         torch.optim.SGD([parameter], lr=1.0),
-        noise_multiplier=sigma,
         expected_batch_size=batch,
         normalize_update=normalize,
     )
@@ -42,6 +41,7 @@ def update(
             total = total + sigma * clip * torch.from_numpy(stream.normal(P)).float()
     optimizer.release(
         {"w": total},
+        noise_multiplier=sigma,
         sensitivity=clip,
         stream=KeyedStream(key, incarnation=incarnation, step=step),
     )
@@ -108,7 +108,6 @@ def test_low_bits_do_not_show_the_sum() -> None:
 def test_noise_outside_a_release_is_impossible() -> None:
     optimizer = KeyedNoiseOptimizer(
         torch.optim.SGD([nn.Parameter(torch.zeros(3))], lr=1.0),
-        noise_multiplier=1.0,
         expected_batch_size=1,
     )
     with pytest.raises(AssertionError, match="release"):

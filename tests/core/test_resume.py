@@ -30,7 +30,7 @@ from dp_ray.training.checkpoint import Checkpoint
 from dp_ray.training.journal import Journal
 from dp_ray.training.plan import make_plan
 from dp_ray.training.run_directory import RunDirectory
-from dp_ray.training.step import ShardSum, ShardWorker
+from dp_ray.training.step import Assignment, ShardSum, ShardWorker
 
 
 def start_and_stop(config: Config, before_step: int, *, resume: bool = False) -> dict[str, Any]:
@@ -139,8 +139,8 @@ def test_a_sum_that_differs_is_drawn_and_charged_again(
     crash(config, at_step=4)
     original = ShardWorker.clipped_sum
 
-    def shaken(self: ShardWorker, params: Tensor, *, step: int, incarnation: int) -> ShardSum:
-        found = original(self, params, step=step, incarnation=incarnation)
+    def shaken(self: ShardWorker, params: Tensor, assignment: Assignment) -> ShardSum:
+        found = original(self, params, assignment)
         found.vector[0] += 1e-6
         return found
 
@@ -374,7 +374,7 @@ def test_checkpoints_are_read_without_running_code(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path.touch, (tmp_path / "owned",))
 
-    state = Checkpoint(3, torch.zeros(2), None, {}, None, "p")
+    state = Checkpoint(3, torch.zeros(2), None, {}, None, 1.0, "p")
     assert Checkpoint.from_bytes(state.to_bytes()).step == 3
     for content in (pickle.dumps(Evil()), b"", b"PK", state.to_bytes()[:-50]):
         with pytest.raises(ValueError, match=r"no checkpoint|zip|archive|PytorchStreamReader"):

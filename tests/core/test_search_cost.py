@@ -115,10 +115,10 @@ def test_noise_to_batch_holds_what_tan_holds(make_sweep: MakeSweep) -> None:
         assert plan.steps == large_plan.steps == point["privacy.steps"]
         assert plan.epsilon > 3.0 > large_plan.epsilon > 2.99
         assert large.data.expected_batch_size == 512
-    assert {rate for _, rate, _ in search.budgets.runs} == {64 / N}
+    assert {rate for run in search.budgets.runs for _, rate, _ in run} == {64 / N}
     cost = search_cost(search)  # of the small runs, which is what the search releases
     assert cost.epsilon > max(
-        epsilon_of("rdp", (run,), search.budgets.delta) for run in search.budgets.runs
+        epsilon_of("rdp", run, search.budgets.delta) for run in search.budgets.runs
     )
     assert "there a trial spends ε = " in describe_search(search, cost)
     for tune, expected in (
@@ -185,7 +185,11 @@ def test_costs_of_the_three_modes(make_sweep: MakeSweep) -> None:
     assert 2.99 < search_cost(public, then=public.budgets.full_runs).epsilon <= 3.0
 
     composed = draw(make_sweep(privacy_mode="compose"))
-    released = tuple(composed.budgets.trial_at(point)[1].run for point in composed.points or [])
+    released = tuple(
+        entry
+        for point in composed.points or []
+        for entry in composed.budgets.trial_at(point)[1].releases
+    )
     cost = search_cost(composed)
     assert cost.epsilon == pytest.approx(epsilon_of("rdp", released, composed.budgets.delta))
     more = search_cost(composed, then=composed.budgets.full_runs).epsilon

@@ -181,7 +181,7 @@ def test_what_failed_or_was_lost_is_charged(
     assert [o.charges for o in outcomes] == [*steps[:4], 0, 0, steps[6]]
     told = finish(search, monkeypatch)
     paid = [whole.read_ledger().history]
-    paid += [(search.budgets.trial_at(points[i])[1].run,) for i in (1, 2, 3, 6)]
+    paid += [search.budgets.trial_at(points[i])[1].releases for i in (1, 2, 3, 6)]
     assert told["epsilon_of_search"] == pytest.approx(search_cost(search, paid).epsilon)
     shown = describe_sweep_result(told)
     assert "failed (3 starts)" in shown

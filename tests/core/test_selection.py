@@ -12,15 +12,17 @@ from scipy import special, stats
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.selection import Run, TrialCount, adaptive_epsilon, selection_epsilon
 
-DE = (1.589, 2048 / 60000, 800)  # of the design: one run costs 3.19
+DE = ((1.589, 2048 / 60000, 800),)  # of the design: one run costs 3.19
 GRID = [1 + i / 20 for i in range(1, 400)] + [float(i) for i in range(21, 200)]
 
 
 @cache
 def renyi(run: Run, order: float) -> float:
-    """Divergence of T steps, by integrating the density of one (Mironov et al. 2019, § 3)."""
-    sigma, rate, steps = run
+    """Divergence of all steps, by integrating the density of one (Mironov et al. 2019, § 3)."""
+    return sum(renyi_of(*part, order) for part in run)
 
+
+def renyi_of(sigma: float, rate: float, steps: int, order: float) -> float:
     # The mass lies between the means of the normal densities, and moves out with the order.
     z = np.linspace(-14 * sigma, order + 14 * sigma, 20_001)
     other = math.log1p(-rate) if rate < 1 else -math.inf
@@ -88,16 +90,22 @@ SETTINGS: list[tuple[list[Run], TrialCount, float]] = [
     ([DE], TrialCount("truncated_negative_binomial", 8, 0.5), 1e-5),
     ([DE], TrialCount("truncated_negative_binomial", 20, 2.0), 1e-5),
     ([DE], TrialCount("poisson", 8), 1e-5),
-    ([(4.5, 0.356, 100)], TrialCount("poisson", 3), 1e-4),
-    ([(4.5, 0.356, 100)], TrialCount("geometric", 5), 1e-4),
+    ([((4.5, 0.356, 100),)], TrialCount("poisson", 3), 1e-4),
+    ([((4.5, 0.356, 100),)], TrialCount("geometric", 5), 1e-4),
     # Equal ε, other curves: the worst at each order counts.
-    ([(3.1, 0.356, 45), (5.7, 0.356, 166)], TrialCount("poisson", 8), 1e-4),
+    ([((3.1, 0.356, 45),), ((5.7, 0.356, 166),)], TrialCount("poisson", 8), 1e-4),
     (
-        [(1.0, 0.01, 2000), (2.5, 0.05, 600)],
+        [((1.0, 0.01, 2000),), ((2.5, 0.05, 600),)],
         TrialCount("truncated_negative_binomial", 12, 0.3),
         1e-6,
     ),
-    ([(1.0, 0.01, 2000), (2.5, 0.05, 600), (8.0, 1.0, 3)], TrialCount("geometric", 4), 1e-6),
+    (
+        [((1.0, 0.01, 2000),), ((2.5, 0.05, 600),), ((8.0, 1.0, 3),)],
+        TrialCount("geometric", 4),
+        1e-6,
+    ),
+    # σ that falls during a run.
+    ([((2.0, 0.05, 200), (1.5, 0.05, 300)), DE], TrialCount("geometric", 8), 1e-5),
 ]
 
 
@@ -111,7 +119,7 @@ def test_selection_is_what_the_paper_says(runs: list[Run], count: TrialCount, de
     assert found == pytest.approx(expected, rel=5e-4)
     for run in runs:
         assert found > selection_epsilon([run], TrialCount("geometric", 1), delta) - 0.05
-        assert found > epsilon_of("prv", (run,), delta)
+        assert found > epsilon_of("prv", run, delta)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +136,7 @@ def test_figures_of_the_design(count: TrialCount, expected: float) -> None:
 
 
 def test_more_runs_in_the_space_or_in_the_mean_cost_more() -> None:
-    few, many = [(3.1, 0.356, 45)], [(3.1, 0.356, 45), (5.7, 0.356, 166)]
+    few, many = [((3.1, 0.356, 45),)], [((3.1, 0.356, 45),), ((5.7, 0.356, 166),)]
     count = TrialCount("poisson", 8)
     assert selection_epsilon(few, count, 1e-4) <= selection_epsilon(many, count, 1e-4)
     costs = [selection_epsilon(many, TrialCount("poisson", m), 1e-4) for m in (1, 2, 4, 8, 16)]
@@ -139,18 +147,18 @@ def test_more_runs_in_the_space_or_in_the_mean_cost_more() -> None:
 
 def test_adaptive_search_is_charged_whole() -> None:
     """n equal runs compose as a run of n times the steps; of unequal ones the worst counts."""
-    sigma, rate, steps = DE
+    [(sigma, rate, steps)] = DE
     once = adaptive_epsilon([DE], 1, 1e-5)
     assert once == pytest.approx(3.19, abs=5e-3)
-    whole = adaptive_epsilon([(sigma, rate, 8 * steps)], 1, 1e-5)
+    whole = adaptive_epsilon([((sigma, rate, 8 * steps),)], 1, 1e-5)
     assert adaptive_epsilon([DE], 8, 1e-5) == pytest.approx(whole, rel=1e-9)
-    other = (2.0, rate, 1400)
+    other = ((2.0, rate, 1400),)
     both = adaptive_epsilon([DE, other], 8, 1e-5)
     assert both >= max(adaptive_epsilon([DE], 8, 1e-5), adaptive_epsilon([other], 8, 1e-5))
 
 
 def test_without_noise_there_is_no_bound() -> None:
-    runs = [DE, (0.0, 0.1, 1)]
+    runs = [DE, ((0.0, 0.1, 1),)]
     assert selection_epsilon(runs, TrialCount("poisson", 2), 1e-5) == math.inf
     assert adaptive_epsilon(runs, 2, 1e-5) == math.inf
 
