@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -114,8 +115,9 @@ def describe_fields(
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The section that a field is, or may be."""
-    for annotation in (field.annotation, *get_args(field.annotation)):
+    """The section that a field is, or is unless it is null."""
+    union = isinstance(field.annotation, UnionType)
+    for annotation in get_args(field.annotation) if union else (field.annotation,):
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             return annotation
     return None

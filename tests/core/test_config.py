@@ -626,7 +626,14 @@ FULL: dict[str, Any] = {
         "pretrained": "~/weights.safetensors",
         "trainable": ["*.bias", "9.*"],
     },
-    "privacy": {"epsilon": 3.0, "steps": 2500, "delta": 1e-5, "max_grad_norm": 0.1},
+    "privacy": {
+        "epsilon": 3.0,
+        "steps": 2500,
+        "delta": 1e-5,
+        "max_grad_norm": 0.1,
+        "adaptive_clipping": {"quantile": 0.7, "learning_rate": 0.3, "count_noise": 12.5},
+        "noise_schedule": {"final": 0.5, "shape": "exponential", "parts": 3},
+    },
     "optimizer": {
         "name": "Adam",
         "lr": 1e-3,
@@ -680,6 +687,28 @@ def test_the_printed_defaults_are_yaml_and_show_what_must_be_given(tmp_path: Pat
         ],
     )
     assert config == parse_config(values(name="trial"))
+
+
+def test_a_section_that_may_be_null_is_set_field_by_field(tmp_path: Path) -> None:
+    path = write(tmp_path, TEXT + "  scheduler: null\n")
+    config = load_config(path, ["privacy.adaptive_clipping.quantile=0.3"])
+    assert config.privacy.adaptive_clipping is not None
+    assert config.privacy.adaptive_clipping.quantile == 0.3
+    nulled = load_config(write(tmp_path, describe_config(config)), ["privacy.adaptive_clipping="])
+    assert nulled.privacy.adaptive_clipping is None
+    again = load_config(
+        write(tmp_path, describe_config(nulled)), ["privacy.noise_schedule.final=.5"]
+    )
+    assert again.privacy.noise_schedule is not None
+    for override, expected in (
+        ("privacy.adaptive_clipping.quantil=1", r"adaptive_clipping\.quantil = 1.*quantile"),
+        ("privacy.adaptive_clipping.quantile=1", r"adaptive_clipping\.quantile = 1: .*less than 1"),
+        ("privacy.adaptive_clipping=3", r"adaptive_clipping = 3: a section"),
+        ("privacy.noise_schedule={}", r"noise_schedule\.final.*must be given"),
+        ("privacy.noise_schedule.final=1", r"noise_schedule\.final = 1: .*less than 1"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            load_config(path, [override])
 
 
 def test_dump_is_plain_and_complete() -> None:

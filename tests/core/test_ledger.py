@@ -391,18 +391,19 @@ def test_repeats_never_cost_more_than_the_steps_that_they_take_the_place_of(
     assert ledger.history == ((1.0, 0.1, 4), (2.0, 0.1, 5))
 
 
-def test_a_repair_that_may_have_spent_it_all_ends_the_run(falling_folder: LocalFolder) -> None:
-    """What it charges counts as the least noise, of which the plan has too few left."""
-    ledger = Writer(falling_folder, block=9).begin()
-    ledger.charge(falling(0))
-    ledger.charge(falling(4))
+def test_a_repair_that_may_have_spent_too_much_ends_the_run(tmp_path: Path) -> None:
+    """What it charges counts as the least noise, of which the plan has too few."""
+    folder = LocalFolder(tmp_path / "thirds")
+    plan = {**PLAN, "noise_multiplier": 2.0, "noise_factors": [1.0, 0.5, 0.25]}
+    Ledger.create(folder, KEY, plan)
+    ledger = Writer(folder, block=9).begin()
+    for step, sigma in ((0, 2.0), (3, 1.0)):
+        ledger.charge(replace(charge(step), noise_multiplier=sigma))
     ledger.die()
-    path = falling_folder.path / "records.jsonl"
-    path.write_bytes(path.read_bytes()[:-3])  # torn: nine more may have been paid for
-    repaired = Writer(falling_folder, block=9, repair=True).begin(first_step=0)
-    assert {s: n for s, _, n in repaired.history}[1.0] > 5
-    assert not repaired.affords(1.0)
-    assert not repaired.affords(2.0)
+    cut(folder, 2, (folder.path / "head").read_bytes())
+    repaired = Writer(folder, block=9, repair=True).begin()
+    assert repaired.history == ((0.5, 0.1, 6),)  # 3 are planned
+    assert not any(repaired.affords(sigma) for sigma in (0.5, 1.0, 2.0))
 
 
 def test_less_noise_than_planned_is_refused(falling_folder: LocalFolder) -> None:
