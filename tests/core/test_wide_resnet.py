@@ -101,9 +101,10 @@ def test_without_standardisation_convolutions_are_plain() -> None:
     assert parameters(model) == expected_parameters(16, 4, 3, 10, standardized=False)
 
 
-def test_every_layer_takes_what_the_norm_of_an_activation_gave() -> None:
+@pytest.mark.parametrize(("depth", "width"), [(16, 4), (40, 4), (28, 10)])
+def test_every_layer_takes_what_the_norm_of_an_activation_gave(depth: int, width: int) -> None:
     """ReLU → GroupNorm → convolution, followed by the tensors themselves; the stem has neither."""
-    model = random_network(channels=3, depth=16, width=2)
+    model = build_model(ModelConfig(name=f"wrn_{depth}_{width}"), facts(3, 8))
     maker: dict[int, nn.Module] = {}  # id of a tensor → the layer that returned it
     source: dict[nn.Module, Tensor] = {}
     kept: list[Tensor] = []  # or an id might be given twice
@@ -121,7 +122,8 @@ def test_every_layer_takes_what_the_norm_of_an_activation_gave() -> None:
 
     stem, *convolutions = [m for m in leaves if isinstance(m, nn.Conv2d)]
     assert source[stem] is image
-    assert len(convolutions) == 3 * 2 * 2 + 3
+    blocks = (depth - 4) // 6
+    assert len(convolutions) == 3 * 2 * blocks + 3 == depth - 1
     (pool,) = (m for m in leaves if isinstance(m, nn.AdaptiveAvgPool2d))
     norms = [maker[id(source[layer])] for layer in (*convolutions, pool)]
     assert all(isinstance(n, nn.GroupNorm) and n.num_groups == 16 for n in norms)
@@ -129,10 +131,12 @@ def test_every_layer_takes_what_the_norm_of_an_activation_gave() -> None:
     assert len(set(norms)) == len(norms) == sum(isinstance(m, nn.GroupNorm) for m in leaves)
 
     described = [(m.in_channels, m.out_channels, *m.kernel_size, *m.stride) for m in convolutions]
-    for in_channels, out_channels, stride in ((16, 32, 1), (32, 64, 2), (64, 128, 2)):
+    in_channels = 16
+    for out_channels, stride in ((16 * width, 1), (32 * width, 2), (64 * width, 2)):
         assert described.count((in_channels, out_channels, 3, 3, stride, stride)) == 1
         assert described.count((in_channels, out_channels, 1, 1, stride, stride)) == 1
-        assert described.count((out_channels, out_channels, 3, 3, 1, 1)) == 3
+        assert described.count((out_channels, out_channels, 3, 3, 1, 1)) == 2 * blocks - 1
+        in_channels = out_channels
 
 
 def test_shortcuts_are_the_identity_where_the_shape_stays() -> None:
