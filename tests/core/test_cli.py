@@ -206,6 +206,7 @@ def test_progress_is_told_in_one_line(make_config: MakeConfig) -> None:
     progress = {
         "step": 42,
         "charges": 42,
+        "repaired": False,
         "test_accuracy": 0.5,
         "images_per_second": 1234.5,
         "seconds_left": 75,
@@ -215,6 +216,11 @@ def test_progress_is_told_in_one_line(make_config: MakeConfig) -> None:
         assert part in line
     shown = float(line.split("ε ≤ ")[1].split()[0])
     assert plan.epsilon_after(42) - 0.005 <= shown <= plan.epsilon_after(45) + 0.005
+
+    # A repair charges as for the least noise: what the plan's first steps cost is too little.
+    falling = make_plan(make_config(privacy={"steps": 100, "noise_schedule": {"final": 0.2}}))
+    line = describe_progress(progress | {"repaired": True}, falling)
+    assert f"ε ≤ {falling.epsilon:.2f} of {falling.epsilon:.2f}" in line
 
 
 @pytest.mark.parametrize(
