@@ -1,4 +1,4 @@
-"""cluster/: every file passes the schema of whoever reads it, and says what the others say."""
+"""cluster/: ray up files, the image and the Slurm script, by whoever reads them."""
 
 from __future__ import annotations
 
@@ -8,75 +8,31 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Callable, Iterator
-from difflib import ndiff
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import jsonschema
-import kubernetes_validate
 import pytest
-import typer
-import yaml
+from cluster_files import (
+    CLUSTER,
+    MANIFESTS,
+    ROOT,
+    Mutation,
+    Values,
+    given,
+    instructions,
+    load,
+    options,
+    pinned,
+    pods,
+    read,
+    training,
+)
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 from ray.scripts.symmetric_run import curate_and_validate_ray_start_args, symmetric_run
 
-from dp_ray.cli import app
-from dp_ray.config import Config
-from dp_ray.config_file import load_config
-
-ROOT = Path(__file__).parents[2]
-CLUSTER = ROOT / "cluster"
 RAY_UP = sorted((CLUSTER / "ray-up").glob("*.yaml"))
-MANIFESTS = sorted((CLUSTER / "kubernetes").glob("*.yaml"))
-KUBERNETES = "1.37"
-KUBERAY: dict[str, dict[str, str]] = yaml.safe_load(
-    (Path(__file__).parent / "kuberay_v1.yaml").read_text(encoding="utf-8")
-)["structures"]
-IMAGE = "REGISTRY/dp-ray:TAG"
-
-Values = dict[str, Any]
-Mutation = Callable[[Values], object]
-
-
-def read(name: str) -> str:
-    """A file of cluster/."""
-    return (CLUSTER / name).read_text(encoding="utf-8")
-
-
-def load(name: str) -> Values:
-    """A file of cluster/ that holds one YAML document."""
-    values: Values = yaml.safe_load(read(name))
-    return values
-
-
-def pinned(package: str) -> str:
-    """The version in constraints.txt."""
-    text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
-    found = re.search(rf"^{re.escape(package)}==(.+)$", text, re.MULTILINE)
-    assert found, package
-    return found[1]
-
-
-def options(command: Any) -> set[str]:
-    """All --options of one of Ray's commands."""
-    return {name for parameter in command.params for name in parameter.opts}
-
-
-def given(words: list[str]) -> set[str]:
-    """The --options among a command's words."""
-    return {word.split("=")[0] for word in words if word.startswith("--")}
-
-
-def training(words: list[str]) -> tuple[Values, Config]:
-    """The options of a dp-ray train command, by its own parser, and the configuration they make."""
-    assert words[:2] == ["dp-ray", "train"]
-    command: Any = typer.main.get_command(app)
-    parsed: Values = command.commands["train"].make_context("train", words[2:]).params
-    return parsed, load_config(ROOT / "configs" / parsed["config"].name, parsed["overrides"])
-
 
 # --- ray up ---
 
@@ -158,293 +114,7 @@ def test_azures_machines_are_described_by_parameters_of_rays_template() -> None:
         assert set(node["node_config"]["azure_arm_parameters"]) <= known
 
 
-# --- Kubernetes ---
-
-
-def check_kubernetes(document: Values) -> None:
-    """By the schema of Kubernetes, which refuses unknown fields."""
-    kubernetes_validate.validate(document, KUBERNETES, strict=True)
-
-
-def check_structure(name: str, value: Any, where: str) -> None:
-    """By KubeRay's API, and what of Kubernetes is in it by the schema of Kubernetes."""
-    core = {"apiVersion": "v1", "metadata": {"name": "inner"}}
-    if name == "PodTemplateSpec":
-        check_kubernetes({**core, "kind": "PodTemplate", "template": value})
-    elif name == "Service":
-        check_kubernetes({**core, **value, "kind": "Service"})
-    elif name == "ObjectMeta":
-        check_kubernetes({**core, "kind": "ConfigMap", "metadata": value})
-    else:
-        fields = KUBERAY[name]
-        assert isinstance(value, dict), f"{where}: {name} expected"
-        assert set(value) <= set(fields), f"{where}: unknown {set(value) - set(fields)}"
-        needed = {field for field, kind in fields.items() if kind.endswith("!")}
-        assert needed <= set(value), f"{where}: {needed - set(value)} missing"
-        for field, inner in value.items():
-            check_field(fields[field].removesuffix("!"), inner, f"{where}.{field}")
-
-
-JSON_TYPES: dict[str, tuple[type, ...]] = {
-    "string": (str,),
-    "boolean": (bool,),
-    "integer": (int,),
-    "number": (int, float),
-}
-
-
-def check_field(kind: str, value: Any, where: str) -> None:
-    """A value by its type's name in kuberay_v1.yaml."""
-    if kind.startswith("="):
-        assert value == kind[1:], f"{where}: {value}"
-    elif "|" in kind:
-        assert value in kind.split("|"), f"{where}: {value}"
-    elif kind == "strings":
-        assert isinstance(value, dict), f"{where}: a mapping expected"
-        assert all(isinstance(s, str) for s in value.values()), f"{where}: not all are strings"
-    elif kind.startswith("["):
-        assert isinstance(value, list), f"{where}: a list expected"
-        for index, inner in enumerate(value):
-            check_structure(kind[1:-1], inner, f"{where}[{index}]")
-    elif kind in JSON_TYPES:
-        assert type(value) in JSON_TYPES[kind], f"{where}: {kind} expected"
-    else:
-        assert kind != "object", f"{where}: describe it in kuberay_v1.yaml"
-        check_structure(kind, value, where)
-
-
-def documents() -> list[Any]:
-    """All Kubernetes objects, with their file for a name."""
-    return [
-        pytest.param(document, id=f"{path.stem}-{document['kind']}-{document['metadata']['name']}")
-        for path in MANIFESTS
-        for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))
-    ]
-
-
-@pytest.mark.parametrize("document", documents())
-def test_manifests_pass_the_schemas_of_kubernetes_and_kuberay(document: Values) -> None:
-    if document["apiVersion"].startswith("ray.io/"):
-        check_structure(document["kind"], document, document["kind"])
-    else:
-        check_kubernetes(document)
-
-
-def head(job: Values) -> Any:
-    """The head's pod."""
-    return job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-
-
-KUBERNETES_MISTAKES: dict[str, Mutation] = {
-    "container": lambda j: head(j)["containers"][0].update(imagePullPolice="Always"),
-    "context": lambda j: head(j)["containers"][0]["securityContext"].update(privilege=False),
-    "pod": lambda j: head(j).update(automountServiceAccountToken="no"),
-    "volume": lambda j: head(j)["volumes"].append({"name": "x", "emptyDirectory": {}}),
-    "no_containers": lambda j: head(j).pop("containers"),
-    "labels": lambda j: j["metadata"].update(labels=["dp-ray"]),
-    "service": lambda j: j["spec"]["rayClusterSpec"]["headGroupSpec"].update(
-        headService={"spec": {"portz": []}}
-    ),
-}
-
-
-@pytest.mark.parametrize("mistake", KUBERNETES_MISTAKES)
-def test_kubernetes_schema_refuses_mistakes(mistake: str) -> None:
-    job = load("kubernetes/rayjob.yaml")
-    KUBERNETES_MISTAKES[mistake](job)
-    with pytest.raises(kubernetes_validate.ValidationError):
-        check_structure("RayJob", job, "RayJob")
-
-
-KUBERAY_MISTAKES: dict[str, Mutation] = {
-    "unknown": lambda j: j["spec"].update(entryPoint="dp-ray"),
-    "unknown_deep": lambda j: j["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].update(replica=2),
-    "string_for_integer": lambda j: j["spec"].update(backoffLimit="0"),
-    "boolean_for_integer": lambda j: j["spec"].update(backoffLimit=True),
-    "number_for_string": lambda j: j["spec"]["rayClusterSpec"].update(rayVersion=2.60),
-    "no_string": lambda j: j["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].update(
-        {"num-cpus": 0}
-    ),
-    "no_list": lambda j: j["spec"]["rayClusterSpec"].update(workerGroupSpecs={}),
-    "word": lambda j: j["spec"]["rayClusterSpec"]["authOptions"].update(mode="Token"),
-    "missing": lambda j: j["spec"]["rayClusterSpec"].pop("headGroupSpec"),
-    "kind": lambda j: j.update(apiVersion="ray.io/v1alpha1"),
-}
-
-
-@pytest.mark.parametrize("mistake", KUBERAY_MISTAKES)
-def test_kuberays_api_refuses_mistakes(mistake: str) -> None:
-    job = load("kubernetes/rayjob.yaml")
-    KUBERAY_MISTAKES[mistake](job)
-    with pytest.raises(AssertionError):
-        check_structure("RayJob", job, "RayJob")
-
-
-def clusters() -> Iterator[tuple[str, Values]]:
-    """(file, RayClusterSpec) of all manifests."""
-    for path in MANIFESTS:
-        for document in yaml.safe_load_all(path.read_text(encoding="utf-8")):
-            if document["kind"] == "RayCluster":
-                yield path.stem, document["spec"]
-            elif document["kind"] == "RayJob":
-                yield path.stem, document["spec"]["rayClusterSpec"]
-
-
-def pods() -> Iterator[tuple[str, Values]]:
-    """(what, pod template) of all manifests."""
-    for name, cluster in clusters():
-        yield f"{name} head", cluster["headGroupSpec"]["template"]
-        for group in cluster["workerGroupSpecs"]:
-            yield f"{name} {group['groupName']}", group["template"]
-    for path in MANIFESTS:
-        if path.stem.startswith("rayjob"):
-            yield (
-                f"{path.stem} submitter",
-                load(f"kubernetes/{path.name}")["spec"]["submitterPodTemplate"],
-            )
-
-
-def test_manifests_carry_the_pinned_ray_its_token_and_known_parameters() -> None:
-    found = list(clusters())
-    assert len(found) == len(MANIFESTS) - 1  # all but common.yaml
-    for name, cluster in found:
-        assert cluster["rayVersion"] == pinned("ray"), name
-        assert cluster["authOptions"] == {"mode": "token"}, name
-        head = cluster["headGroupSpec"]
-        assert head["serviceType"] == "ClusterIP", name
-        assert head["rayStartParams"]["num-cpus"] == "0", name
-        for group in (head, *cluster["workerGroupSpecs"]):
-            assert {f"--{key}" for key in group["rayStartParams"]} <= options(ray_start), name
-
-
-@pytest.mark.parametrize(("name", "template"), [pytest.param(*p, id=p[0]) for p in pods()])
-def test_pods_are_confined_and_have_what_they_write_to(name: str, template: Values) -> None:
-    pod = template["spec"]
-    policy = next(d for d in _common() if d["kind"] == "NetworkPolicy")
-    selected = policy["spec"]["podSelector"]["matchLabels"]
-    assert selected.items() <= template["metadata"]["labels"].items()
-    assert pod["automountServiceAccountToken"] is False
-    context = pod["securityContext"]
-    assert context["runAsNonRoot"] is True
-    assert context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == uid()
-    assert context["fsGroupChangePolicy"] == "OnRootMismatch"  # dp-ray needs private/ at 0700
-    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
-    (container,) = pod["containers"]
-    assert container["image"] == IMAGE
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    assert container["resources"]["requests"] == container["resources"]["limits"]
-    assert {"cpu", "memory"} <= set(container["resources"]["limits"])
-    volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
-    assert {mount["name"] for mount in mounts.values()} == set(volumes)
-    assert not any("hostPath" in volume for volume in volumes.values())
-    for path in ("/tmp", f"/home/{user()}"):
-        assert "sizeLimit" in volumes[mounts[path]["name"]]["emptyDir"]
-    if name.endswith("submitter"):
-        return
-    assert volumes[mounts["/dev/shm"]["name"]]["emptyDir"]["medium"] == "Memory"
-    assert mounts["/data"]["readOnly"] is True
-    claims = {d["metadata"]["name"]: d for d in _common() if d["kind"] == "PersistentVolumeClaim"}
-    for volume in volumes.values():
-        if "persistentVolumeClaim" in volume:
-            claim = claims[volume["persistentVolumeClaim"]["claimName"]]
-            assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    assert pod["serviceAccountName"] in {
-        d["metadata"]["name"] for d in _common() if d["kind"] == "ServiceAccount"
-    }
-
-
-def _common() -> list[Values]:
-    return list(yaml.safe_load_all(read("kubernetes/common.yaml")))
-
-
-@pytest.mark.parametrize("path", [p for p in MANIFESTS if p.stem.startswith("rayjob")])
-def test_jobs_fit_their_cluster(path: Path) -> None:
-    spec = load(f"kubernetes/{path.name}")["spec"]
-    parsed, config = training(shlex.split(spec["entrypoint"]))
-    assert str(parsed["config"]) == f"{folder_of_configs()}/mnist.yaml"
-    (group,) = spec["rayClusterSpec"]["workerGroupSpecs"]
-    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"]
-    (container,) = group["template"]["spec"]["containers"]
-    limits = container["resources"]["limits"]
-    assert config.cluster.max_workers == group["replicas"]
-    assert config.cluster.cpus_per_worker == int(limits["cpu"])
-    assert config.cluster.gpus_per_worker == int(limits.get("nvidia.com/gpu", 0))
-    mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
-    assert config.data.root in mounts
-    assert config.train.storage_path in mounts or path.stem == "rayjob-object-store"
-    assert spec["backoffLimit"] == 0
-    assert spec["shutdownAfterJobFinishes"] is True
-
-
-def test_manifests_differ_where_they_should_and_nowhere_else() -> None:
-    for suffix in ("", "-gpu"):
-        cluster = load(f"kubernetes/raycluster{suffix}.yaml")
-        job = load(f"kubernetes/rayjob{suffix}.yaml")
-        assert job["spec"]["rayClusterSpec"] == cluster["spec"]
-    for kind in ("raycluster", "rayjob"):
-        plain, gpu = (read(f"kubernetes/{kind}{s}.yaml").splitlines() for s in ("", "-gpu"))
-        changed = [line for line in ndiff(plain, gpu) if line[0] in "+-"]
-        assert changed
-        for line in changed:
-            assert re.match(r"[+-] (#|.*(nvidia\.com/gpu|cpus_per_worker|&worker))", line), line
-    store = load("kubernetes/rayjob-object-store.yaml")["spec"]["rayClusterSpec"]
-    disk = load("kubernetes/rayjob.yaml")["spec"]["rayClusterSpec"]
-    assert store != disk
-    for pod in (store, disk):
-        for group in (pod["headGroupSpec"], *pod["workerGroupSpecs"]):
-            spec = group["template"]["spec"]
-            (container,) = spec["containers"]
-            secret = container.pop("envFrom", None)
-            assert (secret is not None) == (pod is store)
-            spec["volumes"] = [v for v in spec["volumes"] if v["name"] != "runs"]
-            container["volumeMounts"] = [
-                m for m in container["volumeMounts"] if m["name"] != "runs"
-            ]
-    assert store == disk
-
-
 # --- the image ---
-
-
-def instructions(text: str) -> list[tuple[str, str]]:
-    """(instruction, arguments) of a Dockerfile."""
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
-    return [
-        (words[0], words[-1]) for line in joined.splitlines() if (words := line.split(" ", 1))[0]
-    ]
-
-
-def uid() -> int:
-    """The image's user, by number."""
-    found = re.search(r"^USER (\d+):\1$", read("Dockerfile"), re.MULTILINE)
-    assert found
-    return int(found[1])
-
-
-def user() -> str:
-    """The image's user, by name."""
-    found = re.search(r"useradd --uid (\d+) --create-home (\S+)", read("Dockerfile"))
-    assert found
-    assert int(found[1]) == uid()
-    return found[2]
-
-
-def folder_of_configs() -> str:
-    """Where the image has configs/."""
-    folders = []
-    for name, words in instructions(read("Dockerfile")):
-        if name == "WORKDIR":
-            folders.append(words)
-        elif words == "configs configs":
-            return f"{folders[-1]}/configs"
-    raise AssertionError("no configs")
 
 
 def check_dockerfile(text: str) -> None:
