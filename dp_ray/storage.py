@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -38,6 +39,13 @@ class Folder(ABC):
     @property
     def path(self) -> Path | None:
         """The path, if this is a disk that allows appends and locks."""
+        return None
+
+    def exposure(self) -> str | None:
+        """Why others could read or replace what is here, and what to do; None if nobody could.
+
+        Only a disk can tell: who may read an object store is its policy's business.
+        """
         return None
 
     @abstractmethod
@@ -93,6 +101,23 @@ class LocalFolder(Folder):
     def path(self) -> Path:
         """See :class:`Folder`."""
         return self._path
+
+    def exposure(self) -> str | None:
+        """See :class:`Folder`."""
+        mode = stat.S_IMODE(self._path.stat().st_mode)
+        if mode & 0o077:
+            return (
+                f"{self._path} has mode {mode:04o}, so others can read it: chmod 700 {self._path}; "
+                "if that changes nothing, its file system keeps no modes: choose another one"
+            )
+        for parent in self._path.resolve().parents:
+            mode = stat.S_IMODE(parent.stat().st_mode)
+            if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+                return (
+                    f"everybody may rename what is in {parent} (mode {mode:04o}), and put a folder "
+                    f"of their own in its place: chmod +t {parent} (or chmod o-w)"
+                )
+        return None
 
     def __truediv__(self, name: str) -> LocalFolder:
         return LocalFolder(self._path / name)

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from dp_ray.cluster.early import EarlyRay
 from dp_ray.cluster.environment import cluster_address, prepare_environment
+from dp_ray.cluster.job import check_storage_path
 from dp_ray.cluster.local import NobodyToTell, train_in_process
 from dp_ray.cluster.progress import ProgressLine
 from dp_ray.config import Config
@@ -52,6 +53,7 @@ def run_training(
     Raises:
         DpRayError: before anything is started where possible; see the message.
     """
+    check_storage_path(config.train.storage_path)
     address = cluster_address(config.cluster.address)
     cluster = config.cluster.model_copy(update={"address": address})
     config = config.model_copy(update={"cluster": cluster})
@@ -118,6 +120,7 @@ def take_up(
     """
     if not run.exists():
         raise RunError(f"{run.root} holds no run to resume: start it without --resume")
+    run.check_private()
     # Here too, and not only in the coordinator: a run in use is refused before Ray is started.
     ledger = run.write_ledger(attempt, wait_s=_LOCK_WAIT_S, take_over=break_lock)
     try:

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from dp_ray.cluster.environment import cluster_address, prepare_environment
+from dp_ray.cluster.job import check_storage_path
 from dp_ray.cluster.sweep_progress import SweepProgress
 from dp_ray.config import Config
 from dp_ray.config_file import set_field
@@ -81,6 +82,7 @@ def run_sweep(
     Raises:
         DpRayError: before anything is started where possible; see the message.
     """
+    check_storage_path(sweep.storage_path)
     sweep = _at_its_address(sweep)
     directory = SweepDirectory.of(sweep)
     if resume:
@@ -166,6 +168,7 @@ def _check_resumable(directory: SweepDirectory, sweep: SweepConfig) -> None:
     started = directory.sweep()
     if directory.finished():
         raise RunError(directory.taken())
+    directory.check_private()
     old, new = dict(_fields(started.dump())), dict(_fields(sweep.dump()))
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field) and not field.startswith(_MAY_CHANGE):

@@ -13,6 +13,7 @@ It lies on a disk, or in an object store if ``train.storage_path`` is a URI.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ STOP = "stop"
 REFUSED = "refused"
 ENGINE = "engine.json"
 RAY = "ray"
+IGNORE = ".gitignore"
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,42 @@ class ResultDirectory:
     def finished(self) -> bool:
         """Whether it came to its end."""
         return self.root.exists(RESULT) and self.read_result().get("status") == "finished"
+
+    def lay_out(self) -> None:
+        """Makes the folders of something new.
+
+        Raises:
+            RunError: they cannot be written, or others could read the private one.
+        """
+        if not isinstance(path := self.root.path, Path):
+            return
+        try:
+            path.mkdir(parents=True, exist_ok=True)  # to be seen by others, unlike private/
+            private = path / "private"
+            private.mkdir(mode=0o700, exist_ok=True)
+            try:
+                self.check_private()
+            except RunError:
+                with suppress(OSError):  # the name stays free, unless something is there already
+                    private.rmdir()
+                raise
+            # Neither git nor Ray, which uploads the folder that a job is submitted from, takes it.
+            self.private.write(IGNORE, b"*\n")
+        except OSError as error:
+            raise self.unwritable(error) from error
+
+    def check_private(self) -> None:
+        """Refuses a private part that is not.
+
+        Raises:
+            RunError: others could read or replace it; the message says what to do.
+        """
+        exposure = self.private.exposure()
+        if exposure is not None:
+            raise RunError(
+                f"{exposure}. Or set train.storage_path to another folder: the run key, by which "
+                "noise can be subtracted, must be its owner's alone"
+            )
 
     def unwritable(self, error: OSError) -> RunError:
         """What to tell of a folder that cannot be written."""
@@ -108,7 +146,7 @@ class RunDirectory(ResultDirectory):
 
     def unborn(self) -> bool:
         """Whether it was cut off while it was laid out: there is no ledger, and no other trace."""
-        traces = set(self.private.names()) - {CONFIG, RUN_KEY}
+        traces = set(self.private.names()) - {IGNORE, CONFIG, RUN_KEY}
         return not self.ledger.names() and traces <= {LEDGER}
 
     def forget(self) -> None:
@@ -139,12 +177,11 @@ class RunDirectory(ResultDirectory):
         """Lays out a new run, draws its key and enters its plan into the ledger.
 
         Raises:
-            RunError: the name is taken, or the folder cannot be written.
+            RunError: the name is taken, or see :meth:`lay_out`.
         """
         self.check_free()
+        self.lay_out()
         try:
-            if isinstance(path := self.root.path, Path):
-                path.mkdir(parents=True, exist_ok=True)  # to be seen by others, unlike private/
             self.private.write(CONFIG, write_yaml(config.dump()).encode())
             key = RunKey.from_entropy() if config.seed is None else RunKey.from_seed(config.seed)
             write_key(self.private, key)

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from dp_ray.config_file import read_yaml, write_yaml
 from dp_ray.errors import RunError
@@ -21,7 +20,14 @@ from dp_ray.keys import RunKey
 from dp_ray.privacy.lock import LOCK
 from dp_ray.storage import Folder, open_folder
 from dp_ray.sweep_config import SweepConfig, parse_sweep
-from dp_ray.training.run_directory import RESULT, RUN_KEY, ResultDirectory, read_key, write_key
+from dp_ray.training.run_directory import (
+    IGNORE,
+    RESULT,
+    RUN_KEY,
+    ResultDirectory,
+    read_key,
+    write_key,
+)
 from dp_ray.tuning.budget import Budgets
 from dp_ray.tuning.space import Point
 
@@ -52,7 +58,7 @@ class SweepDirectory(ResultDirectory):
 
     def exists(self) -> bool:
         """Whether a search, or a run, of this name was started."""
-        begun = set(self.private.names()) - {LOCK, SWEEP, RUN_KEY}  # these come before any trial
+        begun = set(self.private.names()) - {IGNORE, LOCK, SWEEP, RUN_KEY}  # these come first
         return bool(begun) or self.root.exists(RESULT)
 
     def check_free(self) -> None:
@@ -79,20 +85,6 @@ class SweepDirectory(ResultDirectory):
         return (
             f"{self.root} holds an unfinished search: continue it with --resume, or choose a --name"
         )
-
-    def lay_out(self) -> None:
-        """Makes the folders, for whoever wants to lock them.
-
-        Raises:
-            RunError: they cannot be written.
-        """
-        if not isinstance(path := self.root.path, Path):
-            return
-        try:
-            path.mkdir(parents=True, exist_ok=True)  # to be seen by others, unlike private/
-            (path / "private").mkdir(mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise self.unwritable(error) from error
 
     def create(
         self, sweep: SweepConfig, key: RunKey, points: list[Point] | None, budgets: Budgets
