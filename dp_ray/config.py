@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -303,6 +303,10 @@ class TrainConfig(Section):
     )
 
 
+FIELDS_OF_RESOURCES = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
+"""Resources, by Ray's names, that have a field of their own."""
+
+
 class ClusterConfig(Section):
     """Where it runs; no number here changes the mathematics."""
 
@@ -312,11 +316,31 @@ class ClusterConfig(Section):
         "with fewer when some are lost, and grows back.",
     )
     address: str | None = Field(
-        None, description="Address of a running Ray cluster; none starts Ray on this machine."
+        None,
+        description="A running Ray cluster: host:port, or auto for this machine's; default that of "
+        "RAY_ADDRESS, as in a submitted job, else a Ray of our own, as with local.",
+    )
+    namespace: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="Ray namespace of the run's actors; default one of its own."
     )
     cpus_per_worker: Count = Field(1, description="CPUs that Ray reserves for a worker.")
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
         0, description="GPUs that Ray reserves for a worker; 0 trains on the CPU."
+    )
+    resources_per_worker: dict[str, Positive] = Field(
+        default_factory=dict,
+        description="What else Ray reserves for a worker, by the names that the cluster's nodes "
+        "give it: {fast_disk: 1, memory: 4e9}.",
+    )
+    accelerator_type: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Workers run only where Ray finds this accelerator, by Ray's name for it "
+        "(A100, H100, L4, …).",
+    )
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK",
+        description="Workers on few nodes (PACK) or on many (SPREAD) where possible; STRICT_PACK: "
+        "all on one, STRICT_SPREAD: each on another, or not at all.",
     )
     threads_per_worker: Count | None = Field(
         None, description="torch threads of a worker; default its share of the node's cores."
@@ -342,6 +366,16 @@ class ClusterConfig(Section):
             raise ValueError(f"{workers} is not [min, max]")
         return self
 
+    @field_validator("resources_per_worker")
+    @classmethod
+    def _names_and_amounts(cls, resources: dict[str, float]) -> dict[str, float]:
+        for name, amount in resources.items():
+            if name in FIELDS_OF_RESOURCES:
+                raise ValueError(f"{name} has a field of its own, {FIELDS_OF_RESOURCES[name]}")
+            if amount > 1 and amount % 1:
+                raise ValueError(f"of {name} Ray gives no {amount:g}: above 1 whole numbers only")
+        return resources
+
     @property
     def is_elastic(self) -> bool:
         """Whether the number of workers may change during a run."""
@@ -351,6 +385,24 @@ class ClusterConfig(Section):
     def max_workers(self) -> int:
         """The most workers there may be."""
         return self.num_workers[1] if isinstance(self.num_workers, list) else self.num_workers
+
+    @property
+    def fewest_workers(self) -> int:
+        """The fewest workers that a run goes on with."""
+        return self.num_workers[0] if isinstance(self.num_workers, list) else self.num_workers
+
+    @property
+    def worker_resources(self) -> dict[str, float]:
+        """What Ray reserves for a worker, by Ray's names."""
+        resources = {
+            "CPU": float(self.cpus_per_worker),
+            "GPU": float(self.gpus_per_worker),
+            **self.resources_per_worker,
+        }
+        if self.accelerator_type is not None:
+            # Ray marks a node by one of these; so many workers share it.
+            resources[f"accelerator_type:{self.accelerator_type}"] = 0.001
+        return {name: amount for name, amount in resources.items() if amount}
 
 
 class Config(Section):

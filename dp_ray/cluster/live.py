@@ -13,6 +13,11 @@ from rich.live import Live
 from rich.text import Text
 
 
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is, above what is live."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 class LiveLines(ABC):
     """Shows :meth:`lines` while it is entered; silent when ``console`` is no terminal.
 

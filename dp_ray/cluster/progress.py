@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from dp_ray.cluster.live import LiveLines
+from dp_ray.cluster.live import LiveLines, say
 from dp_ray.report.words import duration
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import ENGINE, PROGRESS, RunDirectory
@@ -58,7 +58,7 @@ class ProgressLine(LiveLines):
             return
         self._engine_told = True
         if self._console.is_terminal or choice["note"]:
-            self._console.print(choice["line"], markup=False, highlight=False, soft_wrap=True)
+            say(self._console, choice["line"])
 
     def line(self) -> str:
         """The line as it is now."""

@@ -15,6 +15,7 @@ from rich.console import Console
 from dp_ray.cluster.early import EarlyRay
 from dp_ray.cluster.environment import cluster_address, prepare_environment
 from dp_ray.cluster.job import check_storage_path
+from dp_ray.cluster.live import say
 from dp_ray.cluster.local import NobodyToTell, train_in_process
 from dp_ray.cluster.progress import ProgressLine
 from dp_ray.config import Config
@@ -59,32 +60,34 @@ def run_training(
     config = config.model_copy(update={"cluster": cluster})
     run = RunDirectory.of(config)
     attempt = secrets.token_hex(8)
+
+    def tell(text: str) -> None:
+        say(console, text)
+
     with EarlyRay(config.cluster) as early:
         if resume:
-            config, plan = take_up(
-                run, config, attempt, lambda text: _tell(console, text), break_lock=break_lock
-            )
+            config, plan = take_up(run, config, attempt, tell, break_lock=break_lock)
         else:
             plan = _begin(run, config)
         # The seed leads to the noise: it stays in the run's private part, for the coordinator.
         task = Task(config.model_copy(update={"seed": None}), plan, run, attempt, profile)
-        _warn_of_turns(config, console)
+        _warn_of_turns(config, tell)
         with ProgressLine(run, plan, console) as line, _stop_on_signal(run, line):
             if config.cluster.num_workers == 0:
                 train_in_process(task, NobodyToTell())
             else:
                 line.note(f"starting Ray and {count(config.cluster.max_workers, 'worker')}")
-                _in_thread(lambda: _train_on_ray(task, early))
+                _in_thread(lambda: _train_on_ray(task, early, tell))
             line.tell_engine()  # where there is no terminal nothing was told on the way
         return run.read_result()
 
 
-def _train_on_ray(task: Task, early: EarlyRay) -> None:
+def _train_on_ray(task: Task, early: EarlyRay, tell: Callable[[str], None]) -> None:
     early.wait()
     prepare_environment(task.config.cluster)
     from dp_ray.cluster.trainer import train_on_ray  # imports Ray
 
-    train_on_ray(task)
+    train_on_ray(task, tell=tell)
 
 
 def _begin(run: RunDirectory, config: Config) -> PrivacyPlan:
@@ -154,10 +157,6 @@ def _mark_running(run: RunDirectory, ledger: Ledger) -> None:
         run.write_result({**result, "epsilon": None} | dict.fromkeys(METRIC_NAMES))
 
 
-def _tell(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def _try_data(config: Config) -> None:
     """A mistake in the data shows before Ray is started, if the workers are on this machine."""
     if config.cluster.address is None:
@@ -171,11 +170,10 @@ def _clear_notes(run: RunDirectory) -> None:
             run.private.delete(name)
 
 
-def _warn_of_turns(config: Config, console: Console) -> None:
+def _warn_of_turns(config: Config, tell: Callable[[str], None]) -> None:
     wanted = config.cluster.max_workers * config.cluster.cpus_per_worker
     if config.cluster.address is None and wanted > usable_cores():
-        _tell(
-            console,
+        tell(
             f"cluster.num_workers = {config.cluster.num_workers}: {wanted} CPUs are asked for and "
             f"this machine has {usable_cores()}; the workers will take turns",
         )

@@ -7,9 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
+from dp_ray.cluster.job import variables_of_job
 from dp_ray.config import ClusterConfig
 from dp_ray.errors import RunError
 from dp_ray.training.threads import usable_cores
@@ -41,26 +44,31 @@ def ray_session(
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     address, variables = cluster.address, dict(environment or {})
+    options: dict[str, Any] = {
+        "namespace": cluster.namespace,
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }
     paths = {"PYTHONPATH": os.pathsep.join(_import_paths())}
     try:
         if address is not None:
-            variables |= paths
-            ray.init(address=address, runtime_env={"env_vars": variables}, log_to_driver=False)
+            given = variables_of_job()
+            variables = {n: v for n, v in {**variables, **paths}.items() if n not in given}
+            ray.init(address, runtime_env={"env_vars": variables}, **options)
         else:
             # What Ray is started with its processes have: those that it keeps ready can be taken.
-            with _in_environment({**paths, "GLOO_SOCKET_IFNAME": "lo"}):
+            with _in_environment(paths):
                 ray.init(
                     address="local",  # else Ray would join whatever cluster this machine last saw
                     num_cpus=spare_cpus
                     + max(usable_cores(), cluster.max_workers * cluster.cpus_per_worker),
                     include_dashboard=False,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
                     runtime_env={"env_vars": variables} if variables else None,
                     _node_ip_address="127.0.0.1",
+                    **options,
                 )
             _own.add(ray.get_runtime_context().gcs_address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         place = address or "this machine"
         raise RunError(f"Ray on {place} cannot be reached or started: {error}") from error
     try:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from dp_ray.cluster.environment import cluster_address, prepare_environment
 from dp_ray.cluster.job import check_storage_path
+from dp_ray.cluster.live import say
 from dp_ray.cluster.sweep_progress import SweepProgress
 from dp_ray.config import Config
 from dp_ray.config_file import set_field
@@ -115,17 +116,17 @@ def _run(search: Search, console: Console, *, break_lock: bool = False) -> dict[
     if everything is None:
         spent = [outcome.history for outcome in read_outcomes(search)]
         cost = search_cost(search, spent if search.sweep.tune.is_adaptive else None)
-        console.print(describe_search(search, cost), markup=False, highlight=False, soft_wrap=True)
+        say(console, describe_search(search, cost))
         started = time.monotonic()
         with SweepProgress(search, cost.epsilon, console):
-            ended = _run_trials(search, break_lock=break_lock)
+            ended = _run_trials(search, console, break_lock=break_lock)
         if not ended:
             return _stopped(search)
         everything = decide(search, seconds=time.monotonic() - started)
     return _conclude(search, everything)
 
 
-def _run_trials(search: Search, *, break_lock: bool) -> bool:
+def _run_trials(search: Search, console: Console, *, break_lock: bool) -> bool:
     """False if some are left, because the search was stopped."""
     if search.points == []:
         return True
@@ -133,7 +134,9 @@ def _run_trials(search: Search, *, break_lock: bool) -> bool:
     prepare_environment(example.cluster)
     from dp_ray.cluster.tuner import tune_on_ray  # imports Ray
 
-    if not tune_on_ray(search, example, break_lock=break_lock):
+    if not tune_on_ray(
+        search, example, tell=lambda text: say(console, text), break_lock=break_lock
+    ):
         return False
     unfinished = any(outcome.status == "unfinished" for outcome in read_outcomes(search))
     return search.sweep.tune.scheduler != "none" or not unfinished
@@ -192,8 +195,9 @@ def _at_its_address(sweep: SweepConfig) -> SweepConfig:
     """With the cluster that a job was submitted to, if it was."""
     training = copy.deepcopy(sweep.training)
     cluster = training.get("cluster") or {}
-    address = cluster_address(cluster.get("address") if isinstance(cluster, dict) else None)
-    if address is not None:
+    configured = cluster.get("address") if isinstance(cluster, dict) else None
+    address = cluster_address(configured)
+    if address != configured:
         set_field(training, "cluster.address", address)
     return SweepConfig(sweep.name, training, sweep.tune)
 
@@ -217,7 +221,9 @@ def _with_neighbours(search: Search, config: Config) -> Config:
     cluster = config.cluster
     if cluster.address is not None:
         return config
-    at_once = trials_at_once(search.sweep.tune, cluster, resources_here(cluster))
+    # Other resources than CPUs and GPUs are Ray's to know.
+    known = cluster.model_copy(update={"resources_per_worker": {}, "accelerator_type": None})
+    at_once = trials_at_once(search.sweep.tune, known, resources_here(cluster))
     workers = at_once * max(cluster.max_workers, 1)
     return config.model_copy(
         update={"cluster": cluster.model_copy(update={"num_workers": workers})}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError, UserCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dp_ray.cluster.lean import LocalTrainer, ProcessGroupConfig
+from dp_ray.cluster.room import await_room
 from dp_ray.cluster.session import is_our_own, ray_session, training_environment
 from dp_ray.cluster.worker import train_func_per_worker
 from dp_ray.config import ClusterConfig
@@ -20,21 +21,24 @@ _FAILURES_OF_ELASTIC = 100
 """Enough for nodes that come and go, and an end for a failure that is always the same."""
 
 
-def train_on_ray(task: Task, callbacks: Sequence[UserCallback] = ()) -> None:
+def train_on_ray(
+    task: Task,
+    callbacks: Sequence[UserCallback] = (),
+    tell: Callable[[str], None] = lambda _text: None,
+) -> None:
     """Runs the task on W Ray Train workers, to the end or to a stop request.
 
     Args:
         task: what to train.
         callbacks: told what workers report, in Ray Train's controller.
+        tell: told what the workers wait for.
 
     Raises:
         DpRayError: what a worker found wrong, or a failure that Ray could not recover from.
     """
     cluster, run = task.config.cluster, task.run
-    resources = {"CPU": float(cluster.cpus_per_worker)}
-    if cluster.gpus_per_worker:
-        resources["GPU"] = cluster.gpus_per_worker
     with ray_session(cluster):
+        await_room(cluster, tell)
         # On others' clusters, and in trials that Tune may kill, Ray must tidy up after the run.
         trainer = (LocalTrainer if is_our_own() else DataParallelTrainer)(
             # Bound, and no train_loop_config: the controller would load it, and torch with it.
@@ -44,7 +48,8 @@ def train_on_ray(task: Task, callbacks: Sequence[UserCallback] = ()) -> None:
                 num_workers=_num_workers(cluster),
                 elastic_resize_monitor_interval_s=cluster.resize_interval_s,
                 use_gpu=cluster.gpus_per_worker > 0,
-                resources_per_worker=resources,
+                resources_per_worker=cluster.worker_resources,
+                placement_strategy=cluster.placement_strategy,
             ),
             run_config=RunConfig(
                 storage_path=run.private.uri,  # for Ray's own notes; it holds no checkpoints

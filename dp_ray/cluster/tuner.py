@@ -16,9 +16,10 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from dp_ray.cluster.room import await_room
 from dp_ray.cluster.session import ray_session, training_environment
 from dp_ray.cluster.trial import INDEX, train_driver_fn
-from dp_ray.config import ClusterConfig, Config
+from dp_ray.config import Config
 from dp_ray.tuning.resources import is_nested, threads_of_worker, trials_at_once
 from dp_ray.tuning.search import Search
 from dp_ray.tuning.sweep_directory import RAY
@@ -28,12 +29,19 @@ _CPUS_OF_DRIVER = 0.01
 """A driver waits for its workers; Tune asks for more than nothing. Kept free for all of them."""
 
 
-def tune_on_ray(search: Search, example: Config, *, break_lock: bool = False) -> bool:
+def tune_on_ray(
+    search: Search,
+    example: Config,
+    *,
+    tell: Callable[[str], None],
+    break_lock: bool = False,
+) -> bool:
     """Runs a search's trials, or those that are left of it; the main thread's business.
 
     Args:
         search: what is searched; laid out on the disk.
         example: the training configuration of one trial, for the resources that all need.
+        tell: told what the trials wait for.
         break_lock: take trials over from processes that are known to be gone.
 
     Returns:
@@ -46,17 +54,18 @@ def tune_on_ray(search: Search, example: Config, *, break_lock: bool = False) ->
     spare = _CPUS_OF_DRIVERS if nested else 0
     session = ray_session(example.cluster, spare_cpus=spare, environment=training_environment())
     with _quiet(), session:
+        await_room(example.cluster, tell)
         resources = ray.cluster_resources()
         resources["CPU"] -= _CPUS_OF_DRIVERS if nested else 0
         at_once = trials_at_once(search.sweep.tune, example.cluster, resources)
         trainable = tune.with_resources(
             functools.partial(
                 train_driver_fn,
-                search=search,
+                search=search.without_seed(),
                 threads=threads_of_worker(example.cluster, at_once),
                 break_lock=break_lock,
             ),
-            _resources(example.cluster, nested=nested),
+            {"CPU": _CPUS_OF_DRIVER} if nested else example.cluster.worker_resources,
         )
         folder = f"{search.directory.private.uri}/{RAY}"
         if tune.Tuner.can_restore(folder):
@@ -128,15 +137,6 @@ def _scheduler(search: Search) -> TrialScheduler | None:
         grace_period=sweep.grace_evaluations,
         reduction_factor=sweep.reduction_factor,
     )
-
-
-def _resources(cluster: ClusterConfig, *, nested: bool) -> dict[str, float]:
-    if nested:
-        return {"cpu": _CPUS_OF_DRIVER}
-    resources = {"cpu": float(cluster.cpus_per_worker)}
-    if cluster.gpus_per_worker:
-        resources["gpu"] = cluster.gpus_per_worker
-    return resources
 
 
 @contextmanager

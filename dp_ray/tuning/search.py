@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,14 @@ class Search:
         """What one of the trials may be trained as: all need the same resources."""
         space, levels = self.sweep.tune.space, self.sweep.tune.budget_levels
         return self.budgets.trial_at((self.points or corner_points(space, levels))[0])[0]
+
+    def without_seed(self) -> Search:
+        """For trials, which only ask whether there is a seed: it leads to all of their noise."""
+        training = self.sweep.training
+        if training.get("seed") is None:
+            return self
+        sweep = replace(self.sweep, training={**training, "seed": 0})
+        return replace(self, sweep=sweep, budgets=replace(self.budgets, sweep=sweep))
 
     def proposed(self, shares: dict[str, float]) -> Point:
         """The point that a searcher means by a place in the unit cube."""
