@@ -7,6 +7,8 @@ be gone, tests/ray/test_lean.py fails, and runs start as slowly as with ``TorchT
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -108,7 +110,16 @@ def _listen() -> tuple[str, int]:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     address = ray.util.get_node_ip_address()
-    store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+    # Ours, because torch's own would listen on every interface that the machine has.
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, 0), family=family)
+    store = TCPStore(
+        address,
+        listener.getsockname()[1],
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
     _listening.append(store)
     return address, store.port
 
@@ -119,6 +130,9 @@ def _join(address: str, port: int, backend: str, timeout_s: int) -> None:
         init_process_group,
     )
 
+    if address.startswith("127."):  # a cluster on one machine, whoever started it
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     context = ray.train.get_context()
     store = TCPStore(address, port, is_master=False, wait_for_workers=False)
     init_process_group(

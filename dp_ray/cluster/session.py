@@ -69,8 +69,13 @@ def ray_session(
                 )
             _own.add(ray.get_runtime_context().gcs_address)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        place = address or "this machine"
-        raise RunError(f"Ray on {place} cannot be reached or started: {error}") from error
+        problem = f"Ray on {address or 'this machine'} cannot be reached or started: {error}"
+        if address is not None:
+            problem += (
+                ". Check cluster.address, and that the token here (RAY_AUTH_TOKEN_PATH, or "
+                "~/.ray/auth_token) is the cluster's"
+            )
+        raise RunError(problem) from error
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ import pytest
 import ray
 import support
 import torch
+from cluster_head import listening
 from support import MakeConfig, start
 from torch import Tensor
 
@@ -98,12 +99,16 @@ def kill_a_worker(run: RunDirectory) -> int:
 
 
 def test_a_stop_request_leaves_a_resumable_run(make_config: MakeConfig) -> None:
+    """And until then nothing listens where another machine could reach it."""
     config = make_config(privacy={"steps": 2000}, cluster={"num_workers": 2})
     run = RunDirectory.of(config)
+    listens: set[str] = set()
 
     def request() -> None:
         while not run.private.exists(PROGRESS):  # written after the first step
             time.sleep(0.05)
+        here = psutil.Process()
+        listens.update(listening([here, *here.children(recursive=True)]))
         run.private.write(STOP, b"")
 
     threading.Thread(target=request, daemon=True).start()
@@ -113,6 +118,7 @@ def test_a_stop_request_leaves_a_resumable_run(make_config: MakeConfig) -> None:
     assert result["charges"] == result["steps"]
     assert run.checkpoints.names()
     assert not run.root.exists(RELEASE)
+    assert listens == {"127.0.0.1"}
 
 
 OWN_CODE = """
