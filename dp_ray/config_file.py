@@ -108,7 +108,7 @@ def describe_fields(
     """
     for name, field in section.model_fields.items():
         inner = _section_of(field)
-        if inner is None or inner is not field.annotation:
+        if inner is not field.annotation:
             yield prefix + name, field
         if inner is not None:
             yield from describe_fields(inner, f"{prefix}{name}.")

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
-from dp_ray.privacy.schedule import CONSTANT, History, NoiseSchedule
+from dp_ray.privacy.history import History
+from dp_ray.privacy.schedule import CONSTANT, NoiseSchedule
 
 AccountantName = Literal["prv", "rdp", "pld"]
 
@@ -29,28 +30,6 @@ MAX_NOISE_MULTIPLIER = 1e4
 
 class BudgetError(ValueError):
     """No noise multiplier or number of steps in reach meets the budget."""
-
-
-def epsilon(
-    accountant: AccountantName,
-    *,
-    noise_multiplier: float,
-    sample_rate: float,
-    steps: int,
-    delta: float,
-    schedule: NoiseSchedule = CONSTANT,
-) -> float:
-    """ε of ``steps`` steps, at ``delta``; see :func:`epsilon_of`.
-
-    Args:
-        accountant: which of the three accountants to ask.
-        noise_multiplier: σ, noise standard deviation over sensitivity; 0 means no privacy.
-        sample_rate: q in (0, 1].
-        steps: number of noised sums released.
-        delta: δ in (0, 1).
-        schedule: how σ falls during the steps.
-    """
-    return epsilon_of(accountant, schedule.releases(noise_multiplier, sample_rate, steps), delta)
 
 
 @cache

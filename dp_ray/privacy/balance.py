@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dp_ray.privacy.chain import Record
-from dp_ray.privacy.schedule import History
+from dp_ray.privacy.history import History
 
 UNKNOWN = ""
 """The digest of a sum that was never written down."""

@@ -41,8 +41,8 @@ SMALLEST_CLIP = 1e-9
 def clip_and_sum(
     gradients: Mapping[str, Tensor],
     mask: Tensor,
-    max_grad_norm: float | Tensor,
-    clipping: Clipping = "flat",
+    max_grad_norm: Tensor,
+    clipping: Clipping,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """The sum over B examples of their clipped gradients.
 
@@ -52,7 +52,7 @@ def clip_and_sum(
     Args:
         gradients: name → [B, …] float32 or float64.
         mask: [B] bool, False for examples that are padding.
-        max_grad_norm: C; a float64 tensor [] where it changes from step to step.
+        max_grad_norm: C, a float64 tensor [].
         clipping: how.
 
     Returns:
@@ -73,7 +73,7 @@ def clip_and_sum(
 
 
 def _factors(
-    norms_pb: dict[str, Tensor], norms_b: Tensor, bound: float | Tensor, clipping: Clipping
+    norms_pb: dict[str, Tensor], norms_b: Tensor, bound: Tensor, clipping: Clipping
 ) -> dict[str, Tensor]:
     """For each parameter the [B] factors that leave whole gradients within the bound."""
     if clipping == "automatic":

@@ -20,8 +20,9 @@ from typing import Any
 from dp_ray.errors import LedgerError
 from dp_ray.privacy.balance import UNKNOWN, Balance, Charge, Execution, Session
 from dp_ray.privacy.chain import Chain, Record, Totals
+from dp_ray.privacy.history import History, room
 from dp_ray.privacy.lock import WriterLock
-from dp_ray.privacy.schedule import History, NoiseSchedule, room
+from dp_ray.privacy.schedule import NoiseSchedule
 from dp_ray.storage import Folder
 
 
@@ -238,8 +239,7 @@ class Ledger:
         return room(self._schedule.releases(first, rate, steps), self.history, noise_multiplier)
 
     def _noise_at(self, step: int) -> float:
-        factor = self._schedule.factor_at(step, self.plan["steps"])
-        return float(self.plan["noise_multiplier"] * factor)
+        return self._schedule.noise_at(self.plan["noise_multiplier"], step, self.plan["steps"])
 
     @property
     def _schedule(self) -> NoiseSchedule:

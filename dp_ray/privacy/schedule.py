@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-History = tuple[tuple[float, float, int], ...]
-"""What was released: (noise multiplier σ, sampling rate q, number of noised sums), in any order."""
+from dp_ray.privacy.history import History
 
 
 @dataclass(frozen=True)
@@ -34,10 +32,11 @@ class NoiseSchedule:
         parts = len(self.factors)
         return [shortest + (part >= parts - rest) for part in range(parts)]
 
-    def factor_at(self, step: int, steps: int) -> float:
-        """σ of a step over the first σ.
+    def noise_at(self, noise_multiplier: float, step: int, steps: int) -> float:
+        """σ of a step, the same to the last bit as in :meth:`releases`.
 
         Args:
+            noise_multiplier: the first σ.
             step: counted from 0.
             steps: T.
         """
@@ -45,8 +44,8 @@ class NoiseSchedule:
         for factor, length in zip(self.factors, self.lengths(steps), strict=True):
             end += length
             if step < end:
-                return factor
-        return self.factors[-1]
+                return noise_multiplier * factor
+        return noise_multiplier * self.factors[-1]
 
     def releases(self, noise_multiplier: float, sample_rate: float, steps: int) -> History:
         """What T steps release, as the accountants take it.
@@ -58,39 +57,6 @@ class NoiseSchedule:
         """
         parts = zip(self.factors, self.lengths(steps), strict=True)
         return tuple((noise_multiplier * f, sample_rate, n) for f, n in parts if n > 0)
-
-
-def first_of(history: History, count: int) -> History:
-    """The first so many sums of a history."""
-    kept = []
-    for noise, rate, length in history:
-        kept.append((noise, rate, min(length, count)))
-        count -= kept[-1][2]
-    return tuple(entry for entry in kept if entry[2] > 0)
-
-
-def room(planned: History, spent: History, noise_multiplier: float) -> int:
-    """How many more sums noised with σ a plan covers.
-
-    A planned sum covers one that was noised as much or more, and each covers one alone. So up to
-    each σ no more may be spent than is planned; if more was, nothing is covered any longer.
-
-    Args:
-        planned: all that may be released.
-        spent: what was.
-        noise_multiplier: σ of the further sums.
-
-    Returns:
-        Negative if the plan does not even cover ``spent``.
-    """
-
-    def count_up_to(sigma: float, history: History) -> int:
-        return sum(count for noise, _, count in history if noise <= sigma)
-
-    levels = {noise for noise, _, _ in (*planned, *spent)} | {noise_multiplier, math.inf}
-    left = {s: count_up_to(s, planned) - count_up_to(s, spent) for s in levels}
-    exceeded = min(left.values())
-    return exceeded if exceeded < 0 else min(n for s, n in left.items() if s >= noise_multiplier)
 
 
 CONSTANT = NoiseSchedule()

@@ -22,7 +22,7 @@ from dp_accounting.dp_event import DpEvent, RepeatAndSelectDpEvent
 from dp_accounting.rdp import RdpAccountant
 from numpy.typing import NDArray
 
-from dp_ray.privacy.schedule import History
+from dp_ray.privacy.history import History
 
 Run = History
 """What one run may release."""

@@ -61,22 +61,6 @@ def logits_by_batch(
         model.train(was_training)
 
 
-def evaluate_shard(
-    model: nn.Module,
-    params: dict[str, Tensor],
-    data: StoredSplit,
-    views: ViewMaker,
-    device: torch.device,
-    shard: Shard,
-) -> Tensor:
-    """[2] float64: examples that are right, and the sum of losses."""
-    total = torch.zeros(2, dtype=torch.float64)
-    for logits, labels in logits_by_batch(model, params, data, views, device, shard):
-        total[0] += float((logits.argmax(dim=1) == labels).sum())
-        total[1] += float(cross_entropy(logits, labels, reduction="sum"))
-    return total
-
-
 def shared_evaluation(
     model: nn.Module,
     layout: ParameterLayout,
@@ -89,7 +73,10 @@ def shared_evaluation(
     if len(data) == 0:
         return None
     shard = Shard.of(collective.rank, collective.world_size, len(data))
-    total = evaluate_shard(model, layout.split(vector), data, views, vector.device, shard)
+    params, total = layout.split(vector), torch.zeros(2, dtype=torch.float64)
+    for logits, labels in logits_by_batch(model, params, data, views, vector.device, shard):
+        total[0] += float((logits.argmax(dim=1) == labels).sum())
+        total[1] += float(cross_entropy(logits, labels, reduction="sum"))
     collective.reduce_(total)
     correct, losses = total.tolist()
     loss = losses / len(data)

@@ -27,7 +27,8 @@ from dp_ray.privacy.accounting import (
 from dp_ray.privacy.adaptive import AdaptiveClipping
 from dp_ray.privacy.clipping import Clipping
 from dp_ray.privacy.gradients import clipped_gradient_sum
-from dp_ray.privacy.schedule import History, NoiseSchedule, first_of
+from dp_ray.privacy.history import History, first_of
+from dp_ray.privacy.schedule import NoiseSchedule
 from dp_ray.training.estimate import check_memory
 from dp_ray.training.layout import trained_parameters
 from dp_ray.training.optimizers import build_optimizer
@@ -82,7 +83,7 @@ class PrivacyPlan:
 
     def noise_at(self, step: int) -> float:
         """σ of a step."""
-        return self.noise_multiplier * self.schedule.factor_at(step, self.steps)
+        return self.schedule.noise_at(self.noise_multiplier, step, self.steps)
 
     def epsilon_after(self, steps: int) -> float:
         """ε of the first ``steps`` steps, as the accountant has it."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dp_ray.privacy.accounting import AccountantName, epsilon_of
-from dp_ray.privacy.schedule import History
+from dp_ray.privacy.history import History
 from dp_ray.privacy.selection import Run, adaptive_epsilon, selection_epsilon
 from dp_ray.tuning.search import Search, trial_count
 

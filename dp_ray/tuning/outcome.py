@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from dp_ray.errors import DpRayError, RunError
 from dp_ray.privacy.accounting import epsilon_of
-from dp_ray.privacy.schedule import History
+from dp_ray.privacy.history import History
 from dp_ray.training.evaluation import METRIC_NAMES
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.release import finite

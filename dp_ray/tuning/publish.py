@@ -8,7 +8,7 @@ from typing import Any
 
 from dp_ray.config_file import read_yaml, write_yaml
 from dp_ray.errors import RunError
-from dp_ray.privacy.schedule import room
+from dp_ray.privacy.history import room
 from dp_ray.training.release import CHOICE, MODEL, STATEMENT
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
 from dp_ray.tuning.cost import search_cost

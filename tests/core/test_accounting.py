@@ -9,20 +9,14 @@ import pytest
 from dp_ray.privacy import accounting
 from dp_ray.privacy.accounting import (
     BudgetError,
-    epsilon,
+    epsilon_of,
     solve_noise_multiplier,
     solve_steps,
 )
 
 
 def cost(accountant: str, sigma: float, rate: float, steps: int, delta: float) -> float:
-    return epsilon(
-        accountant,  # type: ignore[arg-type]
-        noise_multiplier=sigma,
-        sample_rate=rate,
-        steps=steps,
-        delta=delta,
-    )
+    return epsilon_of(accountant, ((sigma, rate, steps),), delta)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -142,21 +142,29 @@ def test_a_network_without_a_linear_head_is_refused(
     assert "the last nn.Linear, 2.gate, has 1 outputs and is none" in message
 
 
-def test_frozen_parameters_get_no_gradient_and_count_in_no_norm() -> None:
-    """Against a loop that knows of the trained ones alone; a frozen layer is in between."""
-    model = build_model(ModelConfig(name="gn_cnn", trainable=["0.*", "9.*"]), TINY).double()
-    generator = torch.Generator().manual_seed(1)
-    views = torch.randn(4, 2, 1, 8, 8, generator=generator, dtype=torch.float64)
-    labels, mask = torch.tensor([0, 1, 2, 1]), torch.ones(4, dtype=torch.bool)
+def by_both(
+    model: nn.Module, views: Tensor, labels: Tensor, *, rtol: float
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Clipped sums as the product and as a plain loop has them, whose norms agree to ``rtol``."""
     examples = loop_gradients(model, views, labels)
     bound = float(loop_norms(examples).median()) * 1.01
     found = clipped_gradient_sum(
         model, trained_parameters(model), views, labels, max_grad_norm=bound
     )
-    torch.testing.assert_close(found.norms, loop_norms(examples), rtol=1e-9, atol=0)
-    expected = loop_clipped_sum(examples, mask, bound * (1 - 2.0**-18))
-    assert set(found.gradients) == {"0.weight", "0.bias", "9.weight", "9.bias"}
-    torch.testing.assert_close(found.gradients, expected, rtol=1e-8, atol=1e-11)
+    torch.testing.assert_close(found.norms, loop_norms(examples), rtol=rtol, atol=0)
+    mask = torch.ones(len(labels), dtype=torch.bool)
+    return found.gradients, loop_clipped_sum(examples, mask, bound * (1 - 2.0**-18))
+
+
+def test_frozen_parameters_get_no_gradient_and_count_in_no_norm() -> None:
+    """Against a loop that knows of the trained ones alone; a frozen layer is in between."""
+    model = build_model(ModelConfig(name="gn_cnn", trainable=["0.*", "9.*"]), TINY).double()
+    generator = torch.Generator().manual_seed(1)
+    views = torch.randn(4, 2, 1, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 1])
+    found, expected = by_both(model, views, labels, rtol=1e-9)
+    assert set(found) == {"0.weight", "0.bias", "9.weight", "9.bias"}
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-11)
 
 
 def test_a_release_is_trained_on_and_its_frozen_part_stays_bit_for_bit(
@@ -203,15 +211,9 @@ def test_gradients_through_frozen_batch_norm_do_not_depend_on_the_batch(weights:
     model.double()
     generator = torch.Generator().manual_seed(2)
     views = torch.randn(3, 1, 3, 32, 32, generator=generator, dtype=torch.float64)
-    labels, mask = torch.tensor([0, 1, 2]), torch.ones(3, dtype=torch.bool)
-    examples = loop_gradients(model, views, labels)
-    bound = float(loop_norms(examples).median()) * 1.01
-    found = clipped_gradient_sum(
-        model, trained_parameters(model), views, labels, max_grad_norm=bound
-    )
-    torch.testing.assert_close(found.norms, loop_norms(examples), rtol=1e-8, atol=0)
-    expected = loop_clipped_sum(examples, mask, bound * (1 - 2.0**-18))
-    torch.testing.assert_close(found.gradients, expected, rtol=1e-7, atol=1e-10)
+    labels = torch.tensor([0, 1, 2])
+    found, expected = by_both(model, views, labels, rtol=1e-8)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth"])

@@ -13,8 +13,9 @@ from test_resume import start_and_stop
 from dp_ray.config import NoiseScheduleConfig
 from dp_ray.errors import ConfigError
 from dp_ray.privacy.accounting import epsilon_of, solve_noise_multiplier, solve_steps
+from dp_ray.privacy.history import first_of, room
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
-from dp_ray.privacy.schedule import NoiseSchedule, first_of, room
+from dp_ray.privacy.schedule import NoiseSchedule
 from dp_ray.training.plan import make_plan, solve_budget
 from dp_ray.training.run_directory import RunDirectory
 
@@ -31,7 +32,7 @@ def test_parts_are_as_equal_as_can_be_and_never_shorter_in_a_longer_run() -> Non
         assert max(lengths) - min(lengths) <= 1
         assert all(a <= b for a, b in zip(before, lengths, strict=True))
         before = lengths
-        factors = [schedule.factor_at(step, steps) for step in range(steps)]
+        factors = [schedule.noise_at(1.0, step, steps) for step in range(steps)]
         listed = [f for f, n in zip(schedule.factors, lengths, strict=True) for _ in range(n)]
         assert factors == listed
     assert HALVES.releases(3.0, 0.1, 5) == ((3.0, 0.1, 2), (1.5, 0.1, 3))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_ray.privacy.accounting import epsilon
+from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.storage import open_folder
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import RunDirectory
@@ -59,12 +59,7 @@ def account(run: Path, log: Path) -> Account:
     releases = len({noise for _, noise in uses([log])})
 
     def cost(count: int) -> float:
-        return epsilon(
-            "rdp",
-            noise_multiplier=plan.noise_multiplier,
-            sample_rate=plan.sample_rate,
-            steps=count,
-            delta=plan.delta,
-        )
+        released = ((plan.noise_multiplier, plan.sample_rate, count),)
+        return epsilon_of("rdp", released, plan.delta)
 
     return Account(releases, ledger.charges, cost(releases), cost(ledger.charges))
