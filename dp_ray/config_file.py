@@ -107,14 +107,14 @@ def describe_fields(
     A section that may be null is a field, and its own fields follow.
     """
     for name, field in section.model_fields.items():
-        inner = _section_of(field)
+        inner = section_of(field)
         if inner is not field.annotation:
             yield prefix + name, field
         if inner is not None:
             yield from describe_fields(inner, f"{prefix}{name}.")
 
 
-def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
     """The section that a field is, or is unless it is null."""
     union = isinstance(field.annotation, UnionType)
     for annotation in get_args(field.annotation) if union else (field.annotation,):
@@ -177,7 +177,7 @@ def _refuse_unknown_keys(
                 "no such field",
                 f"Did you mean {hints[0]}? There are {', '.join(known)}; see dp-ray config",
             )
-        inner = _section_of(known[key])
+        inner = section_of(known[key])
         optional = inner is not known[key].annotation
         if inner is not None and not (optional and value is None):
             if not isinstance(value, dict):

@@ -39,10 +39,10 @@ def describe_config(config: Config | None) -> str:
         if config is None:
             value = field.get_default(call_default_factory=True)
             required = value is PydanticUndefined
-            lines.append(f"{indent}{name}: {'# must be given' if required else _yaml(value)}")
+            lines.append(f"{indent}{name}: {'# must be given' if required else as_yaml(value)}")
         else:
             inner = values[parent] if parent else values
-            lines.append(f"{indent}{name}: {_yaml(inner[name])}")
+            lines.append(f"{indent}{name}: {as_yaml(inner[name])}")
     return "\n".join(lines if config is not None else [*lines, *_search_fields()]).strip()
 
 
@@ -57,7 +57,7 @@ def _search_fields() -> list[str]:
 def _as_comments(name: str, field: FieldInfo) -> list[str]:
     lines = [f"#   # {line}" for line in textwrap.wrap(field.description or "", 90)]
     default = field.get_default(call_default_factory=True)
-    value = "(must be given)" if default is PydanticUndefined else _yaml(default)
+    value = "(must be given)" if default is PydanticUndefined else as_yaml(default)
     return [*lines, f"#   {name}: {value}"]
 
 
@@ -75,5 +75,6 @@ def field_reference() -> dict[str, Any]:
     return reference
 
 
-def _yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
+    """A value as it stands behind a field's name, on one line."""
     return write_yaml(value, one_line=True).replace("\n...", "").strip()
