@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN ?= digits
 
-.PHONY: demo clean-demo test test-core faults check help
+.PHONY: demo clean-demo test test-core faults docs docs-check check help
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,12 @@ test-core: $(VENV)/.installed-dev  ## Run the tests that need no Ray
 
 faults: $(VENV)/.installed-dev  ## Kill processes at every point of a step and at random moments: an hour
 	PYTHONPATH=tests $(BIN)/python -m faults.harness
+
+docs: $(VENV)/.installed-dev  ## Write docs/configuration.md from the code
+	$(BIN)/python -m dp_ray.report.reference docs/configuration.md
+
+docs-check: $(VENV)/.installed-dev  ## Run the commands of the documentation, follow its links
+	$(BIN)/python -m pytest tests/core/test_docs.py tests/ray/test_docs_on_ray.py
 
 check: $(VENV)/.installed-dev  ## Lint, format and type checks
 	$(BIN)/ruff check .

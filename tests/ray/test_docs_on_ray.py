@@ -1,0 +1,18 @@
+"""The commands of the documentation that need Ray and nothing but this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from documents import Reader
+from pages import pages
+
+SEARCH = "docs/how_to/sweep.md"
+
+
+def test_a_search_does_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [page] = [page for page in pages() if page.name == SEARCH]
+    Reader(tmp_path, monkeypatch).follow(page, skip=lambda _: False)
+    assert (tmp_path / "runs/search/release/privacy.json").exists()
+    assert (tmp_path / "runs/search-best/release/privacy.json").exists()
