@@ -45,6 +45,10 @@ class ProgressLine(LiveLines):
         self.tell_engine()
         return [self.line()]
 
+    def log_line(self) -> str:
+        """See :class:`LiveLines`."""
+        return self.line()
+
     def tell_engine(self) -> None:
         """Says once how microbatches are computed, as soon as the workers have agreed on it.
 

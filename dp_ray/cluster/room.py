@@ -15,7 +15,11 @@ from dp_ray.tuning.resources import missing_room
 _INTERVAL_S = 1.0
 
 
-def await_room(cluster: ClusterConfig, tell: Callable[[str], None]) -> None:
+def await_room(
+    cluster: ClusterConfig,
+    tell: Callable[[str], None],
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> bool:
     """Returns when the nodes have what the fewest workers need, whoever uses it at the moment.
 
     A cluster may grow: what is missing is told, asked for, and waited for up to
@@ -24,13 +28,17 @@ def await_room(cluster: ClusterConfig, tell: Callable[[str], None]) -> None:
     Args:
         cluster: the workers; Ray is connected.
         tell: told what is missing.
+        stop_requested: whether to wait no longer.
+
+    Returns:
+        False if it was still missing when a stop was requested.
 
     Raises:
         ConfigError: it is still missing.
     """
     missing = missing_room(cluster, _nodes())
     if missing is None:
-        return
+        return True
     if is_our_own():
         raise missing
     tell(f"{missing} Waiting {cluster.timeout_s:g} s for it (cluster.timeout_s)")
@@ -39,9 +47,12 @@ def await_room(cluster: ClusterConfig, tell: Callable[[str], None]) -> None:
     deadline = time.monotonic() + cluster.timeout_s
     try:
         while (missing := missing_room(cluster, _nodes())) is not None:
+            if stop_requested():
+                return False
             if time.monotonic() > deadline:
                 raise missing
             time.sleep(_INTERVAL_S)
+        return True
     finally:
         remove_placement_group(demand)
 

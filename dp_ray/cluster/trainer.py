@@ -35,10 +35,13 @@ def train_on_ray(
 
     Raises:
         DpRayError: what a worker found wrong, or a failure that Ray could not recover from.
+        KeyboardInterrupt: a stop was requested before there was room for the workers.
     """
     cluster, run = task.config.cluster, task.run
     with ray_session(cluster):
-        await_room(cluster, tell)
+        if not await_room(cluster, tell, run.stop_requested):
+            tell("stopped before any step; the same command with --resume goes on")
+            raise KeyboardInterrupt
         # On others' clusters, and in trials that Tune may kill, Ray must tidy up after the run.
         trainer = (LocalTrainer if is_our_own() else DataParallelTrainer)(
             # Bound, and no train_loop_config: the controller would load it, and torch with it.
