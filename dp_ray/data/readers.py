@@ -135,7 +135,8 @@ def _root(config: DataConfig) -> Path:
             remedy = f"Set what is unset in the environment there, or give it in full. {remedy}"
         if config.name != "image_folder":
             remedy += ", or set data.download=true"
-        raise ConfigError("data.root", config.root, "no such folder", remedy)
+        problem = "no such folder" + ("" if str(root) == config.root else f" as {root}")
+        raise ConfigError("data.root", config.root, problem, remedy)
     return root
 
 

@@ -42,7 +42,10 @@ def open_same_dataset(config: DataConfig, collective: Collective) -> Dataset:
     if problem is not None and collective.node is None:
         raise problem
     told = [
-        f"On {_named(nodes, problems, text)}: {text}" for text in dict.fromkeys(problems) if text
+        f"On {_list([n for n, p in zip(nodes, problems, strict=True) if p == text])}: "
+        f"{text.rstrip('.')}."
+        for text in dict.fromkeys(problems)
+        if text
     ]
     if told:
         raise DataError(f"{' '.join(told)} Each node with workers needs the data")
@@ -70,10 +73,6 @@ def _from_all(collective: Collective, text: str) -> list[str]:
     collective.reduce_(rows)
     collective.broadcast_(rows)
     return [bytes(row.tolist()).rstrip(b"\0").decode(errors="ignore") for row in rows]
-
-
-def _named(nodes: list[str], problems: list[str], text: str) -> str:
-    return _list([n for n, problem in zip(nodes, problems, strict=True) if problem == text])
 
 
 def _list(nodes: list[str]) -> str:
