@@ -25,7 +25,7 @@ TRAIN = (
     "train configs/digits.yaml --set cluster.num_workers=[2,3] --set cluster.resize_interval_s=5"
 )
 TUNE = (
-    "tune configs/sweeps/digits.yaml --name search --set tune.num_samples=4 "
+    "tune configs/sweeps/digits.yaml --name search --set tune.num_samples=3 "
     "--set tune.privacy_mode=compose"
 )
 
@@ -51,6 +51,7 @@ class ThreeNodes:
             RAY_AUTH_TOKEN_PATH=str(token),
             RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # else Ray takes the outer address
             RAY_USAGE_STATS_ENABLED="0",
+            RAY_raylet_start_wait_time_s="300",  # 30 are few where other work is done
         )
         from ray.cluster_utils import Cluster  # reads the environment
 
@@ -99,7 +100,11 @@ class ThreeNodes:
         storage = f"--set train.storage_path={self.shared}/runs"
         submit = f"ray job submit --no-wait --submission-id {job} --working-dir ."
         options = f"{submit} --runtime-env cluster/runtime-env.yaml"
-        told = self.command(f"{options} -- dp-ray {command} {storage}", shown=False)
+        for _ in range(30):
+            told = self.command(f"{options} -- dp-ray {command} {storage}", shown=False)
+            if "No available agent" not in told:  # the head has only just started
+                break
+            time.sleep(10)
         if "submitted successfully" not in told:
             sys.exit(told)
 
