@@ -42,8 +42,7 @@ class ThreeNodes:
         token = shared / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32), encoding="ascii")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()
         os.environ.update(
             PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             RAY_ADDRESS=f"http://127.0.0.1:{port}",
@@ -60,6 +59,7 @@ class ThreeNodes:
             "node_ip_address": "127.0.0.1",
             "dashboard_host": "127.0.0.1",
             "dashboard_port": port,
+            "dashboard_agent_listen_port": free_port(),
             "include_dashboard": True,
             "temp_dir": str(shared / "ray"),
         }
@@ -71,7 +71,10 @@ class ThreeNodes:
     def add(self, name: str) -> None:
         """One more node."""
         self.nodes[name] = self.cluster.add_node(
-            num_cpus=1, node_name=name, node_ip_address="127.0.0.1"
+            num_cpus=1,
+            node_name=name,
+            node_ip_address="127.0.0.1",
+            dashboard_agent_listen_port=free_port(),
         )
         say(f"# {name} is there")
 
@@ -100,7 +103,7 @@ class ThreeNodes:
         storage = f"--set train.storage_path={self.shared}/runs"
         submit = f"ray job submit --no-wait --submission-id {job} --working-dir ."
         options = f"{submit} --runtime-env cluster/runtime-env.yaml"
-        for _ in range(30):
+        for _ in range(10):
             told = self.command(f"{options} -- dp-ray {command} {storage}", shown=False)
             if "No available agent" not in told:  # the head has only just started
                 break
@@ -124,6 +127,12 @@ class ThreeNodes:
     def end(self) -> None:
         """Ends all nodes."""
         self.cluster.shutdown()
+
+
+def free_port() -> int:
+    """A port that nobody listens on; those that Ray takes by itself may be another Ray's."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def say(text: str) -> None:
