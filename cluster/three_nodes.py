@@ -64,6 +64,8 @@ class ThreeNodes:
             "temp_dir": str(shared / "ray"),
         }
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        # As ray start does: by it a job finds its own cluster if there are others on this machine.
+        (shared / "ray/ray_current_cluster").write_text(self.cluster.gcs_address)
         self.nodes: dict[str, Any] = {}
         for name in ("node1", "node2", "node3"):
             self.add(name)
