@@ -25,7 +25,8 @@ demo: $(VENV)/.installed  ## Train configs/digits.yaml with 2 workers and say wh
 clean-demo:  ## Remove the demo's run
 	rm -rf runs/$(RUN)
 
-test: $(VENV)/.installed-dev  ## Run the whole test suite
+test: export DP_RAY_TEST_S3 ?= $(abspath $(VENV))/s3-server/bin/moto_server
+test: $(VENV)/.installed-dev $(VENV)/s3-server/.installed  ## Run the whole test suite
 	$(BIN)/python -m pytest tests/core --numprocesses 2
 	$(BIN)/python -m pytest tests/ray tests/faults
 
@@ -53,6 +54,12 @@ $(VENV)/bin/python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV): about 6 GB, some minutes"
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable .
+	@touch $@
+
+# An S3 server for the tests: what it needs contradicts constraints.txt.
+$(VENV)/s3-server/.installed: tests/s3_server.txt | $(VENV)/bin/python
+	$(BIN)/python -m venv $(VENV)/s3-server
+	$(VENV)/s3-server/bin/python -m pip install -qq --requirement tests/s3_server.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -31,7 +31,11 @@ class DataConfig(Section):
         description="digits, mnist, fashion_mnist, cifar10, image_folder, fake, or the import "
         "path of your own loader (my_pkg.my_module:load).",
     )
-    root: str | None = Field(None, description="Folder that holds the data; digits needs none.")
+    root: str | None = Field(
+        None,
+        description="Folder that holds the data; digits needs none. ~ and $NAME are what they are "
+        "on each node.",
+    )
     download: bool = Field(False, description="Let torchvision download the data into root.")
     expected_batch_size: Count = Field(
         ..., description="B̄: examples expected in a step. Public; q = B̄/N."
@@ -66,7 +70,7 @@ class DataConfig(Section):
     cache: str | None = Field(
         None,
         description="Folder for the decoded copy that all workers of a node map into memory; "
-        "default ~/.cache/dp-ray. As private as the data.",
+        "default ~/.cache/dp-ray. As private as the data. ~ and $NAME likewise.",
     )
 
     @model_validator(mode="after")

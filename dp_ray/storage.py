@@ -257,6 +257,11 @@ def _open(uri: str) -> tuple[FileSystem, str]:
     return files, path
 
 
+def local_path(text: str) -> Path:
+    """A path on this machine: ``~`` and ``$NAME`` are what they are here, on this node."""
+    return Path(os.path.expandvars(text)).expanduser()
+
+
 def _write_durably(path: Path, data: bytes, mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:

@@ -1,4 +1,4 @@
-"""Lines in the terminal that are kept up to date by a thread."""
+"""Lines that a thread keeps up to date in the terminal, or adds to a log every so often."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+_LOG_INTERVAL_S = 30.0
+
 
 def say(console: Console, text: str) -> None:
     """Prints a line as it is, above what is live."""
@@ -19,23 +21,28 @@ def say(console: Console, text: str) -> None:
 
 
 class LiveLines(ABC):
-    """Shows :meth:`lines` while it is entered; silent when ``console`` is no terminal.
+    """Shows :meth:`lines` while it is entered; where there is no terminal, :meth:`log_line`.
 
     Args:
         console: where to show them.
-        interval_s: seconds between looks.
+        interval_s: seconds between looks, in a terminal.
     """
 
     def __init__(self, console: Console, interval_s: float) -> None:
         self._console = console
         self._interval_s = interval_s
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._show, daemon=True)
+        work = self._show if console.is_terminal else self._log
+        self._thread = threading.Thread(target=work, daemon=True)
         self._started = time.monotonic()
 
     @abstractmethod
     def lines(self) -> list[str]:
         """The lines as they are now."""
+
+    @abstractmethod
+    def log_line(self) -> str | None:
+        """What a log is told now and then, of what may be read by whoever reads it."""
 
     @property
     def elapsed_s(self) -> float:
@@ -43,8 +50,7 @@ class LiveLines(ABC):
         return time.monotonic() - self._started
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(
@@ -54,10 +60,14 @@ class LiveLines(ABC):
         traceback: TracebackType | None,
     ) -> None:
         self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
 
     def _show(self) -> None:
         with Live(console=self._console, refresh_per_second=4, transient=True) as live:
             while not self._ended.wait(self._interval_s):
                 live.update(Text("\n".join(self.lines()), no_wrap=True, overflow="ellipsis"))
+
+    def _log(self) -> None:
+        while not self._ended.wait(_LOG_INTERVAL_S):
+            if (line := self.log_line()) is not None:
+                say(self._console, line)

@@ -17,10 +17,16 @@ class NobodyToTell:
         """See :class:`~dp_ray.training.loop.Observer`."""
 
 
-def train_in_process(task: Task, observer: Observer) -> None:
-    """Runs to the end or to a stop request; see :mod:`dp_ray.training.loop`."""
+def train_in_process(task: Task, observer: Observer, *, node: str | None = None) -> None:
+    """Runs to the end or to a stop request; see :mod:`dp_ray.training.loop`.
+
+    Args:
+        task: what to train.
+        observer: where progress is reported.
+        node: of a cluster, where this process runs.
+    """
     cluster = task.config.cluster
     device = torch.device("cuda" if cluster.gpus_per_worker else "cpu")
     threads = cluster.threads_per_worker or usable_cores()
-    session = open_session(task, Alone(), device=device, threads=threads)
+    session = open_session(task, Alone(node), device=device, threads=threads)
     train(session, observer)

@@ -45,6 +45,10 @@ class ProgressLine(LiveLines):
         self.tell_engine()
         return [self.line()]
 
+    def log_line(self) -> str:
+        """See :class:`LiveLines`; without the speed, which shows how many examples join a step."""
+        return self.line(speed=False)
+
     def tell_engine(self) -> None:
         """Says once how microbatches are computed, as soon as the workers have agreed on it.
 
@@ -60,17 +64,17 @@ class ProgressLine(LiveLines):
         if self._console.is_terminal or choice["note"]:
             say(self._console, choice["line"])
 
-    def line(self) -> str:
+    def line(self, *, speed: bool = True) -> str:
         """The line as it is now."""
         try:
             progress = json.loads(self._run.private.read(PROGRESS))
         except (OSError, ValueError):
             return f"{self._note} … {duration(self.elapsed_s)}"
         stopping = f"{self._note}, " if self._run.stop_requested() else ""
-        return stopping + describe_progress(progress, self._plan)
+        return stopping + describe_progress(progress, self._plan, speed=speed)
 
 
-def describe_progress(progress: dict[str, Any], plan: PrivacyPlan) -> str:
+def describe_progress(progress: dict[str, Any], plan: PrivacyPlan, *, speed: bool = True) -> str:
     """One line, for 80 columns, from the contents of progress.json.
 
     ε is shown for the next twentieth of the run, never too low: the accountant takes a moment.
@@ -80,11 +84,10 @@ def describe_progress(progress: dict[str, Any], plan: PrivacyPlan) -> str:
     spent = plan.epsilon_after(min(-(-progress["charges"] // grid) * grid, plan.steps))
     if progress["repaired"] and len(plan.noise_factors) > 1:
         spent = plan.epsilon  # a repair charges the least noise, whatever the place in the run
-    parts = [
-        f"step {progress['step']}/{plan.steps}",
-        f"{progress['images_per_second']:,.0f} images/s",
-        f"ε ≤ {spent:.2f} of {plan.epsilon:.2f}",
-    ]
+    parts = [f"step {progress['step']}/{plan.steps}"]
+    if speed:
+        parts.append(f"{progress['images_per_second']:,.0f} images/s")
+    parts.append(f"ε ≤ {spent:.2f} of {plan.epsilon:.2f}")
     if accuracy is not None:
         parts.append(f"accuracy {accuracy:.3f}")
     if seconds_left is not None:

@@ -26,6 +26,19 @@ def is_our_own() -> bool:
     return ray.get_runtime_context().gcs_address in _own
 
 
+def node_name(cluster: ClusterConfig) -> str | None:
+    """What people call the node that this process runs on; None on a machine of our own.
+
+    Its name for Ray is its address, unless it was started with another (``--node-name``).
+    """
+    if cluster.address is None:
+        return None
+    here = ray.get_runtime_context().get_node_id()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here)
+    name, host = node["NodeName"], node["NodeManagerHostname"]
+    return f"node {name}" if name == host else f"node {name} ({host})"
+
+
 @contextmanager
 def ray_session(
     cluster: ClusterConfig, *, spare_cpus: int = 0, environment: dict[str, str] | None = None

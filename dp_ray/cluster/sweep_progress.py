@@ -86,6 +86,10 @@ class SweepProgress(LiveLines):
             parts.append(f"{duration(left)} left")
         return [", ".join(parts), *(_running_line(trial, blind=blind) for trial in running)]
 
+    def log_line(self) -> str | None:
+        """See :class:`LiveLines`; how many trials there are may be a secret, and logs are kept."""
+        return None if self._search.sweep.tune.only_best_may_be_seen else self.lines()[0]
+
     def _best(self, trials: list[TrialProgress]) -> TrialProgress | None:
         sign = 1 if self._search.sweep.tune.larger_is_better else -1
         done = [t for t in trials if t.state == "done" and t.metric is not None]

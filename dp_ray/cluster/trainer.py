@@ -9,7 +9,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dp_ray.cluster.lean import LocalTrainer, ProcessGroupConfig
-from dp_ray.cluster.room import await_room
+from dp_ray.cluster.room import await_room, lost_room_told
 from dp_ray.cluster.session import is_our_own, ray_session, training_environment
 from dp_ray.cluster.worker import train_func_per_worker
 from dp_ray.config import ClusterConfig
@@ -35,10 +35,11 @@ def train_on_ray(
 
     Raises:
         DpRayError: what a worker found wrong, or a failure that Ray could not recover from.
+        KeyboardInterrupt: a stop was requested before there was room for the workers.
     """
     cluster, run = task.config.cluster, task.run
     with ray_session(cluster):
-        await_room(cluster, tell)
+        await_room(cluster, tell, run.stop_requested)
         # On others' clusters, and in trials that Tune may kill, Ray must tidy up after the run.
         trainer = (LocalTrainer if is_our_own() else DataParallelTrainer)(
             # Bound, and no train_loop_config: the controller would load it, and torch with it.
@@ -62,7 +63,8 @@ def train_on_ray(
             ),
         )
         try:
-            trainer.fit()
+            with lost_room_told(cluster, tell):
+                trainer.fit()
         except TrainingFailedError as error:
             raise _explain(error) from error
         if run.private.exists(REFUSED):

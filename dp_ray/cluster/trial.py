@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import secrets
 import time
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from dp_ray.cluster.local import train_in_process
 from dp_ray.cluster.run import take_up
+from dp_ray.cluster.session import node_name
 from dp_ray.cluster.trainer import train_on_ray
 from dp_ray.config import Config
 from dp_ray.errors import RunError
@@ -37,7 +37,12 @@ class _TuneReports:
 
 
 def train_driver_fn(
-    config: dict[str, Any], *, search: Search, threads: int, break_lock: bool = False
+    config: dict[str, Any],
+    *,
+    search: Search,
+    threads: int,
+    attempt: str,
+    break_lock: bool = False,
 ) -> None:
     """Runs one trial to its end; a trial that was begun before goes on, a finished one is told.
 
@@ -46,6 +51,8 @@ def train_driver_fn(
             the unit cube, field by field.
         search: what is searched.
         threads: torch threads of each worker, unless configured.
+        attempt: names this call of ``dp-ray tune``: a trial that Tune starts anew, on another node
+            perhaps, takes the lock of its earlier process, which an object store keeps.
         break_lock: take the trial over from a process that is known to be gone.
     """
     name, point = _identify(config, search)
@@ -57,7 +64,7 @@ def train_driver_fn(
     if not run.finished():
         record.write(run)
         try:
-            _train(run, trial, plan, threads, break_lock=break_lock)
+            _train(run, trial, plan, threads, attempt, break_lock=break_lock)
         except Exception as error:
             record = replace(record, error=str(error))
             raise
@@ -79,9 +86,14 @@ def _identify(config: dict[str, Any], search: Search) -> tuple[str, Point]:
 
 
 def _train(
-    run: RunDirectory, config: Config, plan: PrivacyPlan, threads: int, *, break_lock: bool
+    run: RunDirectory,
+    config: Config,
+    plan: PrivacyPlan,
+    threads: int,
+    attempt: str,
+    *,
+    break_lock: bool,
 ) -> None:
-    attempt = secrets.token_hex(8)
     if run.exists() and run.unborn():
         run.root.delete("private")  # cut off while it was laid out: nothing was charged
     if run.exists():
@@ -95,7 +107,7 @@ def _train(
     if is_nested(config.cluster):
         train_on_ray(task, [TuneReportCallback()])
     else:
-        train_in_process(task, _TuneReports())
+        train_in_process(task, _TuneReports(), node=node_name(config.cluster))
 
 
 def _last_metrics(run: RunDirectory) -> dict[str, float]:

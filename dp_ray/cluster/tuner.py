@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import secrets
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -54,7 +55,8 @@ def tune_on_ray(
     spare = _CPUS_OF_DRIVERS if nested else 0
     session = ray_session(example.cluster, spare_cpus=spare, environment=training_environment())
     with _quiet(), session:
-        await_room(example.cluster, tell)
+        with _interrupt_on_sigterm():
+            await_room(example.cluster, tell)
         resources = ray.cluster_resources()
         resources["CPU"] -= _CPUS_OF_DRIVERS if nested else 0
         at_once = trials_at_once(search.sweep.tune, example.cluster, resources)
@@ -63,6 +65,7 @@ def tune_on_ray(
                 train_driver_fn,
                 search=search.without_seed(),
                 threads=threads_of_worker(example.cluster, at_once),
+                attempt=secrets.token_hex(8),
                 break_lock=break_lock,
             ),
             {"CPU": _CPUS_OF_DRIVER} if nested else example.cluster.worker_resources,
@@ -156,6 +159,16 @@ def _quiet() -> Iterator[None]:
     finally:
         logger.setLevel(before)
         os.umask(umask)
+
+
+@contextmanager
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, while there are no trials yet: Ray's core would end the process."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 
+from dp_ray.cluster.session import node_name
 from dp_ray.config import ClusterConfig
 from dp_ray.errors import DpRayError
 from dp_ray.training.collective import ProcessGroup
@@ -48,7 +49,8 @@ def _train(task: Task) -> None:
     import_module("torch._dynamo")
     device = ray.train.torch.get_device()
     threads = _threads(task.config.cluster)
-    session = open_session(task, ProcessGroup(device), device=device, threads=threads)
+    group = ProcessGroup(device, node_name(task.config.cluster))
+    session = open_session(task, group, device=device, threads=threads)
     train(session, _RayReports())
 
 

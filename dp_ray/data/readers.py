@@ -16,6 +16,7 @@ from dp_ray.config import DataConfig
 from dp_ray.data.catalog import DataFacts, data_facts
 from dp_ray.errors import ConfigError, DataError
 from dp_ray.imports import import_object
+from dp_ray.storage import local_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -127,12 +128,15 @@ def _root(config: DataConfig) -> Path:
             f"{config.name} needs the folder that holds {_FOLDERS[config.name][0]}/",
             "Set data.root to it",
         )
-    root = Path(config.root).expanduser()
+    root = local_path(config.root)
     if not root.is_dir() and not config.download:
         remedy = f"Give the folder that holds {_FOLDERS[config.name][0]}/"
+        if "$" in str(root):
+            remedy = f"Set what is unset in the environment there, or give it in full. {remedy}"
         if config.name != "image_folder":
             remedy += ", or set data.download=true"
-        raise ConfigError("data.root", config.root, "no such folder", remedy)
+        problem = "no such folder" + ("" if str(root) == config.root else f" as {root}")
+        raise ConfigError("data.root", config.root, problem, remedy)
     return root
 
 

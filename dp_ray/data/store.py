@@ -22,6 +22,7 @@ from dp_ray.config import DataConfig
 from dp_ray.data.catalog import DataFacts, data_facts
 from dp_ray.data.readers import Split, Splits, load_splits, source_stamp
 from dp_ray.errors import ConfigError, DataError
+from dp_ray.storage import local_path
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,14 @@ def open_dataset(config: DataConfig) -> Dataset:
         DataError: the data cannot be read, or the decoded copy cannot be written.
     """
     facts = data_facts(config)
-    cache = Path(config.cache or "~/.cache/dp-ray").expanduser()
+    cache = local_path(config.cache or "~/.cache/dp-ray")
     stamp = source_stamp(config)
     splits = None
     if stamp is None:  # a user's own loader: only its output tells whether it changed
         splits = load_splits(config)
         stamp = _content_digest(splits)
-    identity = [config.name, str(config.root), asdict(facts), stamp]
+    root = None if config.root is None else str(local_path(config.root))
+    identity = [config.name, root, asdict(facts), stamp]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     folder = cache / key
     try:

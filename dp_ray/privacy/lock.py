@@ -32,7 +32,7 @@ class Owner:
     """Who writes a run.
 
     Attributes:
-        attempt: names one call of ``dp-ray train``; Ray may start its coordinator several times.
+        attempt: names one call of ``dp-ray``; Ray may start its coordinator several times.
         host: machine of the process, for people.
         place: where its number means that process: the boot of a machine, and the container.
         pid: its number there.

@@ -10,10 +10,17 @@ from torch import Tensor
 
 
 class Collective(Protocol):
-    """W workers of which rank 0 is the coordinator's."""
+    """W workers of which rank 0 is the coordinator's.
+
+    Attributes:
+        rank: this worker's number.
+        world_size: W.
+        node: where this worker runs, for people; None if all are on one machine.
+    """
 
     rank: int
     world_size: int
+    node: str | None
 
     def reduce_(self, tensor: Tensor) -> None:
         """Sums ``tensor`` over the workers into rank 0's; the others' contents are lost."""
@@ -25,10 +32,17 @@ class Collective(Protocol):
 
 
 class Alone:
-    """One worker, no communication."""
+    """One worker, no communication.
+
+    Args:
+        node: see :class:`Collective`.
+    """
 
     rank = 0
     world_size = 1
+
+    def __init__(self, node: str | None = None) -> None:
+        self.node = node
 
     def reduce_(self, tensor: Tensor) -> None:
         """Nothing to add."""
@@ -38,9 +52,15 @@ class Alone:
 
 
 class ProcessGroup:
-    """The default group of ``torch.distributed`` (gloo or nccl), already initialised."""
+    """The default group of ``torch.distributed`` (gloo or nccl), already initialised.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: where this worker computes.
+        node: see :class:`Collective`.
+    """
+
+    def __init__(self, device: torch.device, node: str | None = None) -> None:
+        self.node = node
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self._device = device

@@ -11,14 +11,14 @@ from torch import nn
 
 from dp_ray.config import Config
 from dp_ray.data.sampling import PoissonSampler, Shard
-from dp_ray.data.store import Dataset, open_dataset
+from dp_ray.data.store import Dataset
 from dp_ray.data.views import ViewMaker
-from dp_ray.errors import DataError
 from dp_ray.keys import SamplingKeys
 from dp_ray.models.build import build_model
 from dp_ray.models.pretrained import load_pretrained
 from dp_ray.privacy.balance import Execution
 from dp_ray.privacy.ledger import Ledger
+from dp_ray.training.agreement import open_same_dataset, share_untrained
 from dp_ray.training.allocator import keep_freed_memory
 from dp_ray.training.checkpoint import Checkpoints
 from dp_ray.training.collective import Collective
@@ -136,15 +136,14 @@ def open_session(
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
-    plan, dataset = task.plan, open_dataset(task.config.data)
-    _agree_on_data(collective, dataset.digest)
+    plan, dataset = task.plan, open_same_dataset(task.config.data, collective)
     # What rank 0 initialises is broadcast, so only its seed matters, and only it needs weights.
     seed = task.run.run_key().seed_of_initial_parameters() if collective.rank == 0 else 0
     model = build_model(task.config.model, dataset.facts, init_seed=seed)
     weights_digest = load_pretrained(model, task.config.model) if collective.rank == 0 else None
     model = model.to(device)
     layout = ParameterLayout.of(model)
-    _share_untrained(collective, model, layout)
+    share_untrained(collective, model, layout)
     choice, engine = agree_on_engine(
         _settled(task) if collective.rank == 0 else task.config,
         dataset.facts,
@@ -238,26 +237,3 @@ def _share_keys(lead: Lead | None, collective: Collective) -> SamplingKeys:
     tensor = torch.tensor(list(data), dtype=torch.uint8)
     collective.broadcast_(tensor)
     return SamplingKeys.from_bytes(bytes(tensor.tolist()))
-
-
-def _agree_on_data(collective: Collective, digest: str) -> None:
-    """All workers must hold the same examples under the same ids, or shards would overlap."""
-    own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)
-    theirs = own.clone()
-    collective.broadcast_(theirs)
-    differing = torch.tensor([float(not torch.equal(own, theirs))])
-    collective.reduce_(differing)
-    collective.broadcast_(differing)
-    if differing.item():
-        raise DataError(
-            f"{int(differing.item())} of {collective.world_size} workers read other training data "
-            "than the first one: every node needs the same files, and a loader of your own must "
-            "return the same examples in the same order each time"
-        )
-
-
-def _share_untrained(collective: Collective, model: nn.Module, layout: ParameterLayout) -> None:
-    """Frozen parameters and buffers as rank 0 has them, whatever initialised them elsewhere."""
-    for name, tensor in model.state_dict().items():
-        if name not in layout.shapes:
-            collective.broadcast_(tensor)

@@ -1,5 +1,7 @@
 """An S3 server in this process, on the loopback: enough of the protocol for ``pyarrow.fs``.
 
+``s3_server.py`` has a real one, which does as S3 does. This one does as a test says.
+
 What it holds is a dictionary, so a test can damage it as no client could, and count what was
 written. It checks no signatures. An object that comes in parts is there once they are complete.
 """
@@ -108,20 +110,27 @@ def serve_objects() -> Iterator[ObjectStore]:
     server = _Server(store)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [n for n in os.environ if n.lower().endswith("_proxy") or n.startswith("AWS_")]:
-            patch.delenv(name)
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pyarrow_led_to(server.server_port):
         try:
             yield store
         finally:
             server.shutdown()
             thread.join()
             server.server_close()
+
+
+@contextmanager
+def pyarrow_led_to(port: int) -> Iterator[None]:
+    """With the environment of somebody whose S3 is a server on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.lower().endswith("_proxy") or n.startswith("AWS_")]:
+            patch.delenv(name)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield
 
 
 class _Server(ThreadingHTTPServer):

@@ -2,87 +2,29 @@
 
 from __future__ import annotations
 
-import functools
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import support
 import torch
-from faults import inject
-from faults.inject import Fault
 from faults.judge import account, keys_used_twice
 from ray.cluster_utils import Cluster
+from stage import Stage, start_cluster
 from support import MakeConfig, charged, folder, start
 from torch import Tensor
 
-from dp_ray.cluster import trainer
-from dp_ray.cluster.trainer import ray_session
-from dp_ray.config import ClusterConfig, Config
+from dp_ray.config import Config
 from dp_ray.training.run_directory import RunDirectory
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head that runs no workers, and four nodes for one worker each."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(inject.__file__).parent.parent))
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-    made = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.1", "include_dashboard": False},
-    )
-    try:
+def cluster() -> Iterator[Cluster]:
+    """Four nodes for one worker each."""
+    with start_cluster() as made:
         for _ in range(4):
             made.add_node(num_cpus=1)
-        with ray_session(ClusterConfig(address=made.address)):
-            yield made
-    finally:
-        made.shutdown()
-
-
-class Stage:
-    """A run on the cluster's nodes, which come and go while its coordinator stands still.
-
-    The coordinator stops before the charge of given steps, and is killed there by what happens to
-    the nodes, so that what is repeated is known.
-    """
-
-    def __init__(self, cluster: Cluster, config: Config, fault: Fault) -> None:
-        self._cluster = cluster
-        self._folder = Path(fault.folder)
-        self._errors: list[BaseException] = []
-        self.result: dict[str, Any] = {}
-        self.log = self._folder / "noise"
-        self._thread = threading.Thread(target=self._train, args=(config,), daemon=True)
-        self._thread.start()
-
-    def _train(self, config: Config) -> None:
-        try:
-            self.result = start(config)
-        except BaseException as error:
-            self._errors.append(error)
-
-    def wait_for_stop(self, step: int, *, workers: int) -> None:
-        """The coordinator of a group of so many workers stands before that step's charge."""
-        self._wait((self._folder / f"struck {step}").exists)
-        assert (self._folder / "workers").read_text() == str(workers)
-
-    def finish(self) -> dict[str, Any]:
-        """The run's result."""
-        self._wait(lambda: not self._thread.is_alive())
-        assert not self._errors, self._errors
-        return self.result
-
-    def _wait(self, until: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 400
-        while not until():
-            assert not self._errors, self._errors
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        yield made
 
 
 def elastic(make_config: MakeConfig, *, steps: int, checkpoint_every: int | None) -> Config:
@@ -104,18 +46,15 @@ def four_two_three(
     stops: tuple[int, int],
 ) -> Stage:
     """Trains with 4 workers, loses two nodes at the first stop, and gets one at the second."""
-    fault = Fault(str(folder), "before charge", stops, "pause")
-    worker = functools.partial(inject.worker, fault=fault)
-    monkeypatch.setattr(trainer, "train_func_per_worker", worker)
     nodes = [node for node in cluster.list_all_nodes() if node is not cluster.head_node]
-    stage = Stage(cluster, config, fault)
+    stage = Stage(cluster, config, folder, monkeypatch, stops=stops)
     stage.wait_for_stop(stops[0], workers=4)
     for node in nodes[:2]:
         cluster.remove_node(node, allow_graceful=False)
     stage.wait_for_stop(stops[1], workers=2)
     cluster.add_node(num_cpus=1)
     stage.finish()
-    assert (folder / "workers").read_text() == "3"
+    assert stage.workers == 3
     return stage
 
 

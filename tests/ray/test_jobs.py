@@ -49,7 +49,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that jobs are submitted from: a configuration, and a network of the user's own."""
     path = tmp_path_factory.mktemp("work")
     (path / "my_model.py").write_text(f"SLOWLY = {str(path / 'slowly')!r}\n{OWN_MODEL}")
-    values = {
+    values: dict[str, Any] = {
         "name": "job",
         "seed": SEED,
         "data": {
@@ -70,6 +70,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
     }
     (path / "job.yaml").write_text(write_yaml(values))
+    values["cluster"]["num_workers"] = 1
+    values["privacy"] = {"epsilon": 3.0, "delta": 1e-4, "accountant": "rdp"}
+    values["tune"] = {
+        "space": {"augment.views": {"choice": [1, 2]}, "privacy.steps": {"choice": [10]}},
+        "num_samples": 2,
+        "privacy_mode": "compose",
+    }
+    (path / "search.yaml").write_text(write_yaml(values))
     return path
 
 
@@ -156,8 +164,8 @@ def test_a_job_goes_on_to_its_end(head: Head, work: Path, stopped: Stopped) -> N
     assert resumed.returncode == 0, resumed.stdout
     job = head.job("resumed")
     assert (job["status"], job["driver_exit_code"]) == ("SUCCEEDED", 0)
-    lines = head.logs("resumed").splitlines()[2:]  # after Ray's own two
-    assert lines[0].startswith(f"finished      {STEPS} steps")
+    lines = head.logs("resumed").splitlines()
+    assert any(line.startswith(f"finished      {STEPS} steps") for line in lines)
     assert lines[-1] == f"keep secret   {stopped.run.private}"
     assert stopped.run.read_result()["charges"] == STEPS
 
@@ -203,16 +211,22 @@ def test_a_mistake_is_the_last_line_of_the_log(
     assert "Traceback" not in refused.stdout + refused.stderr + head.logs(name)
 
 
+@pytest.mark.parametrize("command", ["train job.yaml", "tune search.yaml"])
+def test_a_stop_is_noticed_while_room_is_awaited(head: Head, work: Path, command: str) -> None:
+    name = f"waiting-{command.partition(' ')[0]}"
+    slots = "cluster.resources_per_worker.slot=3"
+    waiting = submit(head, work, name, *command.split(), "--name", name, "--set", slots, wait=False)
+    assert waiting.returncode == 0, waiting.stderr
+    wait_for(lambda: "(cluster.timeout_s)" in head.logs(name))
+    stop = head.ray("job", "stop", "--address", head.url, name)
+    assert stop.returncode == 0, stop.stderr
+    assert head.job(name)["status"] == "STOPPED"
+    assert head.logs(name).splitlines()[-1] == (
+        "stopped while room was awaited; the same command with --resume goes on"
+    )
+
+
 def test_a_search(head: Head, work: Path) -> None:
-    values: dict[str, Any] = yaml.safe_load((work / "job.yaml").read_text())
-    values["cluster"]["num_workers"] = 1
-    values["privacy"].update(epsilon=3.0, noise_multiplier=None, steps=None)
-    values["tune"] = {
-        "space": {"augment.views": {"choice": [1, 2]}, "privacy.steps": {"choice": [10]}},
-        "num_samples": 2,
-        "privacy_mode": "compose",
-    }
-    (work / "search.yaml").write_text(write_yaml(values))
     found = submit(head, work, "search", "tune", "search.yaml", "--name", "search", "--json")
     assert found.returncode == 0, found.stdout
     assert head.job("search")["status"] == "SUCCEEDED"
