@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN ?= digits
 
-.PHONY: demo clean-demo test test-core faults check help
+.PHONY: demo clean-demo test test-core verify faults check help
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,9 @@ test: $(VENV)/.installed-dev  ## Run the whole test suite
 
 test-core: $(VENV)/.installed-dev  ## Run the tests that need no Ray
 	$(BIN)/python -m pytest tests/core --numprocesses 2
+
+verify: $(VENV)/.installed-dev  ## Break each guarantee on purpose, and see its test fail: some minutes
+	PYTHONPATH=tests $(BIN)/python -m mutations --jobs 2
 
 faults: $(VENV)/.installed-dev  ## Kill processes at every point of a step and at random moments: an hour
 	PYTHONPATH=tests $(BIN)/python -m faults.harness
