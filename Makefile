@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN ?= digits
 
-.PHONY: demo clean-demo test test-core faults docs docs-check check help
+.PHONY: demo clean-demo test test-core verify faults docs docs-check check help
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test: $(VENV)/.installed-dev $(VENV)/s3-server/.installed  ## Run the whole test
 
 test-core: $(VENV)/.installed-dev  ## Run the tests that need no Ray
 	$(BIN)/python -m pytest tests/core --numprocesses 2
+
+verify: $(VENV)/.installed-dev  ## Break each guarantee on purpose, and see its test fail: some minutes
+	PYTHONPATH=tests $(BIN)/python -m mutations --jobs 2
 
 faults: $(VENV)/.installed-dev  ## Kill processes at every point of a step and at random moments: an hour
 	PYTHONPATH=tests $(BIN)/python -m faults.harness

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.data.views import ViewMaker, ViewParameters
 from dp_ray.keys import KeyedStream, RunKey
 from dp_ray.models.build import build_model
-from dp_ray.privacy.engines import Engine
+from dp_ray.privacy.engines import Engine, Sums
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.step import STATISTICS, Assignment, ShardWorker
@@ -141,6 +142,28 @@ def test_dropout_masks_do_not_depend_on_workers(make_config: MakeConfig) -> None
         sums.append(total)
     for other in sums[1:]:
         torch.testing.assert_close(other, sums[0], rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_masks_differ_between_examples(make_config: MakeConfig) -> None:
+    config = make_config(train={"microbatch_size": 8})
+    dataset = open_dataset(config.data)
+    seen: list[Tensor] = []
+
+    class Noting(Engine):
+        """Keeps the seeds that it is given."""
+
+        def microbatch_sum(self, *arguments: Any, **keywords: Any) -> Sums:
+            seen.append(keywords["dropout_seeds"][keywords["mask"]])
+            return super().microbatch_sum(*arguments, **keywords)
+
+    [worker] = workers(config, dataset, 1)
+    vector = worker.layout.join(dict(worker.model.named_parameters()))
+    for step in (0, 1):
+        noting = ShardWorker(**{**vars(worker), "engine": Noting()})
+        noting.clipped_sum(vector, at(step))
+    seeds = torch.cat(seen)
+    assert len(seeds) > 64
+    assert len(torch.unique(seeds)) == len(seeds)
 
 
 def test_an_empty_draw_is_a_zero_sum(make_config: MakeConfig) -> None:

@@ -103,6 +103,11 @@ def test_low_bits_do_not_show_the_sum() -> None:
     """Noise is added in float64 and rounded once: the released float32 keep all of their bits."""
     large = update([torch.full((P,), 2.0**20)], sigma=1e-3, clip=1.0, batch=1)
     assert set(torch.unique(large).tolist()) <= {2.0**20, 2.0**20 - 0.0625, 2.0**20 + 0.0625}
+    # Where noise takes most of a sum of 1 away, float32 numbers about 1 would leave 2⁻²⁴ · n.
+    released = update([torch.ones(P)], sigma=1.0, clip=1.0, batch=1)
+    small = released[released.abs() < 2.0**-4].double()
+    assert len(small) > 100
+    assert float(((small * 2.0**24) % 1 == 0).double().mean()) < 0.2
 
 
 def test_noise_outside_a_release_is_impossible() -> None:

@@ -210,6 +210,17 @@ def test_evaluate_agrees_with_training(make_config: MakeConfig) -> None:
     assert alone["test_accuracy"] == found["test_accuracy"]
 
 
+@pytest.mark.parametrize("declared", ["public", "held_out"])
+def test_the_statement_says_what_data_the_accuracy_is_of(
+    make_config: MakeConfig, declared: str
+) -> None:
+    config = make_config(data={"evaluation": declared}, privacy={"steps": 1})
+    start(config)
+    statement = json.loads((folder(config) / "release/privacy.json").read_text())
+    assert statement["data_evaluation"] == declared
+    assert any("data_evaluation" in text for text in statement["assumptions"])
+
+
 def test_evaluate_tells_what_is_missing(make_config: MakeConfig, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="there is no run"):
         evaluate_run(str(tmp_path), [])

@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -59,13 +60,26 @@ class Ending:
         return self.identical and self.steps_lost == 0 and enough
 
 
-def write_config(folder: Path, *, seed: int, workers: int, **train: int | str) -> Path:
+def write_config(
+    folder: Path,
+    *,
+    seed: int,
+    workers: int,
+    privacy: dict[str, Any] | None = None,
+    **train: int | str,
+) -> Path:
     """A small run with momentum, a moving average and noise; it lives in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     values = {
         "data": {"name": "digits", "expected_batch_size": 64, "cache": str(folder.parent / "data")},
         "augment": {"views": 2, "rotation": 8.0, "shift": 0.3, "subpixel": True},
-        "privacy": {"noise_multiplier": 1.0, "steps": STEPS, "delta": 1e-4, "accountant": "rdp"},
+        "privacy": {
+            "noise_multiplier": 1.0,
+            "steps": STEPS,
+            "delta": 1e-4,
+            "accountant": "rdp",
+            **(privacy or {}),
+        },
         "optimizer": {"lr": 0.5, "ema_decay": 0.9, "arguments": {"momentum": 0.5}},
         "train": {"storage_path": str(folder), "checkpoint_every": 7, **train},
         "cluster": {"num_workers": workers, "threads_per_worker": 1, "max_failures": 20},
@@ -86,6 +100,7 @@ class Run:
         workers: W; 0 without Ray.
         fault: what happens at a point of the program, if anything; its folder is replaced.
         driver: the module that is run.
+        privacy: fields of that section of the configuration.
         train: further fields of the configuration's section of that name.
     """
 
@@ -97,11 +112,12 @@ class Run:
         workers: int,
         fault: Fault | None = None,
         driver: str = "faults.driver",
+        privacy: dict[str, Any] | None = None,
         **train: int,
     ) -> None:
         self.folder = folder
         self._driver = driver
-        self.config = write_config(folder, seed=seed, workers=workers, **train)
+        self.config = write_config(folder, seed=seed, workers=workers, privacy=privacy, **train)
         self.fault = replace(fault or Fault(""), folder=str(folder))
         self.log = folder / "noise"
         self.path = folder / "run"

@@ -162,12 +162,25 @@ def _around(
 
 
 def _log_noise(fault: Fault) -> None:
-    """One line for each time that noise meets a sum: the two keys, and the sum."""
+    """One line for each time that noise meets a sum or a count: the two keys, what, how much."""
+    from dp_ray.privacy.adaptive import COUNT_SENSITIVITY
     from dp_ray.privacy.noise import KeyedNoiseOptimizer
+    from dp_ray.training import coordinator
 
     log = os.open(Path(fault.folder) / "noise", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     begin, draw, add = KeyedStream.__init__, PoissonSampler.draw, KeyedNoiseOptimizer.add_noise
+    count = coordinator.noised_count
     last = {"draw": ""}
+
+    def note(kind: str, stream: KeyedStream | None, noised: bytes, sigma: float) -> None:
+        entry = {
+            "kind": kind,
+            "draw": last["draw"],
+            "noise": stream.identity,  # type: ignore[union-attr]
+            "sum": hashlib.sha256(noised).hexdigest(),
+            "sigma": sigma,
+        }
+        os.write(log, (json.dumps(entry) + "\n").encode())
 
     def named(self: KeyedStream, key: bytes, *, incarnation: int, step: int) -> None:
         begin(self, key, incarnation=incarnation, step=step)
@@ -179,17 +192,15 @@ def _log_noise(fault: Fault) -> None:
         return draw(self, stream, shard)
 
     def added(self: KeyedNoiseOptimizer) -> None:
-        total = hashlib.sha256()
-        for parameter in self.params:
-            total.update(parameter.summed_grad.cpu().numpy().tobytes())
-        entry = {
-            "draw": last["draw"],
-            "noise": self._stream.identity,  # type: ignore[union-attr]
-            "sum": total.hexdigest(),
-        }
-        os.write(log, (json.dumps(entry) + "\n").encode())
+        sums = (parameter.summed_grad.cpu().numpy().tobytes() for parameter in self.params)
+        note("sum", self._stream, b"".join(sums), self.noise_multiplier)
         add(self)
+
+    def counted(within: float, *, std: float, stream: KeyedStream) -> float:
+        note("count", stream, repr(within).encode(), std / COUNT_SENSITIVITY)
+        return count(within, std=std, stream=stream)
 
     KeyedStream.__init__ = named  # type: ignore[method-assign]
     PoissonSampler.draw = drawn  # type: ignore[method-assign]
     KeyedNoiseOptimizer.add_noise = added  # type: ignore[method-assign]
+    coordinator.noised_count = counted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ class Account:
     """What a run spent in truth, and what its ledger says.
 
     Attributes:
-        releases: distinct noised sums that were seen.
+        releases: draws whose sum was noised.
         charges: noised sums that the ledger paid for.
         epsilon_true: of the releases.
         epsilon_charged: of the charges.
@@ -31,35 +31,54 @@ class Account:
     epsilon_charged: float
 
 
-def uses(logs: Iterable[Path]) -> dict[tuple[str, str], set[str]]:
-    """(draw key, noise key) → the sums that they were used for."""
-    found: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for log in logs:
-        for line in log.read_text().splitlines():
-            entry = json.loads(line)
-            found[entry["draw"], entry["noise"]].add(entry["sum"])
-    return found
+@dataclass(frozen=True)
+class Use:
+    """Noise that met a sum, or the count of the gradients within C.
+
+    Attributes:
+        kind: "sum" or "count": a draw may be used for one of each.
+        draw: names the key of the examples' draw.
+        noise: names the key of the noise.
+        noised: digest of the sum or count.
+        sigma: deviation of the noise, over what one example moves.
+    """
+
+    kind: str
+    draw: str
+    noise: str
+    noised: str
+    sigma: float
 
 
-def keys_used_twice(logs: Iterable[Path]) -> list[tuple[str, str]]:
-    """Keys of noise or of draws that met two sums: there must be none."""
+def uses(logs: Iterable[Path]) -> set[Use]:
+    """All that were seen; the very same one again is the same release."""
+    lines = [line for log in logs for line in log.read_text().splitlines()]
+    entries = map(json.loads, lines)
+    return {Use(e["kind"], e["draw"], e["noise"], e["sum"], e["sigma"]) for e in entries}
+
+
+def keys_used_twice(logs: Iterable[Path]) -> list[Use]:
+    """Keys of noise or of draws that met two sums, or two counts: there must be none."""
     found = uses(logs)
-    by_noise: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    by_draw: dict[str, set[tuple[str, str]]] = defaultdict(set)
-    for (draw, noise), sums in found.items():
-        by_noise[noise].update((draw, total) for total in sums)
-        by_draw[draw].update((noise, total) for total in sums)
-    return [pair for pair in found if len(by_noise[pair[1]]) > 1 or len(by_draw[pair[0]]) > 1]
+    noises = Counter(use.noise for use in found)
+    draws = Counter((use.kind, use.draw) for use in found)
+    return [use for use in found if noises[use.noise] > 1 or draws[use.kind, use.draw] > 1]
 
 
 def account(run: Path, log: Path) -> Account:
-    """Compares the ledger (verified as it is read) with the noise that was seen."""
+    """Compares the ledger (verified as it is read) with the noise that was seen.
+
+    What was released of one draw, a sum and perhaps a count, is one Gaussian mechanism with
+    σ⁻² = Σ σᵢ⁻².
+    """
     ledger = RunDirectory(open_folder(str(run))).read_ledger()
     plan = PrivacyPlan.from_dump(ledger.plan)
-    releases = len({noise for _, noise in uses([log])})
-
-    def cost(count: int) -> float:
-        released = ((plan.noise_multiplier, plan.sample_rate, count),)
-        return epsilon_of("rdp", released, plan.delta)
-
-    return Account(releases, ledger.charges, cost(releases), cost(ledger.charges))
+    parts: dict[str, set[Use]] = defaultdict(set)
+    for use in uses([log]):
+        parts[use.draw].add(use)
+    sigmas = [sum(use.sigma**-2 for use in of_one) ** -0.5 for of_one in parts.values()]
+    seen = Counter(round(sigma, 9) for sigma in sigmas)
+    truth = tuple((sigma, plan.sample_rate, count) for sigma, count in sorted(seen.items()))
+    charged = tuple((round(sigma, 9), rate, count) for sigma, rate, count in ledger.history)
+    spent = (epsilon_of("rdp", history, plan.delta) for history in (truth, charged))
+    return Account(len(parts), ledger.charges, *spent)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from faults.harness import STEPS, Run, at_a_point, undisturbed, write_config
 from faults.inject import Fault
-from faults.judge import account, keys_used_twice
+from faults.judge import account, keys_used_twice, uses
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +44,36 @@ def test_a_killed_block_is_overcounted(tmp_path: Path) -> None:
     assert keys_used_twice([run.log]) == []
 
 
-@pytest.mark.parametrize("driver", ["faults.driver", "faults.careless"])
-def test_the_judge_sees_noise_that_meets_two_sums(driver: str, tmp_path: Path) -> None:
+def test_a_killed_run_whose_c_and_noise_move_is_charged_for_all_that_it_tells(
+    tmp_path: Path,
+) -> None:
+    """Its counts have noise of their own, which no two counts may share, and σ falls."""
+    privacy = {
+        "adaptive_clipping": {"quantile": 0.6, "learning_rate": 0.3},
+        "noise_schedule": {"final": 0.8, "parts": 3},
+    }
+    fault = Fault("", "charge - noise", (10,), "driver")
+    run = Run(tmp_path / "run", seed=1, workers=0, fault=fault, privacy=privacy)
+    run.finish()
+    spent = account(run.path, run.log)
+    assert spent.releases == spent.charges == STEPS
+    assert spent.epsilon_true == pytest.approx(spent.epsilon_charged, rel=1e-6)
+    found = uses([run.log])
+    assert Counter(use.kind for use in found) == {"sum": STEPS, "count": STEPS}
+    assert keys_used_twice([run.log]) == []
+
+
+@pytest.mark.parametrize(
+    ("driver", "point"),
+    [
+        ("faults.driver", "charge - noise"),
+        ("faults.driver", "noise - optimizer step"),
+        ("faults.careless", "charge - noise"),
+    ],
+)
+def test_the_judge_sees_noise_that_meets_two_sums(driver: str, point: str, tmp_path: Path) -> None:
     """Resumed with another engine, sums round otherwise: each must get noise of its own."""
-    fault = Fault("", "charge - noise", (12,), "driver")
+    fault = Fault("", point, (12,), "driver")
     run = Run(tmp_path / "run", seed=1, workers=0, fault=fault, driver=driver)
     assert run.begin().wait() == -9
     write_config(run.folder, seed=1, workers=0, engine="per_layer")
