@@ -32,10 +32,13 @@ NOT_HERE: dict[str, tuple[str, str]] = {
     "make test": ("this test is part of it", ".ci/run"),
     "make check": ("it needs the tools of an installation", ".ci/run"),
     "make faults": ("it takes an hour; parts of it are run", "tests/faults/test_with_ray.py"),
+    "make verify": ("it breaks the code on purpose, for minutes", "tests/mutations/__main__.py"),
     "make docs": ("this test is, or checks, what it does", "Makefile"),
     "ray job": ("it needs a cluster", "tests/ray/test_jobs.py"),
     "export RAY_ADDRESS": ("it needs a cluster", "tests/ray/test_jobs.py"),
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0": ("it starts a cluster", "tests/ray/cluster_head.py"),
+    "DISK=/mnt/disk1 ray start": ("it needs several nodes", "tests/ray/test_nodes.py"),
+    "dp-ray train … --set data.root='$DISK": ("it needs several nodes", "tests/ray/test_nodes.py"),
     "dp-ray tune configs/sweeps/digits.yaml --name search": (
         "it needs Ray",
         "tests/ray/test_docs_on_ray.py",
