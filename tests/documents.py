@@ -22,6 +22,7 @@ STOPPED = "dp-ray train configs/digits.yaml --name long"
 
 SMALL: dict[str, tuple[str, ...]] = {
     "train": ("cluster.num_workers=0", "cluster.threads_per_worker=1", "augment.views=1"),
+    "audit": ("cluster.num_workers=0", "cluster.threads_per_worker=1", "augment.views=1"),
     "tune": (
         *("privacy.accountant=rdp", "tune.budget_levels=2", "tune.num_samples=1"),
         *("tune.distribution=geometric", "tune.space.augment.views={choice: [1]}"),
@@ -49,7 +50,7 @@ class Reader:
     """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._folder, self._monkeypatch = folder, monkeypatch
+        self._folder = folder
         for name in ("Makefile", "pyproject.toml", "constraints.txt", "configs", "benchmarks"):
             (folder / name).symlink_to(ROOT / name)
         venv = folder / ".venv/bin"
@@ -99,7 +100,8 @@ class Reader:
                 commands = [re.sub(r"\s+# .*", "", command) for command in block.commands]
                 printed = "".join(self.run(c) for c in commands if not skip(c))
 
-    def run(self, command: str) -> str:
+    @staticmethod
+    def run(command: str) -> str:
         """What a command prints.
 
         Raises:
@@ -115,10 +117,10 @@ class Reader:
             assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
             return done.stdout
         _, name, *words = shlex.split(command)
-        if words and name in ("plan", "train", "tune"):
+        if words and name in ("plan", *SMALL):
             given = (*SMALL.get(name, ()), *FASTER.get(words[0], ()))
             words[1:1] = [word for option in given for word in ("--set", option)]
-        with self._monkeypatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             if command == STOPPED:
                 asked = iter([False] * 5 + [True] * 1000)
                 patch.setattr(Journal, "stop_requested", lambda _: next(asked))

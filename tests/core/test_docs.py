@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -43,6 +44,7 @@ NOT_HERE: dict[str, tuple[str, str]] = {
         "it needs Ray",
         "tests/ray/test_docs_on_ray.py",
     ),
+    "dp-ray report runs/my-search": ("it needs a search", "tests/core/test_report_page.py"),
     "dp-ray train runs/search/best.yaml": (
         "it needs what Ray has found",
         "tests/ray/test_docs_on_ray.py",
@@ -88,7 +90,16 @@ def own_images(folder: Path) -> None:
     np.savez(folder / "arrays.npz", **arrays)
 
 
-PREPARE: dict[str, Callable[[Path], None]] = {"docs/how_to/own_data.md": own_images}
+def trained_run(folder: Path) -> None:
+    """A run, and its release at another place."""
+    Reader.run("dp-ray train configs/digits.yaml")
+    shutil.copytree(folder / "runs/digits/release", folder / "path/to/release")
+
+
+PREPARE: dict[str, Callable[[Path], None]] = {
+    "docs/how_to/own_data.md": own_images,
+    "docs/report.md": trained_run,
+}
 RUN = [name for name, page in PAGES.items() if any(b.commands or b.file for b in page.blocks())]
 
 
