@@ -216,14 +216,14 @@ def evaluate(
     Prints accuracy in all and for each class, with 95% intervals, the calibration error and the
     largest confusions, and draws the confusion matrix.
     """
-    from dp_ray.report.confusion import PictureFile
+    from dp_ray.report.confusion import picture_file, save_confusion
     from dp_ray.report.evaluation import describe_evaluation
     from dp_ray.training.evaluate_run import evaluate_run
 
-    file = PictureFile.of(run, picture)
+    file = picture_file(run, picture)
     result = evaluate_run(run, overrides or [])
     _print(describe_evaluation(result))
-    result["picture"] = file.write(result)
+    result["picture"] = save_confusion(result, file)
     _print(f"picture       {result['picture']}")
     _print_json(result, as_json)
 
