@@ -48,6 +48,7 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "axes.formatter.useoffset": False,
     "grid.color": RULE,
     "grid.linewidth": 0.6,

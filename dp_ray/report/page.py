@@ -50,9 +50,8 @@ def said_of(
     }
 
 
-def cost_in_words(statement: Statement) -> str:
-    """The line that heads a report."""
-    epsilon, delta = statement.cost
+def cost_in_words(epsilon: float | None, delta: float) -> str:
+    """The line that heads a report; it breaks nowhere but before δ."""
     if epsilon is None:
         return "No privacy: ε is infinite"
     return describe_epsilon(epsilon, delta).replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")

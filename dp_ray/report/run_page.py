@@ -36,7 +36,7 @@ def _common(facts: RunFacts, profile: list[tuple[float, float]]) -> dict[str, An
     return {
         "name": facts.name,
         "finished": facts.finished,
-        "cost": cost_in_words(facts.statement),
+        "cost": cost_in_words(*facts.statement.cost),
         "accuracy": accuracy_in_words(facts.statement),
         "notices": facts.notices,
         "said": said_of(facts.statement, profile),

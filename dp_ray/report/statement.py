@@ -208,12 +208,17 @@ def method(statement: Statement) -> str:
     """How the promise is kept, in a paragraph."""
     q, views = statement.sample_rate, statement.views
     seen = "once" if views == 1 else f"in {count(views, 'randomly changed view')}, averaged"
+    search = ""
+    if statement.search is not None and statement.counts_search:
+        search = f" The search that the model came out of is counted: {statement.search.how}."
+    elif statement.counts_search:
+        search = " What a search spent before, to find the configuration, is added."
     return (
         f"In each of {count(statement.steps, 'training step')} every image took part with "
         f"probability {q:.4g}, {seen}; its influence was limited, and random noise was added to "
         "the sum over all images before the model was changed by it. A ledger that detects "
         f"changes was charged for each noised sum ({statement.charges:,} in all) before it was "
-        "used, and ε is what an accountant, a published method, makes of that ledger."
+        "used, and ε is what an accountant, a published method, makes of that ledger." + search
     )
 
 
@@ -223,11 +228,12 @@ def covered(statement: Statement) -> list[str]:
         f"Each training image by itself ({statement.unit_of_privacy}), among "
         f"{statement.num_examples:,}.",
         "The published model, and whatever anybody computes from it.",
-        "The model after each step of its training, not only at the end.",
     ]
+    if statement.search is None:
+        lines.append("The model after each step of its training, not only at the end.")
     again = statement.charges - statement.steps
     if again > 0:
-        lines.append(f"{count(again, 'step')} that a stop or crash made to be paid for again.")
+        lines.append(f"What a stop or crash cost on top: {count(again, 'noised sum')}.")
     if statement.adaptive_clipping is not None:
         lines.append("The limit on an image's influence, which was found with noise as well.")
     if statement.counts_search:

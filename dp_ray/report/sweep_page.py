@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from dp_ray.report.charts import BLUE, MUTED, ORANGE, RED, Chart, draw
-from dp_ray.report.page import render, said_of
+from dp_ray.report.page import cost_in_words, render, said_of
 from dp_ray.report.statement import Statement, figures
 from dp_ray.report.words import (
-    describe_epsilon,
     describe_point,
     duration,
     table_fields,
@@ -80,7 +79,7 @@ def _best(best: dict[str, Any], metric: str) -> str:
 def _cost(result: dict[str, Any]) -> str:
     if result["privacy_mode"] == "public":
         return "ε of the search = 0: the data is declared public"
-    return describe_epsilon(result["epsilon_of_search"], result["delta"])
+    return cost_in_words(result["epsilon_of_search"], result["delta"])
 
 
 def _charts(result: dict[str, Any]) -> list[Chart]:
@@ -153,8 +152,9 @@ def _parallel(axes: Axes, trials: list[Trial], result: dict[str, Any]) -> None:
                 color=MUTED,
                 fontsize=9,
             )
-    axes.set_xticks(range(len(columns)), [*(_short(field) for field in fields), metric])
-    axes.tick_params(axis="x", pad=16)
+    names = [*(_short(field) for field in fields), metric]
+    axes.set_xticks(range(len(columns)), names, rotation=20, ha="right")
+    axes.tick_params(axis="x", pad=12)
     axes.set_yticks([])
     axes.set_ylim(-0.05, 1.12)
     axes.margins(x=0.14)

@@ -445,7 +445,7 @@ def test_what_was_charged_again_is_told(run: Path) -> None:
     more = facts.statement.model_copy(update={"charges": facts.statement.charges + 2})
     page = text_of(run_page(replace(facts, statement=more)))
     assert "2 charges more than steps" in page
-    assert "2 steps that a stop or crash made to be paid for again." in page
+    assert "What a stop or crash cost on top: 2 noised sums." in page
 
 
 def test_a_search_has_its_page_and_only_its_best_a_public_one(
