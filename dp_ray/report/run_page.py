@@ -126,31 +126,26 @@ def _delta_chart(statement: Statement, profile: list[tuple[float, float]]) -> li
     if not profile:
         return []
     deltas, epsilons = zip(*profile, strict=True)
+    # Where a search is counted, the ε that is stated is not of training alone.
+    stated = None if statement.counts_search else statement.epsilon
+    stated = dict(profile).get(statement.delta, math.nan) if stated is None else stated
 
     def paint(axes: Axes) -> None:
-        axes.plot(deltas, epsilons, color=BLUE, marker="o")
-        axes.plot(
-            [statement.delta],
-            [statement.training_epsilon(statement.delta)],
-            "o",
-            color=ORANGE,
-            ms=9,
-        )
-        axes.axvline(1 / statement.num_examples, color=MUTED, linestyle=":", linewidth=1.2)
-        axes.annotate(
-            " 1/N",
-            (1 / statement.num_examples, 0.93),
-            xycoords=("data", "axes fraction"),
-            color=MUTED,
-        )
+        axes.plot(deltas, epsilons, color=BLUE)
+        axes.plot([statement.delta], [stated], "o", color=ORANGE, markersize=8)
+        limit = 1 / statement.num_examples
+        axes.axvline(limit, color=MUTED, linestyle=":", linewidth=1.2)
+        axes.annotate(" 1/N", (limit, 0.93), xycoords=("data", "axes fraction"), color=MUTED)
         axes.set(xscale="log", xlabel="δ", ylabel="ε")
         axes.xaxis.set_major_formatter(lambda delta, _place: f"1e{round(math.log10(delta))}")
         axes.set_ylim(bottom=0)
 
-    alone = (
-        " Of training this one model: the search is not in it." if statement.counts_search else ""
+    told = (
+        "The orange one is that of training alone: the search is not in it."
+        if statement.counts_search
+        else "The orange one is the one that is stated."
     )
-    note = f"Each point is a promise that holds; the orange one is the one that is stated.{alone}"
+    note = f"Every point is a promise that holds (by PLD of dp-accounting). {told}"
     return [draw("ε against δ", note, paint)]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dp_ray.errors import RunError
-from dp_ray.privacy.accounting import AccountantName, epsilon_of
+from dp_ray.privacy.accounting import AccountantName, epsilon_curve, epsilon_of
 from dp_ray.privacy.adaptive import AdaptiveClipping
 from dp_ray.privacy.history import History
 from dp_ray.report.words import count, noise_in_words
@@ -21,8 +21,8 @@ ACCOUNTANTS = {
     "pld": "PLD of dp-accounting (privacy loss distributions, Doroshenko et al. 2022)",
 }
 
-_PROFILE = (1e-11, 1e-9, 1e-7, 1e-5, 1e-3, 1e-1)
-"""δ at which ε is computed, beside the run's own."""
+_PROFILE = tuple(10 ** (-power / 2) for power in range(2, 21))
+"""δ at which ε is computed, beside the run's own: from 0.1 to 1e-10."""
 
 _AGREES = 1e-2
 """By so much of ε other versions of an accountant may differ."""
@@ -131,23 +131,17 @@ class Statement(_Part):
             return self.epsilon_with_search, self.delta_with_search
         return self.epsilon, self.delta
 
-    def training_epsilon(self, delta: float) -> float:
-        """ε of what was released in training, whatever the statement claims."""
-        return epsilon_of(self.accountant, self.history, delta)
-
     def understates(self) -> bool:
         """Whether the ε that it claims is less than its own list of noised sums comes to."""
         claimed = math.inf if self.epsilon is None else self.epsilon
-        return claimed < (1 - _AGREES) * self.training_epsilon(self.delta)
+        return claimed < (1 - _AGREES) * epsilon_of(self.accountant, self.history, self.delta)
 
 
 def privacy_profile(statement: Statement) -> list[tuple[float, float]]:
-    """(δ, ε) pairs of training, all of which hold at once; none without noise."""
-    if statement.epsilon is None:
-        return []
+    """(δ, ε) pairs of training, by PLD, all of which hold at once; none without noise."""
     deltas = sorted({*_PROFILE, statement.delta})
-    found = [(delta, max(statement.training_epsilon(delta), 0.0)) for delta in deltas]
-    return [(delta, epsilon) for delta, epsilon in found if math.isfinite(epsilon)]
+    pairs = zip(deltas, epsilon_curve(statement.history, deltas), strict=True)
+    return [(delta, max(epsilon, 0.0)) for delta, epsilon in pairs if math.isfinite(epsilon)]
 
 
 def guess_bound(pairs: list[tuple[float, float]]) -> float:

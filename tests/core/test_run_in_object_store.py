@@ -17,6 +17,7 @@ from dp_ray.privacy.noise import KeyedNoiseOptimizer
 from dp_ray.privacy.records import _Objects
 from dp_ray.report.confusion import picture_file, save_confusion
 from dp_ray.report.ledger import ledger_facts
+from dp_ray.report.make import write_report
 from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.run_directory import RunDirectory
 
@@ -79,6 +80,9 @@ def test_it_ends_as_on_a_disk(make_config: MakeConfig, store: ObjectStore) -> No
     assert found["test_accuracy"] == result["test_accuracy"]
     assert save_confusion(found, picture_file(location, None)) == f"{location}/confusion.png"
     assert store.content("runs/one")["confusion.png"].startswith(b"\x89PNG")
+    told = write_report(location, public=True, form="html", output=None)
+    assert told["report"] == f"{location}/privacy-report.html"
+    assert store.content("runs/one")["privacy-report.html"].startswith(b"<!doctype html>")
     assert ledger_facts(location)["charges"] == 6
     lines = files["private/metrics.jsonl"].decode().splitlines()
     assert sum("loss" in json.loads(line) for line in lines) == 6
