@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dp_ray.privacy.history import History
 from dp_ray.privacy.schedule import CONSTANT, NoiseSchedule
+
+if TYPE_CHECKING:
+    from dp_accounting.pld import PLDAccountant
 
 AccountantName = Literal["prv", "rdp", "pld"]
 
@@ -50,7 +53,7 @@ def epsilon_of(accountant: AccountantName, history: History, delta: float) -> fl
     if any(sigma == 0 for sigma, _, _ in released):
         return math.inf
     if accountant == "pld":
-        return _pld_epsilon(released, delta)
+        return float(_pld_accountant(released).get_epsilon(delta))
     from opacus.accountants import PRVAccountant, RDPAccountant
 
     opacus_accountant = PRVAccountant() if accountant == "prv" else RDPAccountant()
@@ -69,14 +72,26 @@ def epsilon_by_accountant(history: History, delta: float) -> dict[AccountantName
     return {name: epsilon_of(name, history, delta) for name in names}
 
 
-def _pld_epsilon(released: list[tuple[float, float, int]], delta: float) -> float:
+def epsilon_curve(history: History, deltas: Sequence[float]) -> list[float]:
+    """ε of all that was released at each δ, by ``pld``, which composes once for all of them.
+
+    They hold at the same time. ``inf`` where the accountant has no bound.
+    """
+    released = [entry for entry in history if entry[2] > 0]
+    if not released or any(sigma == 0 for sigma, _, _ in released):
+        return [math.inf if released else 0.0 for _ in deltas]
+    accountant = _pld_accountant(released)
+    return [float(accountant.get_epsilon(delta)) for delta in deltas]
+
+
+def _pld_accountant(released: list[tuple[float, float, int]]) -> PLDAccountant:
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant()
     for sigma, rate, steps in released:
         accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(sigma)), steps)
-    return float(accountant.get_epsilon(delta))
+    return accountant
 
 
 @cache
