@@ -35,7 +35,8 @@ class ConfigError(DpRayError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.field} = {shown(self.value)}: {self.problem}. {self.remedy.rstrip('.')}."
+        field = self.field if self.field.isprintable() else ascii(self.field)
+        return f"{field} = {shown(self.value)}: {self.problem}. {self.remedy.rstrip('.')}."
 
 
 class DataError(DpRayError):

@@ -299,13 +299,18 @@ class _FolderSplit:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey, which Pillow's convert() would cut at 255; others as they are."""
+    """16-bit grey as 8-bit grey, which Pillow's convert() would cut at 255.
+
+    Palettes with transparency are resolved, at which Pillow warns otherwise; others as they are.
+    """
     from PIL import Image
 
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its mode {image.mode} has no fixed range of brightness")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")
     return image
 
 

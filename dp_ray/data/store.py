@@ -81,7 +81,7 @@ def _open(folder: Path, facts: DataFacts) -> Dataset:
     try:
         train, test = (_load_split(folder, name) for name in ("train", "test"))
         digest = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["train_digest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"the decoded copy {folder} is damaged: {error}. Remove the folder: it is made anew"
         ) from error

@@ -20,7 +20,7 @@ from typing import Any
 
 from dp_ray.config import Config
 from dp_ray.config_file import parse_config
-from dp_ray.errors import RunError
+from dp_ray.errors import ConfigError, RunError
 from dp_ray.keys import KEY_BYTES, RunKey
 from dp_ray.privacy.ledger import Ledger
 from dp_ray.privacy.lock import WriterLock
@@ -191,11 +191,10 @@ class RunDirectory(ResultDirectory):
 
         Raises:
             RunError: there is none, or it is damaged.
-            ConfigError: it has another version's fields.
         """
         try:
             return parse_config(read_yaml(self.private.read(CONFIG).decode()))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ConfigError) as error:
             raise RunError(
                 f"{self.private}/{CONFIG} cannot be read: {error}. Restore it from a backup, or "
                 "start a new run"
