@@ -326,12 +326,19 @@ def _print_json(value: dict[str, Any], wanted: bool) -> None:
         typer.echo(json.dumps(value, ensure_ascii=False))
 
 
+def _in_one_line(text: str) -> str:
+    """Without line breaks, and without what would steer a terminal, as a file's name could."""
+    line = " ".join(part.strip() for part in text.splitlines())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def main() -> None:
     """The console script: a user's mistake ends in one message and exit code 2."""
     try:
         app(prog_name="dp-ray")
     except DpRayError as error:
-        Console(stderr=True).print(f"dp-ray: {error}", style="bold", markup=False, soft_wrap=True)
+        text = _in_one_line(f"dp-ray: {error}")
+        Console(stderr=True).print(text, style="bold", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

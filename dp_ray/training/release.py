@@ -16,12 +16,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dp_ray.config import Config
-from dp_ray.config_file import write_yaml
 from dp_ray.privacy.accounting import epsilon_by_accountant
 from dp_ray.privacy.history import History
 from dp_ray.training.evaluation import METRIC_NAMES, Evaluation
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
+from dp_ray.yaml_text import write_yaml
 
 MODEL = "model.safetensors"
 STATEMENT = "privacy.json"
