@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -216,14 +217,14 @@ def evaluate(
     Prints accuracy in all and for each class, with 95% intervals, the calibration error and the
     largest confusions, and draws the confusion matrix.
     """
-    from dp_ray.report.confusion import PictureFile
+    from dp_ray.report.confusion import picture_file, save_confusion
     from dp_ray.report.evaluation import describe_evaluation
     from dp_ray.training.evaluate_run import evaluate_run
 
-    file = PictureFile.of(run, picture)
+    file = picture_file(run, picture)
     result = evaluate_run(run, overrides or [])
     _print(describe_evaluation(result))
-    result["picture"] = file.write(result)
+    result["picture"] = save_confusion(result, file)
     _print(f"picture       {result['picture']}")
     _print_json(result, as_json)
 
@@ -249,6 +250,54 @@ def ledger(
     facts = ledger_facts(run)
     _print(describe_ledger(facts))
     _print_json(facts, as_json)
+
+
+class ReportFormat(StrEnum):
+    """What a report is written as."""
+
+    HTML = "html"
+    MARKDOWN = "markdown"
+
+
+@app.command()
+def report(
+    location: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|SWEEP",
+            help="A run or a search, such as runs/digits, or a release folder by itself.",
+        ),
+    ],
+    public: Annotated[
+        bool,
+        typer.Option("--public", help="Leave out what is private: a page that may be published."),
+    ] = False,
+    form: Annotated[
+        ReportFormat,
+        typer.Option("--format", help="A page, or a model card, which is always public."),
+    ] = ReportFormat.HTML,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to: .html or .md. Default report.html in the private part, or with "
+            "--public privacy-report.html (model-card.md) beside it; of a release folder, which "
+            "stays as it is, in the current one.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one page about a run or a search: the privacy statement in plain words, then figures.
+
+    The page is one file, without scripts, and loads nothing.
+    """
+    from dp_ray.report.make import write_report
+
+    result = write_report(location, public=public, form=form.value, output=output)
+    _print(f"report        {result['report']}")
+    kept = "it holds nothing private" if result["public"] else "not to be published: see --public"
+    _print(f"publish       {kept}")
+    _print_json(result, as_json)
 
 
 @app.command()
@@ -277,12 +326,19 @@ def _print_json(value: dict[str, Any], wanted: bool) -> None:
         typer.echo(json.dumps(value, ensure_ascii=False))
 
 
+def _in_one_line(text: str) -> str:
+    """Without line breaks, and without what would steer a terminal, as a file's name could."""
+    line = " ".join(part.strip() for part in text.splitlines())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
 def main() -> None:
     """The console script: a user's mistake ends in one message and exit code 2."""
     try:
         app(prog_name="dp-ray")
     except DpRayError as error:
-        Console(stderr=True).print(f"dp-ray: {error}", style="bold", markup=False, soft_wrap=True)
+        text = _in_one_line(f"dp-ray: {error}")
+        Console(stderr=True).print(text, style="bold", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

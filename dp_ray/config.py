@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+Budget = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -45,16 +46,16 @@ class DataConfig(Section):
         description="N, the number of training examples. Public and recorded; known for the "
         "named data sets, to be given for image_folder, fake and your own.",
     )
-    num_classes: Annotated[int, Field(ge=2)] | None = Field(
+    num_classes: Annotated[int, Field(ge=2, le=10**6)] | None = Field(
         None, description="Number of classes; known for the named data sets."
     )
-    image_size: Count | None = Field(
+    image_size: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description="Side of the square images in pixels; known for the named data sets."
     )
     channels: Literal[1, 3] | None = Field(
         None, description="1 (grey) or 3 (RGB); known for the named data sets."
     )
-    mean: list[float] | None = Field(
+    mean: list[Annotated[float, Field(allow_inf_nan=False)]] | None = Field(
         None,
         description="Per-channel mean to subtract, on the 0-1 scale. Must be public knowledge: "
         "never computed from the private data. Known for the named data sets, else 0.5.",
@@ -189,14 +190,16 @@ class AdaptiveClippingConfig(Section):
 class PrivacyConfig(Section):
     """The budget. Of epsilon, noise_multiplier and steps give two; the third is solved."""
 
-    epsilon: Positive | None = Field(None, description="ε that the whole run may spend.")
+    epsilon: Budget | None = Field(None, description="ε that the whole run may spend.")
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(
         ..., description="δ, below 1/N. There is no default: it is part of your promise."
     )
-    noise_multiplier: NonNegative | None = Field(
+    noise_multiplier: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] | None = Field(
         None, description="σ: noise standard deviation over max_grad_norm; 0 is no privacy."
     )
-    steps: Count | None = Field(None, description="T: noised updates.")
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        None, description="T: noised updates."
+    )
     max_grad_norm: Annotated[float, Field(ge=1e-9, allow_inf_nan=False)] = Field(
         1.0, description="C: bound on one example's gradient norm."
     )
@@ -214,7 +217,7 @@ class PrivacyConfig(Section):
     accountant: Literal["prv", "rdp", "pld"] = Field(
         "prv", description="Who says what was spent: Opacus's PRV or RDP, dp-accounting's PLD."
     )
-    search_epsilon: Positive | None = Field(
+    search_epsilon: Budget | None = Field(
         None,
         description="ε, at the same delta, that a search on the same data spent to find this "
         "configuration; best.yaml of dp-ray tune gives it, and the model's statement adds it.",
@@ -314,7 +317,7 @@ FIELDS_OF_RESOURCES = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}
 class ClusterConfig(Section):
     """Where it runs; no number here changes the mathematics."""
 
-    num_workers: Annotated[int, Field(ge=0)] | list[Count] = Field(
+    num_workers: Annotated[int, Field(ge=0, le=10**6)] | list[Count] = Field(
         1,
         description="W: Ray Train workers; 0 runs in this process, without Ray. [min, max] goes on "
         "with fewer when some are lost, and grows back.",
@@ -328,7 +331,7 @@ class ClusterConfig(Section):
         None, description="Ray namespace of the run's actors; default one of its own."
     )
     cpus_per_worker: Count = Field(1, description="CPUs that Ray reserves for a worker.")
-    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
+    gpus_per_worker: NonNegative = Field(
         0, description="GPUs that Ray reserves for a worker; 0 trains on the CPU."
     )
     resources_per_worker: dict[str, Positive] = Field(

@@ -1,20 +1,19 @@
-"""Configuration files: YAML in, YAML out, overrides, and errors that name the field."""
+"""Configuration files: sections from YAML, overrides, and errors that name the field."""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from dp_ray.config import Config
-from dp_ray.errors import ConfigError, DpRayError
+from dp_ray.errors import ConfigError, DpRayError, shown
+from dp_ray.yaml_text import MOST_CHARACTERS, read_yaml
 
 
 def load_config(
@@ -43,17 +42,20 @@ def read_values(
     """A file's plain values with overrides applied and a name; see :func:`load_config`."""
     path = Path(path)
     try:
-        values = read_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+    except (OSError, ValueError) as error:  # no UTF-8, or no path
         reason = getattr(error, "strerror", None) or error
         raise DpRayError(
             f"cannot read the configuration {path}: {reason}. Give a YAML file, such as "
             "configs/digits.yaml"
         ) from error
-    except yaml.YAMLError as error:
+    try:
+        values = read_yaml(text)
+    except ValueError as error:
         raise DpRayError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, dict):
-        raise DpRayError(f"{path} must hold sections (data:, privacy:, …), not {values!r}")
+        raise DpRayError(f"{path} must hold sections (data:, privacy:, …), not {shown(values)}")
     for override in overrides:
         apply_override(values, override)
     if name is not None:
@@ -140,8 +142,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         )
     try:
         value = read_yaml(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(path, text, "not a YAML value", "Quote it") from error
+    except ValueError as error:
+        raise ConfigError(path, text, f"not a YAML value: {error}", "Quote it") from error
     set_field(values, path.strip(), value)
 
 
@@ -209,41 +211,3 @@ def _first_problem(error: ValidationError, section: type[BaseModel], prefix: str
     if isinstance(value, BaseModel) or (isinstance(value, dict) and len(location) == 1):
         value = {k: v for k, v in dict(value).items() if v is not None}
     return ConfigError(field, value, message, remedy)
-
-
-def read_yaml(text: str) -> Any:
-    """Plain values from YAML in which 1e-5 is a number, as people expect, and not a string.
-
-    Raises:
-        yaml.YAMLError: it is no YAML.
-    """
-    return yaml.load(text, Loader=_Loader)
-
-
-def write_yaml(values: Any, *, one_line: bool = False) -> str:
-    """The inverse of :func:`read_yaml`, fields in their order."""
-    text: str = yaml.dump(
-        values,
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=one_line,
-        width=2**16 if one_line else None,
-    )
-    return text
-
-
-class _Loader(yaml.SafeLoader):
-    """See :func:`read_yaml`."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes strings that :class:`_Loader` would take for numbers."""
-
-
-for _class in (_Loader, _Dumper):
-    _class.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-        list("-+0123456789"),
-    )

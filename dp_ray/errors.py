@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+_LONGEST = 400
+
 
 class DpRayError(Exception):
     """A mistake or a condition outside dp-ray, told in words the user can act on."""
+
+
+def shown(value: Any) -> str:
+    """A user's value as a message quotes it: what is long is cut short."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
 class ConfigError(DpRayError):
@@ -27,7 +35,8 @@ class ConfigError(DpRayError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.field} = {self.value!r}: {self.problem}. {self.remedy.rstrip('.')}."
+        field = self.field if self.field.isprintable() else ascii(self.field)
+        return f"{field} = {shown(self.value)}: {self.problem}. {self.remedy.rstrip('.')}."
 
 
 class DataError(DpRayError):

@@ -142,12 +142,15 @@ class LocalFolder(Folder):
         """See :class:`Folder`."""
         try:
             return sorted(p.name for p in self._path.iterdir())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def exists(self, name: str) -> bool:
         """See :class:`Folder`."""
-        return (self._path / name).exists()
+        try:
+            return (self._path / name).exists()
+        except OSError as error:  # a name that is too long, a folder that may not be entered
+            raise StorageError(f"{self._path} cannot be opened: {error.strerror}") from error
 
     def delete(self, name: str) -> None:
         """See :class:`Folder`."""
@@ -227,6 +230,18 @@ class ObjectFolder(Folder):
             (self / name).write(file, data)
 
 
+def user_path(text: str) -> Path:
+    """A path on this machine: ``~`` and ``$NAME`` are what they are here, on this node.
+
+    A name that is not set, or a home that nobody has, stays as it is written.
+    """
+    path = Path(os.path.expandvars(text))
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
 def open_folder(location: str) -> Folder:
     """The folder at a path, or at a URI of one of pyarrow's file systems.
 
@@ -236,7 +251,7 @@ def open_folder(location: str) -> Folder:
     if location.startswith("file://"):
         location = location.removeprefix("file://")
     if "://" not in location:
-        return LocalFolder(Path(location).expanduser().absolute())
+        return LocalFolder(user_path(location).absolute())
     _open(location.rstrip("/"))
     return ObjectFolder(location)
 
@@ -255,11 +270,6 @@ def _open(uri: str) -> tuple[FileSystem, str]:
             "such as s3://bucket/runs"
         ) from error
     return files, path
-
-
-def local_path(text: str) -> Path:
-    """A path on this machine: ``~`` and ``$NAME`` are what they are here, on this node."""
-    return Path(os.path.expandvars(text)).expanduser()
 
 
 def _write_durably(path: Path, data: bytes, mode: int) -> None:

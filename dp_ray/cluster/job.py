@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 from dp_ray.errors import ConfigError
+from dp_ray.storage import user_path
 
 _CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray's supervisor of a job tells its entry point here what it was submitted with."""
@@ -24,7 +24,7 @@ def check_storage_path(path: str) -> None:
     Raises:
         ConfigError: the path is relative, and this is a job.
     """
-    if _CONFIG not in os.environ or "://" in path or Path(path).expanduser().is_absolute():
+    if _CONFIG not in os.environ or "://" in path or user_path(path).is_absolute():
         return
     raise ConfigError(
         "train.storage_path",

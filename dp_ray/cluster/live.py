@@ -68,6 +68,9 @@ class LiveLines(ABC):
                 live.update(Text("\n".join(self.lines()), no_wrap=True, overflow="ellipsis"))
 
     def _log(self) -> None:
+        last: str | None = None
         while not self._ended.wait(_LOG_INTERVAL_S):
-            if (line := self.log_line()) is not None:
+            line = self.log_line()
+            if line is not None and line != last:
                 say(self._console, line)
+            last = line

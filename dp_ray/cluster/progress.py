@@ -58,20 +58,22 @@ class ProgressLine(LiveLines):
             return
         try:
             choice = json.loads(self._run.private.read(ENGINE))
-        except (OSError, ValueError):
+            note, line = choice["note"], choice["line"]
+        except (OSError, ValueError, LookupError, TypeError):
             return
         self._engine_told = True
-        if self._console.is_terminal or choice["note"]:
-            say(self._console, choice["line"])
+        if self._console.is_terminal or note:
+            say(self._console, line)
 
     def line(self, *, speed: bool = True) -> str:
         """The line as it is now."""
         try:
             progress = json.loads(self._run.private.read(PROGRESS))
-        except (OSError, ValueError):
+            told = describe_progress(progress, self._plan, speed=speed)
+        except (OSError, ValueError, LookupError, TypeError):
             return f"{self._note} … {duration(self.elapsed_s)}"
         stopping = f"{self._note}, " if self._run.stop_requested() else ""
-        return stopping + describe_progress(progress, self._plan, speed=speed)
+        return stopping + told
 
 
 def describe_progress(progress: dict[str, Any], plan: PrivacyPlan, *, speed: bool = True) -> str:

@@ -21,8 +21,8 @@ from dp_ray.data.store import open_dataset
 from dp_ray.errors import ConfigError, DataError, RunError
 from dp_ray.keys import RunKey
 from dp_ray.privacy.lock import WriterLock
+from dp_ray.report.make import search_report
 from dp_ray.report.sweep import describe_search
-from dp_ray.report.sweep_page import sweep_page
 from dp_ray.sweep_config import SweepConfig
 from dp_ray.training.plan import check_feasible
 from dp_ray.tuning.cost import search_cost
@@ -158,10 +158,10 @@ def _stopped(search: Search) -> dict[str, Any]:
 
 def _conclude(search: Search, everything: dict[str, Any]) -> dict[str, Any]:
     """Publishes what was decided; each part may be repeated after a crash."""
-    directory, tune = search.directory, search.sweep.tune
-    place = directory.private if tune.only_best_may_be_seen else directory.root
-    place.write(REPORT, sweep_page(everything).encode())
+    directory = search.directory
     told = publish_search(search, everything)
+    place, page = search_report(directory, everything)
+    place.write(REPORT, page.encode())
     forget_losers(search, everything)
     directory.write_result(told)  # the last: it says that all is there
     return told

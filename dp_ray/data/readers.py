@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,7 +18,7 @@ from dp_ray.config import DataConfig
 from dp_ray.data.catalog import DataFacts, data_facts
 from dp_ray.errors import ConfigError, DataError
 from dp_ray.imports import import_object
-from dp_ray.storage import local_path
+from dp_ray.storage import user_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,6 +62,9 @@ _FOLDERS = {
 }
 """Where below data.root the files lie."""
 
+_DECODING = "decoding 2"
+"""Changes with what is made of the same files."""
+
 
 def load_splits(config: DataConfig) -> Splits:
     """Opens the configured data set; images may be decoded only when walked through.
@@ -71,7 +76,8 @@ def load_splits(config: DataConfig) -> Splits:
     if config.name == "digits":
         return _digits()
     if config.name == "fake":
-        return _fake(facts, facts.num_examples), _fake(facts, max(facts.num_examples // 5, 1))
+        count = facts.num_examples
+        return _FakeSplit(facts, count), _FakeSplit(facts, max(count // 5, 1))
     if config.name == "image_folder":
         return _image_folder(config, facts)
     if ":" in config.name:
@@ -84,19 +90,49 @@ def source_stamp(config: DataConfig) -> str | None:
     if config.name == "digits":
         return f"scikit-learn {version('scikit-learn')}"
     if config.name == "fake":
-        return "fake 1"
+        return "fake 2"
     if ":" in config.name:
         return None
     root = _root(config)
-    stamps = []
+    stamps = [_DECODING]
     for part in _FOLDERS[config.name]:
-        for folder, folders, files in os.walk(root / part, followlinks=True):
+        for path in _walk(root / part):
+            status = path.stat()
+            stamps.append(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}")
+    return "\n".join(stamps)
+
+
+def _walk(part: Path) -> Iterator[Path]:
+    """All files below a folder, in order, links followed.
+
+    Raises:
+        DataError: one cannot be looked at or is none, such as a pipe, for whose end a reader would
+            wait; or a folder is reached twice, so that its examples would count twice.
+    """
+    reached: dict[str, str] = {}
+    try:
+        for folder, folders, files in os.walk(part, followlinks=True, onerror=_raise):
+            first = reached.setdefault(os.path.realpath(folder), folder)
+            if first != folder:
+                raise DataError(
+                    f"{folder} is {first} once more, by a link: its examples would count twice. "
+                    "Take the link away"
+                )
             folders.sort()
             for name in sorted(files):
                 path = Path(folder, name)
-                status = path.stat()
-                stamps.append(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}")
-    return "\n".join(stamps)
+                if not stat.S_ISREG(path.stat().st_mode):
+                    raise DataError(f"{path} is no file but a pipe or a device. Take it away")
+                yield path
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} cannot be read: {error.strerror}. Mend it or take it away"
+        ) from error
+
+
+def _raise(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # which data.download may mend
+        raise error
 
 
 def _digits() -> Splits:
@@ -113,11 +149,31 @@ def _digits() -> Splits:
     return ArraySplit(images[train], labels[train]), ArraySplit(images[test], labels[test])
 
 
-def _fake(facts: DataFacts, num_examples: int) -> ArraySplit:
-    generator = np.random.default_rng(num_examples)
-    shape = (num_examples, facts.channels, facts.image_size, facts.image_size)
-    images = generator.integers(0, 256, shape, dtype=np.uint8)
-    return ArraySplit(images, generator.integers(0, facts.num_classes, num_examples))
+@dataclass(frozen=True)
+class _FakeSplit:
+    """Uniform noise, the same whenever it is walked through."""
+
+    facts: DataFacts
+    num_examples: int
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """See :class:`Split`."""
+        generator = np.random.default_rng(self.num_examples)
+        shape = (self.facts.channels, self.facts.image_size, self.facts.image_size)
+        for part in _parts(self.num_examples, shape):
+            count = part.stop - part.start
+            images = generator.integers(0, 256, (count, *shape), dtype=np.uint8)
+            yield images, generator.integers(0, self.facts.num_classes, count)
+
+
+def _parts(num_examples: int, shape: tuple[int, ...]) -> Iterator[slice]:
+    """Consecutive examples, as many at a time as 64 MiB hold."""
+    size = max(2**26 // math.prod(shape), 1)
+    for start in range(0, num_examples, size):
+        yield slice(start, min(start + size, num_examples))
 
 
 def _root(config: DataConfig) -> Path:
@@ -128,7 +184,7 @@ def _root(config: DataConfig) -> Path:
             f"{config.name} needs the folder that holds {_FOLDERS[config.name][0]}/",
             "Set data.root to it",
         )
-    root = local_path(config.root)
+    root = user_path(config.root)
     if not root.is_dir() and not config.download:
         remedy = f"Give the folder that holds {_FOLDERS[config.name][0]}/"
         if "$" in str(root):
@@ -151,19 +207,23 @@ def _torchvision(config: DataConfig) -> Splits:
     root = _root(config)
     try:
         parts = [dataset(root, train=train, download=config.download) for train in (True, False)]
-    except (RuntimeError, OSError) as error:
+        return _arrays(parts[0]), _arrays(parts[1])
+    except Exception as error:  # torchvision asserts, and unpacks, what a file claims
         [folder] = _FOLDERS[config.name]
         raise DataError(
-            f"data.root = {config.root!r}: {config.name} is not below it, or not whole ({error}). "
-            f"Give the folder that holds {folder}/, or set data.download=true"
+            f"data.root = {config.root!r}: {config.name} is not below it, or not whole "
+            f"({type(error).__name__}: {error}). "
+            f"Give the folder that holds {folder}/ as it was published, or set data.download=true"
         ) from error
-    return _arrays(parts[0]), _arrays(parts[1])
 
 
 def _arrays(dataset: Any) -> ArraySplit:
     images = np.asarray(dataset.data)
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    return ArraySplit(images, np.asarray(dataset.targets, dtype=np.int64))
+    labels = np.asarray(dataset.targets, dtype=np.int64)
+    if labels.shape != (len(images),):
+        raise ValueError(f"{len(images)} images, and labels of shape {labels.shape}")
+    return ArraySplit(images, labels)
 
 
 def _own(config: DataConfig) -> Splits:
@@ -218,19 +278,23 @@ class _FolderSplit:
         return len(self.samples)
 
     def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        for start in range(0, len(self), 256):
-            part = self.samples[start : start + 256]
-            images = np.stack([self._decode(path) for path, _ in part])
-            yield images, np.array([label for _, label in part], dtype=np.int64)
+        for part in _parts(len(self), (self.channels, self.image_size, self.image_size)):
+            samples = self.samples[part]
+            images = np.stack([self._decode(path) for path, _ in samples])
+            yield images, np.array([label for _, label in samples], dtype=np.int64)
 
     def _decode(self, path: str) -> NDArray[np.uint8]:
         from PIL import Image, ImageOps
 
         try:
             with Image.open(path) as file:
-                image = _eight_bit(file).convert("L" if self.channels == 1 else "RGB")
+                upright = ImageOps.exif_transpose(file)  # as viewers show it
+                image = _eight_bit(upright).convert("L" if self.channels == 1 else "RGB")
         except Exception as error:  # Pillow raises a dozen kinds for broken files
-            raise DataError(f"{path} is no readable image: {error}") from error
+            raise DataError(
+                f"{path} is no readable image: {error}. Mend it, or take it away (then "
+                "data.num_examples is another)"
+            ) from error
         # Shorter side to image_size, then the centre.
         square = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BILINEAR)
         pixels = np.asarray(square, dtype=np.uint8)
@@ -238,13 +302,18 @@ class _FolderSplit:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey, which Pillow's convert() would cut at 255; others as they are."""
+    """16-bit grey as 8-bit grey, which Pillow's convert() would cut at 255.
+
+    Palettes with transparency are resolved, at which Pillow warns otherwise; others as they are.
+    """
     from PIL import Image
 
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"its mode {image.mode} has no fixed range of brightness")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")
     return image
 
 

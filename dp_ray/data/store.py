@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from dp_ray.config import DataConfig
 from dp_ray.data.catalog import DataFacts, data_facts
 from dp_ray.data.readers import Split, Splits, load_splits, source_stamp
 from dp_ray.errors import ConfigError, DataError
-from dp_ray.storage import local_path
+from dp_ray.storage import user_path
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,13 @@ def open_dataset(config: DataConfig) -> Dataset:
         DataError: the data cannot be read, or the decoded copy cannot be written.
     """
     facts = data_facts(config)
-    cache = local_path(config.cache or "~/.cache/dp-ray")
+    cache = user_path(config.cache or "~/.cache/dp-ray")
     stamp = source_stamp(config)
     splits = None
     if stamp is None:  # a user's own loader: only its output tells whether it changed
         splits = load_splits(config)
         stamp = _content_digest(splits)
-    root = None if config.root is None else str(local_path(config.root))
+    root = None if config.root is None else str(user_path(config.root))
     identity = [config.name, root, asdict(facts), stamp]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
     folder = cache / key
@@ -69,7 +70,7 @@ def open_dataset(config: DataConfig) -> Dataset:
         with FileLock(cache / f"{key}.lock"):
             if not folder.exists():
                 _write(folder, splits or load_splits(config), facts)
-    except OSError as error:
+    except (OSError, ValueError, OverflowError) as error:  # no room, or for nothing so large
         raise DataError(
             f"the decoded copy of the data cannot be written to {cache}: {error}; "
             "set data.cache to another folder"
@@ -78,13 +79,13 @@ def open_dataset(config: DataConfig) -> Dataset:
 
 
 def _open(folder: Path, facts: DataFacts) -> Dataset:
-    train, test = (
-        StoredSplit(
-            np.load(folder / f"{name}_images.npy", mmap_mode="r"),
-            np.load(folder / f"{name}_labels.npy", mmap_mode="r"),
-        )
-        for name in ("train", "test")
-    )
+    try:
+        train, test = (_load_split(folder, name) for name in ("train", "test"))
+        digest = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["train_digest"]
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"the decoded copy {folder} is damaged: {error}. Remove the folder: it is made anew"
+        ) from error
     if len(train) != facts.num_examples:
         raise ConfigError(
             "data.num_examples",
@@ -100,8 +101,15 @@ def _open(folder: Path, facts: DataFacts) -> Dataset:
                 f"labels reach from {split.labels.min()} to {split.labels.max()}",
                 "Labels count from 0 to num_classes - 1",
             )
-    digest = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["train_digest"]
     return Dataset(train, test, facts, digest)
+
+
+def _load_split(folder: Path, name: str) -> StoredSplit:
+    images, labels = (
+        np.load(folder / f"{name}_{part}.npy", mmap_mode="r", allow_pickle=False)
+        for part in ("images", "labels")
+    )
+    return StoredSplit(images, labels)
 
 
 def _write(folder: Path, splits: Splits, facts: DataFacts) -> None:
@@ -122,9 +130,7 @@ def _write_split(folder: Path, name: str, split: Split, facts: DataFacts) -> str
     shape = (facts.channels, facts.image_size, facts.image_size)
     # A zero-length array cannot be mapped; np.save writes it as well as any other.
     images = (
-        open_memmap(
-            folder / f"{name}_images.npy", mode="w+", dtype=np.uint8, shape=(len(split), *shape)
-        )
+        _new_map(folder / f"{name}_images.npy", (len(split), *shape))
         if len(split)
         else np.zeros((0, *shape), dtype=np.uint8)
     )
@@ -147,6 +153,14 @@ def _write_split(folder: Path, name: str, split: Split, facts: DataFacts) -> str
         np.save(folder / f"{name}_images.npy", images)
     np.save(folder / f"{name}_labels.npy", labels)
     return digest.hexdigest()
+
+
+def _new_map(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A mapped file with room on the disk: a write to one without it would kill the process."""
+    images = open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with path.open("rb+") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return images
 
 
 def _content_digest(splits: Splits) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dp_ray.config import ModelConfig
 from dp_ray.errors import ConfigError
 from dp_ray.models.trainable import find_head
+from dp_ray.storage import user_path
 
 _SUFFIXES = (".safetensors", ".pt", ".pth")
 _SHOWN = 3
@@ -111,15 +112,17 @@ def _read(network: str, pretrained: str) -> Mapping[str, Tensor]:
 
 
 def _read_file(pretrained: str) -> Any:
-    path = Path(pretrained).expanduser()
-    if not path.is_file():
-        raise ConfigError(
-            "model.pretrained", pretrained, "there is no such file", "Give the path of one"
-        )
+    path = user_path(pretrained)
     try:
+        if not path.is_file():
+            raise ConfigError(
+                "model.pretrained", pretrained, "there is no such file", "Give the path of one"
+            )
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except ConfigError:
+        raise
     except Exception as error:  # a damaged file fails in any way
         raise ConfigError(
             "model.pretrained",

@@ -12,12 +12,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
 
 from dp_ray.privacy.history import History
 from dp_ray.privacy.schedule import CONSTANT, NoiseSchedule
+
+if TYPE_CHECKING:
+    from dp_accounting.pld import PLDAccountant
 
 AccountantName = Literal["prv", "rdp", "pld"]
 
@@ -26,6 +31,13 @@ EPSILON_TOLERANCE = 1e-3
 
 MAX_STEPS = 10_000_000
 MAX_NOISE_MULTIPLIER = 1e4
+
+
+_LEAST_NOISE = 1e-6
+"""Less is none: ε would be beyond 10⁶ after one step."""
+
+_MOST_POINTS = {"prv": 1e7, "pld": 4e6}
+"""Of a grid; so many take ten seconds, and PRV two gigabytes."""
 
 
 class BudgetError(ValueError):
@@ -42,15 +54,20 @@ def epsilon_of(accountant: AccountantName, history: History, delta: float) -> fl
         delta: δ in (0, 1).
 
     Returns:
-        An upper bound; ``inf`` without noise, 0 without steps.
+        An upper bound; ``inf`` without noise, or where the accountant cannot count so much; 0
+        without steps.
     """
     released = [entry for entry in history if entry[2] > 0]
     if not released:
         return 0.0
-    if any(sigma == 0 for sigma, _, _ in released):
+    if any(sigma < _LEAST_NOISE for sigma, _, _ in released):
         return math.inf
+    if accountant != "rdp":  # its bound at δ/1000 is about where the others' grids must end
+        steps = sum(count for _, _, count in released)
+        if not _can_count(accountant, epsilon_of("rdp", history, delta / 1000), steps, delta):
+            return math.inf
     if accountant == "pld":
-        return _pld_epsilon(released, delta)
+        return float(_pld_accountant(released).get_epsilon(delta))
     from opacus.accountants import PRVAccountant, RDPAccountant
 
     opacus_accountant = PRVAccountant() if accountant == "prv" else RDPAccountant()
@@ -63,20 +80,50 @@ def epsilon_of(accountant: AccountantName, history: History, delta: float) -> fl
         return float(opacus_accountant.get_epsilon(delta))
 
 
+def _can_count(accountant: AccountantName, epsilon: float, steps: int, delta: float) -> bool:
+    """Whether the grid on which an accountant convolves losses fits into memory and patience.
+
+    It reaches as far as ``epsilon`` both ways. Its mesh is, for PRV, that of Gopi et al. 2021,
+    Theorem 5.5, at the errors that Opacus allows (0.01 in ε, δ/1000 in δ); for PLD dp-accounting's.
+    """
+    if accountant == "rdp":
+        return True
+    fine = 0.01 / math.sqrt(steps * math.log(12_000 / delta) / 2)
+    points = 2 * epsilon / (fine if accountant == "prv" else 1e-4)
+    # PRV's rounding errors are those of all points together, and must stay below δ.
+    return points < min(_MOST_POINTS[accountant], delta / float(np.finfo(np.longdouble).eps) / 2)
+
+
+def _uncountable(accountant: AccountantName) -> str:
+    return f"{accountant} cannot count so much, or at so small a δ; privacy.accountant=rdp can"
+
+
 def epsilon_by_accountant(history: History, delta: float) -> dict[AccountantName, float]:
     """ε of all that was released, by each accountant; see :func:`epsilon_of`."""
     names: tuple[AccountantName, ...] = ("prv", "rdp", "pld")
     return {name: epsilon_of(name, history, delta) for name in names}
 
 
-def _pld_epsilon(released: list[tuple[float, float, int]], delta: float) -> float:
+def epsilon_curve(history: History, deltas: Sequence[float]) -> list[float]:
+    """ε of all that was released at each δ, by ``pld``, which composes once for all of them.
+
+    They hold at the same time. ``inf`` where the accountant has no bound.
+    """
+    released = [entry for entry in history if entry[2] > 0]
+    if not released or any(sigma == 0 for sigma, _, _ in released):
+        return [math.inf if released else 0.0 for _ in deltas]
+    accountant = _pld_accountant(released)
+    return [float(accountant.get_epsilon(delta)) for delta in deltas]
+
+
+def _pld_accountant(released: list[tuple[float, float, int]]) -> PLDAccountant:
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
     from dp_accounting.pld import PLDAccountant
 
     accountant = PLDAccountant()
     for sigma, rate, steps in released:
         accountant.compose(PoissonSampledDpEvent(rate, GaussianDpEvent(sigma)), steps)
-    return float(accountant.get_epsilon(delta))
+    return accountant
 
 
 @cache
@@ -110,6 +157,9 @@ def solve_noise_multiplier(
     def cost(sigma: float, name: AccountantName = accountant) -> float:
         return epsilon_of(name, schedule.releases(sigma, sample_rate, steps), delta)
 
+    # What is met on the way to the target is a little more.
+    if not _can_count(accountant, 3 * target, steps, delta):
+        raise BudgetError(_uncountable(accountant))
     wide = 1.5 if near is None else 1.02
     high = None
     if near is not None:
@@ -167,8 +217,9 @@ def solve_steps(
         return epsilon_of(accountant, releases, delta)
 
     low, low_cost = 1, cost(1)
-    if low_cost > target:
-        raise BudgetError("a single step costs more than the whole budget")
+    if not _can_count(accountant, target, 1, delta) or low_cost > target:
+        single = "a single step costs more than the whole budget"
+        raise BudgetError(single if target < low_cost < math.inf else _uncountable(accountant))
     high, high_cost = 1, low_cost
     while high_cost <= target:
         if high == MAX_STEPS:
@@ -189,6 +240,8 @@ def solve_steps(
                 high, high_cost = middle, middle_cost
             if high - low == 1:
                 break
+    if math.isinf(high_cost):  # the end of what can be counted, and not of the budget
+        raise BudgetError(_uncountable(accountant))
     return low
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dp_ray.errors import ConfigError, StorageError
-from dp_ray.storage import Folder, open_folder
+from dp_ray.report.output import OutputFile
+from dp_ray.storage import open_folder
 from dp_ray.training.run_directory import RELEASE
 
 if TYPE_CHECKING:
@@ -25,53 +23,32 @@ _CELLS = 250
 """So many cells a side stay visible; more classes share them."""
 
 
-@dataclass(frozen=True)
-class PictureFile:
-    """Where a picture goes."""
+def picture_file(run: str, given: str | None) -> OutputFile:
+    """The file that was asked for, or ``confusion.png`` in the run's folder.
 
-    folder: Folder
-    name: str
+    A release folder stays as it was published: its picture goes to the current folder.
 
-    @classmethod
-    def of(cls, run: str, given: str | None) -> PictureFile:
-        """The file that was asked for, or ``confusion.png`` in the run's folder.
+    Args:
+        run: path or URI of a run or of a release folder.
+        given: ``--picture``, a path or URI.
 
-        A release folder stays as it was published: its picture goes to the current folder.
+    Raises:
+        ConfigError: no such kind of picture can be written.
+    """
+    if given is None:
+        folder = open_folder(run)
+        place = folder if folder.exists(RELEASE) else open_folder(".")
+        return OutputFile(place, "confusion.png", "--picture")
+    return OutputFile.given(given, "--picture", _FORMATS)
 
-        Args:
-            run: path or URI of a run or of a release folder.
-            given: ``--picture``, a path or URI.
 
-        Raises:
-            ConfigError: no such kind of picture can be written.
-        """
-        if given is None:
-            folder = open_folder(run)
-            return cls(folder if folder.exists(RELEASE) else open_folder("."), "confusion.png")
-        head, slash, name = given.rpartition("/")
-        if Path(name).suffix not in _FORMATS:
-            raise ConfigError(
-                "--picture", given, "no kind of picture", f"End it in {', '.join(_FORMATS)}"
-            )
-        return cls(open_folder(head + slash or "."), name)
+def save_confusion(result: dict[str, Any], file: OutputFile) -> str:
+    """Draws the confusion matrix of an evaluation into a file; returns where it is.
 
-    def write(self, result: dict[str, Any]) -> str:
-        """Draws the confusion matrix of an evaluation; returns where it is.
-
-        Raises:
-            StorageError: the file cannot be written.
-        """
-        drawn = draw_confusion(result, Path(self.name).suffix[1:])
-        try:
-            self.folder.write(self.name, drawn)
-        except OSError as error:
-            raise StorageError(
-                f"{self} cannot be written: {error}. Give another place with --picture FILE"
-            ) from error
-        return str(self)
-
-    def __str__(self) -> str:
-        return f"{self.folder}/{self.name}"
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    return file.write(draw_confusion(result, file.name.rpartition(".")[2]))
 
 
 def draw_confusion(result: dict[str, Any], form: str) -> bytes:

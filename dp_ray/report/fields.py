@@ -9,8 +9,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from dp_ray.config import Config
-from dp_ray.config_file import describe_fields, write_yaml
+from dp_ray.config_file import describe_fields
 from dp_ray.sweep_config import TuneConfig
+from dp_ray.yaml_text import write_yaml
 
 
 def describe_config(config: Config | None) -> str:

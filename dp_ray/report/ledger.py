@@ -7,6 +7,7 @@ from typing import Any
 
 from dp_ray.errors import RunError
 from dp_ray.privacy.accounting import epsilon_by_accountant
+from dp_ray.privacy.ledger import Ledger
 from dp_ray.report.words import count, noise_in_words
 from dp_ray.storage import open_folder
 from dp_ray.training.plan import PrivacyPlan
@@ -25,12 +26,14 @@ def ledger_facts(location: str) -> dict[str, Any]:
         RunError: there is no run, or its key is missing.
         LedgerError: the ledger does not verify.
     """
-    ledger = _run(location).read_ledger()
+    return {"run": location, "verified": True, **facts_of(_run(location).read_ledger())}
+
+
+def facts_of(ledger: Ledger) -> dict[str, Any]:
+    """The same of a ledger that was read."""
     plan = PrivacyPlan.from_dump(ledger.plan)
     spent = epsilon_by_accountant(ledger.history, plan.delta)
     return {
-        "run": location,
-        "verified": True,
         "sessions": len(ledger.sessions),
         "steps": ledger.steps,
         "steps_planned": plan.steps,

@@ -1,293 +1,287 @@
-"""A search as one HTML page with pictures; it needs no network.
+"""A search as one HTML page with charts; it needs no network.
 
-Pictures: parallel coordinates, the metric against each field, K against the metric and its time,
+Charts: parallel coordinates, the metric against each field, K against the metric and its time,
 and what each trial spent beside what the search spends.
 """
 
 from __future__ import annotations
 
-import html
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dp_ray.report.words import describe_point, duration, table_fields
+from dp_ray.report.charts import BLUE, MUTED, ORANGE, RED, Chart, draw
+from dp_ray.report.page import cost_in_words, render, said_of
+from dp_ray.report.statement import Statement, figures
+from dp_ray.report.words import (
+    describe_point,
+    duration,
+    table_fields,
+    without_paths,
+)
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from matplotlib.axes import Axes
 
-_CONFIG = {"responsive": True, "displayModeBar": False}
-_BLUE, _ORANGE, _GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
+Trial = dict[str, Any]
+
 _FEW = 8
 """So many whole numbers get a tick each."""
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem;
-  color: #1a202c; background: #fff; }
-h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
-.cost { font-size: 2.2rem; font-weight: 600; margin: .5rem 0 0; }
-.note { color: #4a5568; } .private { background: #fff5f5; border-left: 4px solid #c53030;
-  padding: .5rem 1rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #e2e8f0; }
-th:first-child, td:first-child { text-align: left; } tr.best { font-weight: 600; }
-"""
+_PRIVATE = (
+    "Private: ε holds only while nothing on this page is published or acted upon, the number of "
+    "trials included. The best trial alone is in release/."
+)
+_TIMES = (
+    "This page holds times, which ε does not cover. Do not publish it: dp-ray report --public "
+    "makes one of the released model alone."
+)
 
 
-def sweep_page(result: dict[str, Any]) -> str:
+def sweep_page(result: dict[str, Any], statement: Statement | None) -> str:
     """The page, from all that there is to say of a finished search.
 
     Args:
         result: the contents of private/results.json.
+        statement: of the released model; None if none is.
     """
-    trials = [t for t in result["trials"] if t[result["metric"]] is not None]
-    figures = _figures(result, trials)
-    first = True
-    parts = []
-    for title, note, figure in figures:
-        drawn = figure.to_html(full_html=False, include_plotlyjs=first, config=_CONFIG)
-        parts.append(f"<h2>{title}</h2><p class=note>{note}</p>{drawn}")
-        first = False
-    return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(result['name'])}</title><style>{_STYLE}</style></head><body>"
-        + _head(result)
-        + "".join(parts)
-        + "<h2>Trials</h2>"
-        + _table(result)
-        + "</body></html>"
+    best = result["best"]
+    notices = [_PRIVATE if result["privacy_mode"] == "private_selection" else _TIMES]
+    if result["warning"] is not None:
+        notices.append(result["warning"])
+    return render(
+        "sweep.html",
+        title=result["name"],
+        name=result["name"],
+        cost=_cost(result),
+        how=f"Of the whole search, by {result['accountant']}: {result['how']}.",
+        best=None if best is None else _best(best, result["metric"]),
+        notices=notices,
+        said=None if statement is None else said_of(statement),
+        figures=[] if statement is None else figures(statement),
+        charts=_charts(result),
+        heads=_heads(result),
+        rows=[_row(result, trial) for trial in result["trials"]],
+        again="With the file that the search was started from; DATA is the images' folder, if they "
+        "have one. Trials are drawn anew, and what they spend comes on top. best.yaml trains "
+        "the best trial again.",
+        command="dp-ray tune SEARCH.yaml --set data.root=DATA\n"
+        "dp-ray train best.yaml --set data.root=DATA",
     )
 
 
-def _head(result: dict[str, Any]) -> str:
-    best = result["best"]
-    parts = [
-        f"<h1>Search {html.escape(result['name'])}</h1>",
-        f"<p class=cost>ε of the search = {result['epsilon_of_search']:.4f}</p>",
-        f"<p class=note>at δ = {result['delta']:g}, by {result['accountant']}: "
-        f"{html.escape(result['how'])}</p>",
-    ]
-    if best is not None:
-        parts.append(
-            f"<p>Best: {result['metric']} <b>{best[result['metric']]:.4f}</b> at "
-            f"{html.escape(describe_point(best['parameters']))}. Its own ε is "
-            f"{best['epsilon_of_this_run_alone']:.4f}, which is not the cost.</p>"
-        )
-    if result["privacy_mode"] == "private_selection":
-        parts.append(
-            "<p class=private>Private: ε holds only while nothing on this page is published or "
-            "acted upon, the number of trials included. The best trial alone is in release/.</p>"
-        )
-    return "".join(parts)
+def _best(best: dict[str, Any], metric: str) -> str:
+    return (
+        f"Best: {metric} {best[metric]:.4f} at {describe_point(best['parameters'])}. Its own ε is "
+        f"{_epsilon(best['epsilon_of_this_run_alone'])}, which is not the cost."
+    )
 
 
-def _figures(result: dict[str, Any], trials: list[dict[str, Any]]) -> list[tuple[str, str, Figure]]:
+def _cost(result: dict[str, Any]) -> str:
+    if result["privacy_mode"] == "public":
+        return "ε of the search = 0: the data is declared public"
+    return cost_in_words(result["epsilon_of_search"], result["delta"])
+
+
+def _charts(result: dict[str, Any]) -> list[Chart]:
     metric = result["metric"]
+    trials = [t for t in result["trials"] if t[metric] is not None]
     found = []
     if len(trials) > 1:
         found.append(
-            (
-                "Parallel coordinates",
-                "A line is a trial, coloured by the metric; drag along an axis to filter.",
-                _parallel(trials, metric),
+            draw(
+                "All fields at once",
+                f"A line is a trial; the better its {metric}, the stronger. The best is orange.",
+                lambda axes: _parallel(axes, trials, result),
+                height=3.4,
             )
         )
     if trials:
-        found.append(
-            ("Against each field", f"{metric} of each trial.", _against_fields(trials, metric))
-        )
+        found += [
+            draw(
+                f"{metric} against {_short(field)}",
+                "A point is a trial; the best is orange.",
+                _against(field, trials, result),
+            )
+            for field in _varied(trials)
+        ]
         if len({trial["views"] for trial in trials}) > 1:
             found.append(
-                (
-                    "Views (K)",
-                    f"{metric}, and the time that a trial took: K views cost K times the work.",
-                    _views(trials, metric),
+                draw(
+                    "Time of a trial by its views (K)",
+                    "K views cost K times the work. A point is a trial, a bar the mean.",
+                    lambda axes: _times(axes, trials),
                 )
             )
     if result["trials"]:
         found.append(
-            (
+            draw(
                 "Budget",
                 "ε that each trial spent by its ledger, and what the whole search spends.",
-                _budget(result),
+                lambda axes: _budget(axes, result),
             )
         )
     return found
 
 
-def _parallel(trials: list[dict[str, Any]], metric: str) -> Figure:
-    import plotly.graph_objects as go
-
-    dimensions = [
-        _axis(field, [t["parameters"][field] for t in trials]) for field in _varied(trials)
-    ]
-    values = [trial[metric] for trial in trials]
-    figure = go.Figure(
-        go.Parcoords(
-            line={"color": values, "colorscale": "Plasma", "showscale": True},
-            dimensions=[*dimensions, {"label": metric, "values": values}],
+def _parallel(axes: Axes, trials: list[Trial], result: dict[str, Any]) -> None:
+    metric, fields = result["metric"], _varied(trials)
+    columns = [[_place(trial["parameters"][f], f, trials) for trial in trials] for f in fields]
+    values = [float(trial[metric]) for trial in trials]
+    columns.append([_between(value, values) for value in values])
+    larger = result["mode"] == "max"
+    for i, trial in enumerate(trials):
+        best = trial["name"] == result["best_trial"]
+        good = columns[-1][i] if larger else 1 - columns[-1][i]
+        axes.plot(
+            range(len(columns)),
+            [column[i] for column in columns],
+            color=ORANGE if best else BLUE,
+            alpha=1.0 if best else 0.25 + 0.6 * good,
+            linewidth=2.4 if best else 1.6,
+            zorder=3 if best else 2,
         )
-    )
-    return _laid_out(figure, height=380, margin={"l": 70, "r": 40, "t": 60, "b": 30})
+    for x, field in enumerate([*fields, None]):
+        shown = values if field is None else [trial["parameters"][field] for trial in trials]
+        for height, text in _ends(shown):
+            axes.annotate(
+                text,
+                (x, height),
+                xytext=(0, 7 if height else -15),
+                textcoords="offset points",
+                ha="center",
+                color=MUTED,
+                fontsize=9,
+            )
+    names = [*(_short(field) for field in fields), metric]
+    axes.set_xticks(range(len(columns)), names, rotation=20, ha="right")
+    axes.tick_params(axis="x", pad=12)
+    axes.set_yticks([])
+    axes.set_ylim(-0.05, 1.12)
+    axes.margins(x=0.14)
+    axes.grid(visible=True, axis="x")
+    axes.spines[["left", "bottom"]].set_visible(False)
 
 
-def _axis(field: str, values: list[Any]) -> dict[str, Any]:
-    """Numbers as they are, few of them with their own ticks; anything else by name."""
-    label = field.rpartition(".")[2]
-    if all(_is_number(value) for value in values):
-        distinct = sorted(set(values))
-        axis = {"label": label, "values": values}
-        return {**axis, "tickvals": distinct} if _are_few(values) else axis
-    names = [str(value) for value in values]
-    order = sorted(set(names))
-    ticks = list(range(len(order)))
-    places = [order.index(name) for name in names]
-    return {"label": label, "values": places, "tickvals": ticks, "ticktext": order}
+def _against(field: str, trials: list[Trial], result: dict[str, Any]) -> Callable[[Axes], None]:
+    metric = result["metric"]
 
-
-def _against_fields(trials: list[dict[str, Any]], metric: str) -> Figure:
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
-    fields = _varied(trials)
-    columns = min(len(fields), 3) or 1
-    rows = -(-max(len(fields), 1) // columns)
-    titles = [field.rpartition(".")[2] for field in fields]
-    figure = make_subplots(rows=rows, cols=columns, subplot_titles=titles, shared_yaxes=True)
-    for i, field in enumerate(fields):
+    def paint(axes: Axes) -> None:
         values = [trial["parameters"][field] for trial in trials]
-        if not all(_is_number(value) for value in values):
-            values = [str(value) for value in values]
-        figure.add_trace(
-            go.Scatter(
-                x=values,
-                y=[trial[metric] for trial in trials],
-                mode="markers",
-                marker={"color": _BLUE, "size": 9, "opacity": 0.8},
-                text=[_hover(trial, metric) for trial in trials],
-                hoverinfo="text",
-                showlegend=False,
-            ),
-            row=i // columns + 1,
-            col=i % columns + 1,
-        )
-        if _are_few(values):
-            ticks = sorted(set(values))
-            figure.update_xaxes(tickvals=ticks, row=i // columns + 1, col=i % columns + 1)
-    figure.update_yaxes(title_text=metric, col=1)
-    return _laid_out(figure, height=320 * rows)
+        numeric = all(_is_number(value) for value in values)
+        names = _order(values)
+        places = [float(v) if numeric else float(names.index(str(v))) for v in values]
+        colours = [ORANGE if t["name"] == result["best_trial"] else BLUE for t in trials]
+        axes.scatter(places, [trial[metric] for trial in trials], c=colours, s=36, alpha=0.85)
+        if not numeric:
+            axes.set_xticks(range(len(names)), names)
+        elif _are_few(values):
+            axes.set_xticks(sorted(set(values)))
+        axes.set(xlabel=_short(field), ylabel=metric)
+
+    return paint
 
 
-def _views(trials: list[dict[str, Any]], metric: str) -> Figure:
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(specs=[[{"secondary_y": True}]])
+def _times(axes: Axes, trials: list[Trial]) -> None:
     order = sorted({trial["views"] for trial in trials})
-    names = [str(views) for views in order]
-    times = [
-        sum(t["seconds"] for t in trials if t["views"] == views)
-        / sum(t["views"] == views for t in trials)
-        for views in order
-    ]
-    figure.add_trace(
-        go.Bar(x=names, y=times, name="mean seconds", marker_color=_GREY, opacity=0.5),
-        secondary_y=True,
+    by_views = [[t["seconds"] for t in trials if t["views"] == views] for views in order]
+    means = [sum(seconds) / len(seconds) for seconds in by_views]
+    axes.bar(range(len(order)), means, color=BLUE, alpha=0.3)
+    for place, seconds in enumerate(by_views):
+        axes.plot([place] * len(seconds), seconds, "o", color=BLUE)
+    axes.set_xticks(range(len(order)), [str(views) for views in order])
+    axes.set(xlabel="K", ylabel="seconds")
+    axes.grid(visible=False, axis="x")
+
+
+def _budget(axes: Axes, result: dict[str, Any]) -> None:
+    trials, total = result["trials"], result["epsilon_of_search"]
+    colours = [ORANGE if t["name"] == result["best_trial"] else BLUE for t in trials]
+    spent = [trial["epsilon"] or 0.0 for trial in trials]
+    axes.bar(range(len(trials)), spent, color=colours)
+    axes.axhline(total, color=RED, linestyle="--", linewidth=1.5)
+    axes.annotate(
+        f"the search: {total:.3f}",
+        (1, total),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        color=RED,
     )
-    figure.add_trace(
-        go.Scatter(
-            x=[str(trial["views"]) for trial in trials],
-            y=[trial[metric] for trial in trials],
-            mode="markers",
-            name=metric,
-            marker={"color": _BLUE, "size": 10},
-            text=[_hover(trial, metric) for trial in trials],
-            hoverinfo="text",
-        ),
-        secondary_y=False,
-    )
-    figure.update_xaxes(title_text="K", type="category", categoryarray=names)
-    figure.update_yaxes(title_text=metric, secondary_y=False)
-    figure.update_yaxes(
-        title_text="seconds",
-        secondary_y=True,
-        rangemode="tozero",
-        showgrid=False,
-        tickmode="auto",
-        nticks=6,
-    )
-    return _laid_out(figure, height=400, legend={"orientation": "h", "y": 1.12})
+    axes.set_ylim(top=1.15 * max([total, *spent]) or 1)
+    axes.set_xticks([])
+    axes.set(xlabel="trials, in the order of the table", ylabel="ε")
+    axes.grid(visible=False, axis="x")
 
 
-def _budget(result: dict[str, Any]) -> Figure:
-    import plotly.graph_objects as go
-
-    trials = result["trials"]
-    figure = go.Figure(
-        go.Bar(
-            x=[trial["name"] for trial in trials],
-            y=[trial["epsilon"] for trial in trials],
-            marker_color=[_ORANGE if t["name"] == result["best_trial"] else _BLUE for t in trials],
-        )
-    )
-    figure.add_hline(
-        y=result["epsilon_of_search"],
-        line={"color": "#c53030", "dash": "dash"},
-        annotation_text=f"the search: {result['epsilon_of_search']:.3f}",
-    )
-    figure.update_xaxes(title_text="trial (the best one in orange)", type="category")
-    figure.update_yaxes(title_text="ε", rangemode="tozero")
-    return _laid_out(figure, height=340)
+def _heads(result: dict[str, Any]) -> list[str]:
+    fields = [_short(field) for field in table_fields(result["trials"])]
+    return ["trial", result["metric"], *fields, "σ", "T", "ε", "time", "starts", "status"]
 
 
-def _laid_out(figure: Figure, **layout: Any) -> Figure:
-    defaults: dict[str, Any] = {
-        "template": "plotly_white",
-        "margin": {"l": 60, "r": 30, "t": 40, "b": 50},
-        "font": {"family": "system-ui, sans-serif", "size": 13},
-    }
-    figure.update_layout(**(defaults | layout))
-    return figure
-
-
-def _table(result: dict[str, Any]) -> str:
-    metric, trials = result["metric"], result["trials"]
-    fields = table_fields(trials)
-    heads = ["trial", metric, *(field.rpartition(".")[2] for field in fields)]
-    heads += ["σ", "T", "ε", "time", "starts", "status"]
-    lines = ["<tr>" + "".join(f"<th>{html.escape(head)}</th>" for head in heads) + "</tr>"]
-    for trial in trials:
-        cells = [
+def _row(result: dict[str, Any], trial: Trial) -> dict[str, Any]:
+    failed = f": {without_paths(trial['error'])}" if trial["error"] else ""
+    return {
+        "best": trial["name"] == result["best_trial"],
+        "cells": [
             trial["name"],
-            _number(trial[metric]),
-            *(_number(trial["parameters"][field]) for field in fields),
+            _number(trial[result["metric"]]),
+            *(_number(trial["parameters"][field]) for field in table_fields(result["trials"])),
             _number(trial["noise_multiplier"]),
-            str(trial["steps_planned"]),
-            "–" if trial["epsilon"] is None else f"{trial['epsilon']:.4f}",
+            trial["steps_planned"],
+            _epsilon(trial["epsilon"]),
             duration(trial["seconds"]),
-            str(trial["attempts"]),
-            trial["status"] + (f": {trial['error']}" if trial["error"] else ""),
-        ]
-        kind = " class=best" if trial["name"] == result["best_trial"] else ""
-        lines.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(c)}</td>" for c in cells) + "</tr>")
-    return f"<div class=wide><table>{''.join(lines)}</table></div>"
+            trial["attempts"],
+            trial["status"] + failed,
+        ],
+    }
 
 
-def _varied(trials: list[dict[str, Any]]) -> list[str]:
+def _varied(trials: list[Trial]) -> list[str]:
     """Fields that differ among trials; all of them if none does."""
     fields = list(trials[0]["parameters"])
     varied = [f for f in fields if len({str(t["parameters"][f]) for t in trials}) > 1]
     return varied or fields
 
 
-def _hover(trial: dict[str, Any], metric: str) -> str:
-    words = describe_point(trial["parameters"])
-    return f"{trial['name']}: {metric} {trial[metric]:.4f}<br>{html.escape(words)}"
+def _place(value: Any, field: str, trials: list[Trial]) -> float:
+    """Where a value is between the least and the largest of its field; names go by the alphabet."""
+    values = [trial["parameters"][field] for trial in trials]
+    if all(_is_number(v) for v in values):
+        return _between(float(value), [float(v) for v in values])
+    names = _order(values)
+    return _between(names.index(str(value)), list(range(len(names))))
+
+
+def _between(value: float, values: list[Any]) -> float:
+    low, high = min(values), max(values)
+    return 0.5 if low == high else (value - low) / (high - low)
+
+
+def _ends(values: list[Any]) -> list[tuple[float, str]]:
+    """What stands at the lower and the upper end of a field's axis."""
+    order = sorted(values) if all(_is_number(v) for v in values) else _order(values)
+    if order[0] == order[-1]:
+        return [(0.5, _number(order[0]))]
+    return [(0.0, _number(order[0])), (1.0, _number(order[-1]))]
+
+
+def _order(values: list[Any]) -> list[str]:
+    return sorted({str(value) for value in values})
+
+
+def _short(field: str) -> str:
+    return field.rpartition(".")[2]
 
 
 def _number(value: Any) -> str:
     if value is None:
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _epsilon(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _are_few(values: list[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from dp_ray.privacy.adaptive import AdaptiveClipping
@@ -55,3 +56,13 @@ def noise_in_words(facts: dict[str, Any]) -> str:
         follows = f" at first, then at quantile {adaptive['quantile']:g}"
         falls += f" (times {share:.3f} on the sum: the rest pays for finding C)" if share else ""
     return f"σ = {sigma:.4f}{falls}, C = {facts['max_grad_norm']:g}{follows}{clipping}"
+
+
+def without_paths(text: str) -> str:
+    """A text in which paths and URIs are replaced by …: they say where private data lies."""
+    return _PATH.sub("…", text)
+
+
+_PATH = re.compile(
+    r"(?<![\w/.…])(?:[A-Za-z][\w+.-]*:/|~|\.{1,2})?/[^\s:;,'\"()<>]*[^\s:;,'\"()<>.]"
+)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hmac
 import io
-import pickle
 import zipfile
 from dataclasses import dataclass, fields
 from typing import Any
@@ -62,7 +61,7 @@ class Checkpoint:
             raise ValueError("no checkpoint")
         try:
             return cls(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
+        except Exception as error:  # a damaged file fails in any way
             raise ValueError(str(error)) from error
 
 
@@ -91,7 +90,7 @@ class Checkpoints:
         data = checkpoint.to_bytes()
         digest = self._digest(data)
         # Named by its content too: a step that is repeated must not overwrite one on record.
-        name = f"checkpoint_{checkpoint.step:08d}_{digest[:8]}.pt"
+        name = f"checkpoint_{checkpoint.step:08d}{_ending(digest)}"
         self._folder.write(name, data)
         self._ledger.add_checkpoint(name, digest)
         there = self._folder.names()
@@ -133,9 +132,12 @@ class Checkpoints:
     def _check_orphans(self, names: list[str]) -> None:
         for name in names:
             try:
-                position = Checkpoint.from_bytes(self._folder.read(name)).ledger_position
+                data = self._folder.read(name)
+                if not name.endswith(_ending(self._digest(data))):
+                    continue  # torn, or no checkpoint of this run
+                position = Checkpoint.from_bytes(data).ledger_position
             except (OSError, ValueError):
-                continue  # torn: it was being written
+                continue
             if not self._ledger.reaches(position):
                 raise LedgerError(
                     f"the ledger is older than the checkpoint {name}: records of what was spent "
@@ -149,3 +151,8 @@ class Checkpoints:
 
     def _digest(self, data: bytes) -> str:
         return hmac.digest(self._key, data, "sha256").hex()
+
+
+def _ending(digest: str) -> str:
+    """Of the name of a checkpoint."""
+    return f"_{digest[:8]}.pt"

@@ -6,23 +6,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from safetensors import SafetensorError
 from safetensors.torch import load
 from torch.nn.functional import cross_entropy
 
 from dp_ray.config import Config
-from dp_ray.config_file import apply_override, parse_config, read_yaml
+from dp_ray.config_file import apply_override, check_keys, parse_config
 from dp_ray.data.sampling import Shard
 from dp_ray.data.store import open_dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.models.build import build_model
+from dp_ray.privacy.engines import in_one_line
 from dp_ray.storage import Folder, open_folder
 from dp_ray.training.evaluation import logits_by_batch
 from dp_ray.training.quality import quality
 from dp_ray.training.release import MODEL, finite
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
+from dp_ray.yaml_text import read_yaml
 
 _MAY_CHANGE = ("data.root", "data.cache", "data.download", "data.evaluation")
 """Where the data is; what a model was trained as cannot be changed afterwards."""
@@ -46,8 +46,10 @@ def evaluate_run(location: str, overrides: list[str]) -> dict[str, Any]:
     model = build_model(config.model, dataset.facts)
     try:
         model.load_state_dict(load(release.read(MODEL)))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise RunError(f"{release}/{MODEL} cannot be loaded: {error}") from error
+    except Exception as error:  # a damaged file, or another network's, fails in any way
+        raise RunError(
+            f"{release}/{MODEL} cannot be loaded: {in_one_line(error)}. Copy the release anew"
+        ) from error
     if len(dataset.test) == 0:
         raise DpRayError("the data set has no test examples to evaluate on")
     device = torch.device("cpu")
@@ -85,8 +87,9 @@ def _config(folder: Folder, overrides: list[str], *, released: bool) -> Config:
         try:
             release = folder / RELEASE if released else folder
             values = read_yaml(release.read(CONFIG).decode())
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"{folder} holds no finished run: {error}") from error
+        check_keys(Config, values)
     for override in overrides:
         field = override.partition("=")[0].strip()
         if field not in _MAY_CHANGE:

@@ -5,6 +5,7 @@ What changes privacy is a :class:`PrivacyPlan`; what only changes speed and memo
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -226,7 +227,7 @@ def solve_budget(config: Config, *, near: float | None = None) -> PrivacyPlan:
             "Give it fewer parts, or more privacy.steps",
         )
     releases = schedule.releases(sigma, batch / n, steps)
-    return PrivacyPlan(
+    plan = PrivacyPlan(
         num_examples=n,
         expected_batch_size=batch,
         views=config.augment.views,
@@ -240,6 +241,24 @@ def solve_budget(config: Config, *, near: float | None = None) -> PrivacyPlan:
         adaptive_clipping=adaptive_clipping(config, sigma),
         noise_factors=factors,
     )
+    check_countable(plan)
+    return plan
+
+
+def check_countable(plan: PrivacyPlan) -> None:
+    """Refuses a plan that has noise, and of which nobody could say what it costs.
+
+    Raises:
+        ConfigError: there is so much to count, or so little noise.
+    """
+    if plan.noise_multiplier > 0 and math.isinf(plan.epsilon):
+        raise ConfigError(
+            "privacy.noise_multiplier",
+            plan.noise_multiplier,
+            f"what {plan.steps} steps cost at δ = {plan.delta:g} is more than "
+            f"privacy.accountant = {plan.accountant} can count",
+            "Raise it, take privacy.accountant=rdp, or say with 0 that there is no privacy",
+        )
 
 
 def adaptive_clipping(config: Config, noise_multiplier: float) -> AdaptiveClipping | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import platform
@@ -15,12 +16,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dp_ray.config import Config
-from dp_ray.config_file import write_yaml
 from dp_ray.privacy.accounting import epsilon_by_accountant
 from dp_ray.privacy.history import History
 from dp_ray.training.evaluation import METRIC_NAMES, Evaluation
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
+from dp_ray.yaml_text import write_yaml
 
 MODEL = "model.safetensors"
 STATEMENT = "privacy.json"
@@ -154,13 +155,22 @@ def finite(value: float) -> float | None:
 
 def public_config(config: Config) -> dict[str, Any]:
     """The configuration without what helps to undo the noise or to find the data."""
-    values = config.dump()
-    values["seed"] = None
-    if config.model.pretrained is not None:  # the file's name says enough; a name stays as it is
-        values["model"]["pretrained"] = Path(config.model.pretrained).name
-    values["data"].update(root=None, cache=None)
-    values["train"]["storage_path"] = "runs"
-    values["cluster"]["address"] = None
+    return without_secrets(config.dump())
+
+
+def without_secrets(values: dict[str, Any]) -> dict[str, Any]:
+    """The same of plain values, of a run or of a search, that need not be complete."""
+    values = copy.deepcopy(values)
+    hidden = {"data": ("root", "cache"), "train": ("storage_path",), "cluster": ("address",)}
+    for section, names in hidden.items():
+        for name in names:
+            if name in (values.get(section) or {}):
+                values[section][name] = "runs" if name == "storage_path" else None
+    if "seed" in values:
+        values["seed"] = None
+    model = values.get("model") or {}
+    if model.get("pretrained") is not None:  # the file's name says enough; a name stays as it is
+        model["pretrained"] = Path(model["pretrained"]).name
     return values
 
 

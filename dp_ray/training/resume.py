@@ -10,7 +10,7 @@ from dp_ray.errors import ConfigError, LedgerError, RunError
 from dp_ray.privacy.accounting import BudgetError, solve_steps
 from dp_ray.privacy.ledger import Ledger
 from dp_ray.training.optimizers import depends_on_length
-from dp_ray.training.plan import PrivacyPlan, with_budget
+from dp_ray.training.plan import PrivacyPlan, check_countable, with_budget
 from dp_ray.training.run_directory import RESULT, RunDirectory, deciding_fields
 
 _BUDGET = ("privacy.epsilon", "privacy.noise_multiplier", "privacy.steps")
@@ -65,7 +65,12 @@ def _check_result(run: RunDirectory, ledger: Ledger) -> None:
     """What the run said of itself must not be more than its ledger knows."""
     if not run.root.exists(RESULT):
         return
-    known = run.read_result().get("charges", 0)
+    known = run.read_result().get("charges")
+    if not isinstance(known, int):
+        raise RunError(
+            f"{run.root}/{RESULT} does not say how many noised sums were paid for: restore it from "
+            "a backup"
+        )
     if known > ledger.charges:
         raise LedgerError(
             f"{run.root}/{RESULT} tells of {known} noised sums and the ledger of {ledger.charges}: "
@@ -108,6 +113,7 @@ def _raise_steps(config: Config, before: PrivacyPlan) -> PrivacyPlan:
             "A run can be given more steps, not fewer; Ctrl-C stops it at any step",
         )
     after = before.with_steps(steps)
+    check_countable(after)
     cost = after.epsilon
     if privacy.epsilon is not None and cost > privacy.epsilon:
         raise ConfigError(

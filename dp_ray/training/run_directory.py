@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from dp_ray.config import Config
-from dp_ray.config_file import parse_config, read_yaml, write_yaml
-from dp_ray.errors import RunError
+from dp_ray.config_file import parse_config
+from dp_ray.errors import ConfigError, RunError
 from dp_ray.keys import KEY_BYTES, RunKey
 from dp_ray.privacy.ledger import Ledger
 from dp_ray.privacy.lock import WriterLock
 from dp_ray.storage import Folder, open_folder
 from dp_ray.training.plan import PrivacyPlan
+from dp_ray.yaml_text import read_yaml, write_yaml
 
 RESULT = "result.json"
 RELEASE = "release"
@@ -109,13 +110,9 @@ class ResultDirectory:
         """What result.json holds.
 
         Raises:
-            RunError: it is missing or not JSON.
+            RunError: it is missing or damaged.
         """
-        try:
-            result: dict[str, Any] = json.loads(self.root.read(RESULT))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{self.root}/{RESULT} cannot be read: {error}") from error
-        return result
+        return read_object(self.root, RESULT, "restore it from a backup, or remove it")
 
 
 class RunDirectory(ResultDirectory):
@@ -193,13 +190,15 @@ class RunDirectory(ResultDirectory):
         """The configuration that the run was started with, whole.
 
         Raises:
-            RunError: there is none.
+            RunError: there is none, or it is damaged.
         """
         try:
-            text = self.private.read(CONFIG).decode()
-        except OSError as error:
-            raise RunError(f"{self.root} holds no run: {error}") from error
-        return parse_config(read_yaml(text))
+            return parse_config(read_yaml(self.private.read(CONFIG).decode()))
+        except (OSError, ValueError, ConfigError) as error:
+            raise RunError(
+                f"{self.private}/{CONFIG} cannot be read: {error}. Restore it from a backup, or "
+                "start a new run"
+            ) from error
 
     def run_key(self) -> RunKey:
         """The run's secret.
@@ -251,6 +250,22 @@ class RunDirectory(ResultDirectory):
     def stop_requested(self) -> bool:
         """Whether the user asked the run to stop after the step at hand."""
         return self.private.exists(STOP)
+
+
+def read_object(folder: Folder, name: str, remedy: str) -> dict[str, Any]:
+    """A file that holds one JSON object.
+
+    Raises:
+        RunError: it is missing or damaged; the message ends with the remedy.
+    """
+    try:
+        found = json.loads(folder.read(name))
+        if isinstance(found, dict):
+            return found
+        problem = "it holds something else"
+    except (OSError, ValueError, RecursionError) as error:
+        problem = str(error)
+    raise RunError(f"{folder}/{name} cannot be read: {problem}; {remedy}")
 
 
 def write_key(private: Folder, key: RunKey) -> None:

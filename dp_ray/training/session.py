@@ -190,7 +190,7 @@ def _settled(task: Task) -> Config:
     try:
         before = json.loads(task.run.private.read(ENGINE))
         kept = {name: before[name] for name in ("engine", "microbatch_size")}
-    except (OSError, ValueError, KeyError):  # nothing chosen yet
+    except (OSError, ValueError, KeyError, TypeError):  # nothing chosen yet
         return task.config
     return task.config.model_copy(update={"train": task.config.train.model_copy(update=kept)})
 

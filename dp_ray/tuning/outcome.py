@@ -6,7 +6,6 @@ forgotten in a crash was charged all the same.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from dp_ray.privacy.history import History
 from dp_ray.training.evaluation import METRIC_NAMES
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.release import finite
-from dp_ray.training.run_directory import PROGRESS, RESULT, RunDirectory
+from dp_ray.training.run_directory import PROGRESS, RESULT, RunDirectory, read_object
 from dp_ray.tuning.search import TRIAL, Search, TrialRecord, trial_name
 from dp_ray.tuning.space import Point
 
@@ -159,9 +158,8 @@ def _spent(run: RunDirectory, plan: PrivacyPlan) -> History:
 
 def _progress(run: RunDirectory) -> dict[str, Any]:
     try:
-        progress: dict[str, Any] = json.loads(run.private.read(PROGRESS))
-        return progress
-    except (OSError, ValueError):
+        return read_object(run.private, PROGRESS, "")
+    except RunError:
         return {}
 
 

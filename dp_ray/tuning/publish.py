@@ -6,20 +6,22 @@ import json
 import math
 from typing import Any
 
-from dp_ray.config_file import read_yaml, write_yaml
 from dp_ray.errors import RunError
 from dp_ray.privacy.history import room
 from dp_ray.training.release import CHOICE, MODEL, STATEMENT
-from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
+from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory, read_object
 from dp_ray.tuning.cost import search_cost
 from dp_ray.tuning.outcome import TrialOutcome, best_of, read_outcomes, settled
 from dp_ray.tuning.search import Search
 from dp_ray.tuning.sweep_directory import BEST, RESULTS
+from dp_ray.yaml_text import read_yaml, write_yaml
 
 SEEDED = (
     "The search was drawn from a seed: whoever knows or guesses it can subtract the noise and tell "
     "how many trials there were, and ε does not hold against them."
 )
+
+_RESTORE = "Restore it from a backup, and go on with --resume; nothing was published"
 
 
 def decide(search: Search, *, seconds: float) -> dict[str, Any]:
@@ -77,14 +79,8 @@ def read_decision(search: Search) -> dict[str, Any] | None:
     private = search.directory.private
     if not private.exists(RESULTS):
         return None
-    try:
-        everything: dict[str, Any] = json.loads(private.read(RESULTS))
-        return everything
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{private}/{RESULTS} cannot be read: {error}. Restore it from a backup: it says which "
-            "trial may be published"
-        ) from error
+    remedy = "restore it from a backup: it says which trial may be published"
+    return read_object(private, RESULTS, remedy)
 
 
 def publish_search(search: Search, everything: dict[str, Any]) -> dict[str, Any]:
@@ -184,10 +180,14 @@ def _winner(best: TrialOutcome) -> dict[str, Any]:
 def _release(search: Search, everything: dict[str, Any]) -> None:
     """The winner's release under the search's name, its statement about the search."""
     source = search.directory.trials / everything["best_trial"] / RELEASE
-    config = read_yaml(source.read(CONFIG).decode()) | {"name": search.sweep.name}
-    statement = _statement(search, json.loads(source.read(STATEMENT)), everything)
+    try:
+        config = read_yaml(source.read(CONFIG).decode()) | {"name": search.sweep.name}
+        model = source.read(MODEL)
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{source} is damaged: {error}. {_RESTORE}") from error
+    statement = _statement(search, read_object(source, STATEMENT, _RESTORE), everything)
     files = {
-        MODEL: source.read(MODEL),
+        MODEL: model,
         CONFIG: write_yaml(config).encode(),
         STATEMENT: (json.dumps(statement, indent=2, ensure_ascii=False) + "\n").encode(),
     }

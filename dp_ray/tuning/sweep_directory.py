@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 
-from dp_ray.config_file import read_yaml, write_yaml
 from dp_ray.errors import RunError
 from dp_ray.keys import RunKey
 from dp_ray.privacy.lock import LOCK
@@ -30,6 +29,7 @@ from dp_ray.training.run_directory import (
 )
 from dp_ray.tuning.budget import Budgets
 from dp_ray.tuning.space import Point
+from dp_ray.yaml_text import read_yaml, write_yaml
 
 SWEEP = "sweep.yaml"
 SEARCH = "search.json"
@@ -120,13 +120,17 @@ class SweepDirectory(ResultDirectory):
         """What the search was started with.
 
         Raises:
-            RunError: there is no search.
+            RunError: there is no search, or it is damaged.
         """
         try:
             return parse_sweep(read_yaml(self.private.read(SWEEP).decode()))
         except OSError as error:
             raise RunError(
                 f"{self.root} holds no search to resume: start it without --resume"
+            ) from error
+        except ValueError as error:
+            raise RunError(
+                f"{self.private}/{SWEEP} cannot be read: {error}. Restore it from a backup"
             ) from error
 
     def read_search(self, sweep: SweepConfig) -> tuple[list[Point] | None, Budgets]:
@@ -138,7 +142,7 @@ class SweepDirectory(ResultDirectory):
         try:
             values = json.loads(self.private.read(SEARCH))
             return values["points"], Budgets.from_dump(sweep, values["budgets"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise RunError(
                 f"{self.private}/{SEARCH} cannot be read: {error}. Restore it from a backup, or "
                 "start a new search: what this one spent adds to it"

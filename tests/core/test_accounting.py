@@ -9,6 +9,7 @@ import pytest
 from dp_ray.privacy import accounting
 from dp_ray.privacy.accounting import (
     BudgetError,
+    epsilon_curve,
     epsilon_of,
     solve_noise_multiplier,
     solve_steps,
@@ -17,6 +18,15 @@ from dp_ray.privacy.accounting import (
 
 def cost(accountant: str, sigma: float, rate: float, steps: int, delta: float) -> float:
     return epsilon_of(accountant, ((sigma, rate, steps),), delta)  # type: ignore[arg-type]
+
+
+def test_a_curve_is_the_accountant_asked_at_each_delta() -> None:
+    history, deltas = ((2.0, 0.1, 20), (1.5, 0.1, 5)), [1e-7, 1e-4, 1e-2]
+    expected = [epsilon_of("pld", history, delta) for delta in deltas]
+    assert epsilon_curve(history, deltas) == expected
+    assert expected == sorted(expected, reverse=True)
+    assert epsilon_curve(((0.0, 0.1, 3),), deltas) == [math.inf] * 3
+    assert epsilon_curve((), deltas) == [0.0] * 3
 
 
 @pytest.mark.parametrize(

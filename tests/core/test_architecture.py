@@ -12,13 +12,23 @@ import dp_ray
 PACKAGE = Path(dp_ray.__file__).parent
 
 # Each layer and the layers that it may import, besides itself.
-BASE = {"errors", "keys", "imports", "config", "config_file", "sweep_config", "storage"}
+BASE = {
+    "errors",
+    "keys",
+    "imports",
+    "yaml_text",
+    "config",
+    "config_file",
+    "sweep_config",
+    "storage",
+}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "keys": set(),
     "imports": {"errors"},
     "config": set(),
-    "config_file": {"errors", "config"},
+    "yaml_text": set(),
+    "config_file": {"errors", "config", "yaml_text"},
     "sweep_config": {"errors", "config", "config_file"},
     "storage": {"errors"},
     "privacy": {"errors", "keys", "storage"},

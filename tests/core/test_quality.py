@@ -17,7 +17,7 @@ from scipy.stats import binned_statistic
 from support import MakeConfig, folder, start
 
 from dp_ray.errors import ConfigError, StorageError
-from dp_ray.report.confusion import PictureFile, draw_confusion
+from dp_ray.report.confusion import draw_confusion, picture_file, save_confusion
 from dp_ray.report.evaluation import describe_evaluation
 from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.quality import calibration_error, quality, wilson_interval
@@ -192,7 +192,7 @@ def test_where_the_picture_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("run", f"{tmp_path}/c.png", "c.png"),
     ):
         location = str(tmp_path / run)
-        assert PictureFile.of(location, given).write(found(3)) == str(tmp_path / expected)
+        assert save_confusion(found(3), picture_file(location, given)) == str(tmp_path / expected)
         assert (tmp_path / expected).stat().st_size > 1000
     assert not list((tmp_path / "run/release").iterdir())
     assert (tmp_path / "new/b.pdf").read_bytes().startswith(b"%PDF")
@@ -202,8 +202,8 @@ def test_where_the_picture_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_picture_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     for name in ("a.gif", "a", ".png", "folder/"):
         with pytest.raises(ConfigError, match=r"--picture = .*\.png, \.svg, \.pdf"):
-            PictureFile.of(str(tmp_path), name)
+            picture_file(str(tmp_path), name)
     (tmp_path / "file").write_text("")
-    file = PictureFile.of(str(tmp_path), f"{tmp_path}/file/a.png")
+    file = picture_file(str(tmp_path), f"{tmp_path}/file/a.png")
     with pytest.raises(StorageError, match=r"file/a\.png cannot be written.*--picture"):
-        file.write(found(3))
+        save_confusion(found(3), file)

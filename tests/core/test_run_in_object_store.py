@@ -15,8 +15,9 @@ from dp_ray.config import Config
 from dp_ray.errors import LedgerError, RunError
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
 from dp_ray.privacy.records import _Objects
-from dp_ray.report.confusion import PictureFile
+from dp_ray.report.confusion import picture_file, save_confusion
 from dp_ray.report.ledger import ledger_facts
+from dp_ray.report.make import write_report
 from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.run_directory import RunDirectory
 
@@ -77,8 +78,11 @@ def test_it_ends_as_on_a_disk(make_config: MakeConfig, store: ObjectStore) -> No
     location = f"s3://{store.bucket}/runs/one"
     found = evaluate_run(location, [])
     assert found["test_accuracy"] == result["test_accuracy"]
-    assert PictureFile.of(location, None).write(found) == f"{location}/confusion.png"
+    assert save_confusion(found, picture_file(location, None)) == f"{location}/confusion.png"
     assert store.content("runs/one")["confusion.png"].startswith(b"\x89PNG")
+    told = write_report(location, public=True, form="html", output=None)
+    assert told["report"] == f"{location}/privacy-report.html"
+    assert store.content("runs/one")["privacy-report.html"].startswith(b"<!doctype html>")
     assert ledger_facts(location)["charges"] == 6
     lines = files["private/metrics.jsonl"].decode().splitlines()
     assert sum("loss" in json.loads(line) for line in lines) == 6

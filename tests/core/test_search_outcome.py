@@ -185,8 +185,8 @@ def test_what_failed_or_was_lost_is_charged(
     assert told["epsilon_of_search"] == pytest.approx(search_cost(search, paid).epsilon)
     shown = describe_sweep_result(told)
     assert "failed (3 starts)" in shown
-    assert "no memory" in sweep_page(told)
-    assert "its files are lost" in sweep_page(told)
+    assert "no memory" in sweep_page(told, None)
+    assert "its files are lost" in sweep_page(told, None)
 
 
 def remove(path: Path | None) -> None:
@@ -252,7 +252,7 @@ def test_nothing_finished_nothing_published(
     assert not search.directory.root.exists("release")
 
 
-@pytest.mark.parametrize("crash_at", ["sweep_page", "publish_search", "forget_losers"])
+@pytest.mark.parametrize("crash_at", ["search_report", "publish_search", "forget_losers"])
 def test_the_best_is_chosen_once(
     make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, crash_at: str
 ) -> None:

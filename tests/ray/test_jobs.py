@@ -16,8 +16,8 @@ from cluster_head import Head, listening, start_head, wait_for
 from support import MakeConfig, folder, start
 
 import dp_ray
-from dp_ray.config_file import write_yaml
 from dp_ray.training.run_directory import PROGRESS, RunDirectory
+from dp_ray.yaml_text import write_yaml
 
 RUNTIME_ENV = Path(dp_ray.__file__).parents[1] / "cluster/runtime-env.yaml"
 SEED = 0x5EC2E75EED  # bytes that are nowhere by chance

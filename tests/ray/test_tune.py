@@ -22,11 +22,11 @@ from support import QUIET, MakeConfig
 from dp_ray.cluster.sweep import run_sweep
 from dp_ray.cluster.trainer import ray_session
 from dp_ray.config import ClusterConfig
-from dp_ray.config_file import write_yaml
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.sweep_config import SweepConfig, parse_sweep
 from dp_ray.training.run_directory import RunDirectory
 from dp_ray.tuning.sweep_directory import SweepDirectory
+from dp_ray.yaml_text import write_yaml
 
 SPACE = {
     "augment.views": {"choice": [1, 2]},
