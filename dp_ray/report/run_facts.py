@@ -178,7 +178,9 @@ def _read_run(run: RunDirectory) -> RunFacts:
         elif finished:
             finished, notices = False, [_GONE_ON]
         else:
-            notices = [_UNFINISHED]
+            notices = [_UNRELEASED if result else _UNFINISHED]
+    if run.root.exists(TRIAL):
+        notices.insert(0, _OF_A_SEARCH)
     if statement.warning is not None:
         notices.append(statement.warning)
     values = read_yaml((run.root / RELEASE).read(CONFIG).decode()) if finished else config
@@ -208,6 +210,13 @@ def _config(values: dict[str, Any]) -> dict[str, Any]:
 _UNFINISHED = (
     "This run is not finished. Nothing of it is published yet, and what it has spent so far is "
     "what the ledger says; it will be more."
+)
+_UNRELEASED = (
+    "This run came to its end, and its release is not here: a trial that was not chosen has none."
+)
+_OF_A_SEARCH = (
+    "This run is a trial of a search. The ε here is its own, which is not the cost: that is in the "
+    "report of the search."
 )
 _GONE_ON = (
     "The ledger and the published statement (release/privacy.json) list different noised sums: the "

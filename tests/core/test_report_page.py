@@ -483,6 +483,10 @@ def test_a_search_has_its_page_and_only_its_best_a_public_one(
     write_report(location, public=True, form="html", output=None)
     assert public.read_text() == before
     for trial in runs_of(search):
+        [alone, *others] = read_run(trial.root, public=False).notices
+        assert "its own, which is not the cost" in alone
+        chosen = trial.root.uri.endswith(everything["best_trial"])
+        assert chosen != any("its release is not here" in other for other in others)
         with pytest.raises(RunError, match="trial of a search"):
             write_report(trial.root.uri, public=True, form="html", output=None)
     (private / "results.json").write_text("{}")
