@@ -87,10 +87,10 @@ def _worker_counts(given: list[str]) -> list[int]:
             number = int(part)
         except ValueError:
             number = 0
-        if number < 1:
+        if not 1 <= number <= 10**6:
             raise typer.BadParameter(
                 f"--workers {','.join(given)}: {part.strip() or 'nothing'} is not a whole number "
-                "above 0; write --workers 1,8,64"
+                "from 1 to a million; write --workers 1,8,64"
             )
         counts.add(number)
     return sorted(counts)

@@ -24,7 +24,10 @@ _EXAMPLES = (
     "{log_uniform: [0.1, 10]}"
 )
 
-Range = Annotated[list[float], Field(min_length=2, max_length=2)]
+Range = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=2, max_length=2)
+]
+Whole = Annotated[int, Field(ge=-(10**12), le=10**12)]
 
 
 class Domain(Section):
@@ -40,7 +43,7 @@ class Domain(Section):
     log_uniform: Range | None = Field(
         None, description="[low, high], real numbers whose logarithm is uniform."
     )
-    integer: Annotated[list[int], Field(min_length=2, max_length=2)] | None = Field(
+    integer: Annotated[list[Whole], Field(min_length=2, max_length=2)] | None = Field(
         None, description="[low, high], whole numbers, both ends included."
     )
 
@@ -108,7 +111,7 @@ class TuneConfig(Section):
     mode: Literal["max", "min"] | None = Field(
         None, description="Whether large or small is good; default what suits the metric."
     )
-    num_samples: Count = Field(
+    num_samples: Annotated[int, Field(ge=1, le=100_000)] = Field(
         8,
         description="Trials; with privacy_mode private_selection the mean of their random number, "
         "with searcher grid the trials at each grid point.",
@@ -140,7 +143,7 @@ class TuneConfig(Section):
     shape: Annotated[float, Field(ge=0.01, le=100)] = Field(
         0.5, description="private_selection: η of the truncated negative binomial distribution."
     )
-    budget_levels: Count = Field(
+    budget_levels: Annotated[int, Field(ge=1, le=1_000)] = Field(
         8,
         description="Values that a range of σ, T or B̄ is drawn from, evenly spaced quantiles: each "
         "budget is solved once, and the cost of the search is known before it starts.",

@@ -96,14 +96,13 @@ def source_stamp(config: DataConfig) -> str | None:
     root = _root(config)
     stamps = [_DECODING]
     for part in _FOLDERS[config.name]:
-        for path in _walk(root / part):
-            status = path.stat()
+        for path, status in _walk(root / part):
             stamps.append(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}")
     return "\n".join(stamps)
 
 
-def _walk(part: Path) -> Iterator[Path]:
-    """All files below a folder, in order, links followed.
+def _walk(part: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """All files below a folder and what they are, in order, links followed.
 
     Raises:
         DataError: one cannot be looked at or is none, such as a pipe, for whose end a reader would
@@ -121,9 +120,10 @@ def _walk(part: Path) -> Iterator[Path]:
             folders.sort()
             for name in sorted(files):
                 path = Path(folder, name)
-                if not stat.S_ISREG(path.stat().st_mode):
+                status = path.stat()
+                if not stat.S_ISREG(status.st_mode):
                     raise DataError(f"{path} is no file but a pipe or a device. Take it away")
-                yield path
+                yield path, status
     except OSError as error:
         raise DataError(
             f"{error.filename} cannot be read: {error.strerror}. Mend it or take it away"

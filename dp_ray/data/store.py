@@ -158,8 +158,9 @@ def _write_split(folder: Path, name: str, split: Split, facts: DataFacts) -> str
 def _new_map(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """A mapped file with room on the disk: a write to one without it would kill the process."""
     images = open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    with path.open("rb+") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    if hasattr(os, "posix_fallocate"):  # macOS has none
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return images
 
 

@@ -83,8 +83,8 @@ def epsilon_of(accountant: AccountantName, history: History, delta: float) -> fl
 def _can_count(accountant: AccountantName, epsilon: float, steps: int, delta: float) -> bool:
     """Whether the grid on which an accountant convolves losses fits into memory and patience.
 
-    It reaches as far as ``epsilon`` both ways. Its mesh is, for PRV, that of Gopi et al. 2021,
-    Theorem 5.5, at the errors that Opacus allows (0.01 in ε, δ/1000 in δ); for PLD dp-accounting's.
+    It reaches as far as ``epsilon`` both ways. Its mesh is, for PRV, the one that Opacus takes from
+    Gopi et al. 2021, with errors of 0.01 in ε and δ/1000 in δ; for PLD it is dp-accounting's.
     """
     if accountant == "rdp":
         return True

@@ -20,9 +20,11 @@ from dp_ray import cli
 from dp_ray.config import Config
 from dp_ray.config_file import describe_fields, load_config, parse_config, set_field
 from dp_ray.errors import ConfigError, DpRayError
+from dp_ray.keys import RunKey
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.sweep_config import TuneConfig, load_sweep, parse_sweep
 from dp_ray.training.plan import make_plan, solve_budget
+from dp_ray.tuning.search import Search
 from dp_ray.yaml_text import MOST_CHARACTERS, read_yaml, write_yaml
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=60)
@@ -134,6 +136,41 @@ def test_any_override(path: str, text: str, tmp_path_factory: pytest.TempPathFac
         load_config(file, [f"{path}={text}"])
     except DpRayError as error:
         refused_in_one_line(error)
+
+
+DOMAINS: list[dict[str, Any]] = [
+    {"choice": [None]},
+    {"choice": [10**400]},
+    {"choice": [math.nan, "\0"]},
+    {"integer": [1, 10**400]},
+    {"integer": [1, 10**12]},
+    {"uniform": [-1e308, 1e308]},
+    {"uniform": [math.nan, 1.0]},
+    {"log_uniform": [1e-320, 1e308]},
+]
+
+
+@pytest.mark.parametrize("domain", DOMAINS, ids=str)
+@pytest.mark.parametrize("path", ["privacy.noise_multiplier", "augment.views", "optimizer.lr"])
+def test_a_search_of_anything_is_drawn_or_refused(path: str, domain: dict[str, Any]) -> None:
+    values = copy.deepcopy(SEARCH)
+    values["tune"]["space"] = {path: domain}
+    values["privacy"] |= {"accountant": "rdp", "steps": 4 if path[0] != "p" else None}
+    try:
+        search = Search.draw(parse_sweep(values), RunKey.from_seed(1))
+    except DpRayError as error:
+        refused_in_one_line(error)
+    else:
+        for point in search.points or []:
+            parse_config(search.trial("0000", point)[0].dump())
+
+
+@pytest.mark.parametrize("field", ["num_samples", "budget_levels", "search_batch_size"])
+def test_a_search_without_end_is_refused(field: str) -> None:
+    values = copy.deepcopy(SEARCH)
+    values["tune"][field] = 10**13
+    with pytest.raises(ConfigError, match=rf"tune\.{field} = 10000000000000: it should be less"):
+        parse_sweep(values)
 
 
 CHEAP = [p for p in FIELDS if not p.startswith(("model.", "optimizer.", "train.", "name", "seed"))]
