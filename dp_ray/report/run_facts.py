@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from dp_ray.config_file import read_yaml, write_yaml
 from dp_ray.errors import DpRayError, RunError
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.balance import Session
@@ -26,6 +25,7 @@ from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.release import STATEMENT, Outcome, privacy_statement, public_config
 from dp_ray.training.run_directory import CONFIG, METRICS, RELEASE, RunDirectory
 from dp_ray.tuning.search import TRIAL
+from dp_ray.yaml_text import read_yaml, write_yaml
 
 
 @dataclass(frozen=True)
