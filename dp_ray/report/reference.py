@@ -41,10 +41,10 @@ A dotted field and its values, of exactly one kind: `augment.views: {choice: [1,
 """
 
 _BOUNDS = {
-    "exclusiveMinimum": "above {:g}",
-    "minimum": "at least {:g}",
-    "exclusiveMaximum": "below {:g}",
-    "maximum": "at most {:g}",
+    "exclusiveMinimum": "above {}",
+    "minimum": "at least {}",
+    "exclusiveMaximum": "below {}",
+    "maximum": "at most {}",
 }
 _TYPES = {"string": "text", "boolean": "true or false", "integer": "whole number"}
 
@@ -104,10 +104,14 @@ def _in_words(schema: dict[str, Any]) -> str:
         inner = schema.get("additionalProperties", True)
         return "mapping" if inner is True else f"mapping to {_in_words(inner)}"
     word = _TYPES.get(kind, kind)
-    bounds = [text.format(schema[key]) for key, text in _BOUNDS.items() if key in schema]
+    bounds = [text.format(_number(schema[key])) for key, text in _BOUNDS.items() if key in schema]
     if "pattern" in schema:
         bounds.append(f"`{schema['pattern']}`")
     return f"{word} {' and '.join(bounds)}".strip()
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def main() -> int:

@@ -21,10 +21,11 @@ from typer.core import TyperGroup
 
 from dp_ray import cli
 from dp_ray.config import Config
-from dp_ray.config_file import describe_fields, parse_config, read_yaml
+from dp_ray.config_file import describe_fields, parse_config
 from dp_ray.data.catalog import data_facts
 from dp_ray.report.reference import configuration_page
 from dp_ray.sweep_config import TuneConfig, parse_sweep
+from dp_ray.yaml_text import read_yaml
 
 PAGES = {page.name: page for page in pages()}
 
