@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from dp_ray.cluster.job import variables_of_job
 from dp_ray.config import ClusterConfig
@@ -81,7 +80,7 @@ def ray_session(
                     **options,
                 )
             _own.add(ray.get_runtime_context().gcs_address)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except Exception as error:  # where it takes too long to start, Ray raises nothing narrower
         problem = f"Ray on {address or 'this machine'} cannot be reached or started: {error}"
         if address is not None:
             problem += (
