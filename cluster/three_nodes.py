@@ -52,6 +52,7 @@ class ThreeNodes:
             RAY_USAGE_STATS_ENABLED="0",
             RAY_raylet_start_wait_time_s="300",  # 30 are few where other work is done
         )
+        os.chdir(REPOSITORY)  # where jobs start then
         from ray.cluster_utils import Cluster  # reads the environment
 
         head = {
@@ -82,7 +83,7 @@ class ThreeNodes:
 
     def kill(self, name: str) -> None:
         """SIGKILL, as a power cut would."""
-        self.cluster.remove_node(self.nodes.pop(name), allow_graceful=False)
+        self.nodes.pop(name).kill_raylet(check_alive=False)  # what ran on it ends with it
 
     def command(self, line: str, *, shown: bool = True) -> str:
         """Runs a command in the repository and prints it with what it printed."""
@@ -101,12 +102,13 @@ class ThreeNodes:
 
     def submit(self, job: str, command: str) -> None:
         """``ray job submit``, which returns at once."""
-        self.say(f"$ ray job submit --submission-id {job} … -- dp-ray {command}")
+        self.say(f"$ ray job submit --submission-id {job} -- dp-ray {command}")
         storage = f"--set train.storage_path={self.shared}/runs"
-        submit = f"ray job submit --no-wait --submission-id {job} --working-dir ."
-        options = f"{submit} --runtime-env cluster/runtime-env.yaml"
+        # Without --working-dir: nodes of one machine share Ray's folder, and each would unpack it
+        # over the others', from under a running job.
+        submit = f"ray job submit --no-wait --submission-id {job}"
         for _ in range(10):
-            told = self.command(f"{options} -- dp-ray {command} {storage}", shown=False)
+            told = self.command(f"{submit} -- dp-ray {command} {storage}", shown=False)
             if "No available agent" not in told:  # the head has only just started
                 break
             time.sleep(10)
