@@ -21,6 +21,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+REFUTED = 1
+"""Exit code of an audit that refutes what a run claims."""
+
 STOPPED = 130
 """Exit code of a run that was stopped by the user and can be resumed."""
 
@@ -196,6 +199,82 @@ def tune(
     _print_json(result, as_json)
     if result["status"] == "stopped":
         raise typer.Exit(STOPPED)
+
+
+class Kind(StrEnum):
+    """Of canaries."""
+
+    gradient = "gradient"
+    mislabelled = "mislabelled"
+
+
+@app.command()
+def audit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the audit; default the configuration file's name and -audit."),
+    ] = None,
+    kind: Annotated[
+        Kind,
+        typer.Option(
+            help="gradient: canaries add a gradient of norm C in a direction of their own; "
+            "mislabelled: examples with a wrong label."
+        ),
+    ] = Kind.gradient,
+    canaries: Annotated[
+        int | None,
+        typer.Option(help="How many; default half of the examples, 4000 at most."),
+    ] = None,
+    significance: Annotated[
+        float, typer.Option(help="Probability that the lower bound may be wrong.")
+    ] = 0.05,
+    runs: Annotated[
+        int,
+        typer.Option(help="Above 1: so many runs, every other with one canary."),
+    ] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an audit that was stopped or that crashed.")
+    ] = False,
+    break_lock: Annotated[
+        bool,
+        typer.Option(
+            "--break-lock",
+            help="With --resume: take a run over from a process that is known to be gone.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Attack a training run, and hold what that shows against the ε that it claims.
+
+    Canaries take the place of examples, each by a fair coin, and the attack sees every release.
+    Prints a lower bound on ε beside the claim. Exit code 1 if the claim is refuted.
+
+    It trains on the data: all that it leaves in <train.storage_path>/<name> must stay secret.
+    """
+    from dp_ray.cluster.audit import run_audit
+    from dp_ray.config_file import load_config
+    from dp_ray.report.audit import describe_audit
+
+    if break_lock and not resume:
+        raise typer.BadParameter("--break-lock goes with --resume")
+    outcome = run_audit(
+        load_config(config, overrides or (), name=name or f"{config.stem}-audit"),
+        kind=kind.value,
+        canaries=canaries,
+        significance=significance,
+        runs=runs,
+        resume=resume,
+        break_lock=break_lock,
+        console=Console(stderr=True),
+    )
+    _print(describe_audit(outcome))
+    _print_json(outcome, as_json)
+    if outcome["status"] == "stopped":
+        raise typer.Exit(STOPPED)
+    if outcome["refuted"]:
+        raise typer.Exit(REFUTED)
 
 
 @app.command()

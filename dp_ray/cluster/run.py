@@ -19,6 +19,7 @@ from dp_ray.cluster.live import say
 from dp_ray.cluster.local import NobodyToTell, train_in_process
 from dp_ray.cluster.progress import ProgressLine
 from dp_ray.config import Config
+from dp_ray.data.canaries import Canaries
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import RunError
 from dp_ray.privacy.ledger import Ledger
@@ -41,6 +42,7 @@ def run_training(
     console: Console,
     break_lock: bool = False,
     profile: bool = False,
+    canaries: Canaries | None = None,
 ) -> dict[str, Any]:
     """Plans, trains and returns what result.json holds.
 
@@ -50,6 +52,7 @@ def run_training(
         console: where progress is shown, if it is a terminal.
         break_lock: with ``resume``, take the run over from a process that is known to be gone.
         profile: leave a trace of some steps in the run's private part.
+        canaries: in an audit, what takes the place of some examples.
 
     Raises:
         DpRayError: before anything is started where possible; see the message.
@@ -70,7 +73,8 @@ def run_training(
         else:
             plan = _begin(run, config)
         # The seed leads to the noise: it stays in the run's private part, for the coordinator.
-        task = Task(config.model_copy(update={"seed": None}), plan, run, attempt, profile)
+        seedless = config.model_copy(update={"seed": None})
+        task = Task(seedless, plan, run, attempt, profile, canaries)
         _warn_of_turns(config, tell)
         with ProgressLine(run, plan, console) as line, _stop_on_signal(run, line):
             if config.cluster.num_workers == 0:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from filelock import FileLock
@@ -26,6 +27,21 @@ from dp_ray.errors import ConfigError, DataError
 from dp_ray.storage import user_path
 
 
+class Examples(Protocol):
+    """What is trained on, by ids that count from 0."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """[n] whole numbers."""
+        ...
+
+    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Copies of the images [n, C, H, W] and labels [n] with these ids [n]."""
+        ...
+
+
 @dataclass(frozen=True)
 class StoredSplit:
     """Examples as memory maps: images [N, C, H, W] uint8, labels [N] int64."""
@@ -36,12 +52,16 @@ class StoredSplit:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """See :class:`Examples`."""
+        return self.images[ids], self.labels[ids]
+
 
 @dataclass(frozen=True)
 class Dataset:
     """Both splits, their public facts, and a digest of the training split (private)."""
 
-    train: StoredSplit
+    train: Examples
     test: StoredSplit
     facts: DataFacts
     digest: str

@@ -155,16 +155,9 @@ def audit_one_run(
         ValueError: if a score is NaN, lengths differ, or an argument is outside of its range.
     """
     _check(delta, significance)
-    values, joined = _row(scores), np.asarray(included, dtype=bool)
-    if joined.shape != values.shape:
-        raise ValueError(f"{values.size} scores, but {joined.size} coins")
-    canaries = values.size
+    canaries = np.size(scores)
     pairs = numbers_of_guesses(canaries) if guesses is None else list(guesses)
-    if not pairs or any(min(pair) < 0 or sum(pair) > canaries for pair in pairs):
-        raise ValueError(f"guesses must be pairs that add up to at most {canaries}, got {guesses}")
-    right_in = np.cumsum([0, *joined[np.lexsort((joined, -values))]])
-    right_out = np.cumsum([0, *~joined[np.lexsort((~joined, values))]])
-    tried = [(i + o, int(right_in[i] + right_out[o])) for i, o in pairs]
+    tried = rights_by_guesses(scores, included, pairs)
     share = significance / len(tried)
     epsilon, best = 0.0, tried[0]
     for number, right in tried:
@@ -173,6 +166,29 @@ def audit_one_run(
             best = number, right
             epsilon = one_run_epsilon(canaries, *best, delta=delta, significance=share)
     return Audit(epsilon, 1 - significance, delta, *best)
+
+
+def rights_by_guesses(
+    scores: ArrayLike, included: ArrayLike, pairs: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """For each (in, out) pair the number of guesses, and how many are right.
+
+    Args:
+        scores: as in :func:`audit_one_run`; equal ones count against the attack.
+        included: likewise.
+        pairs: likewise.
+
+    Raises:
+        ValueError: if a score is NaN, lengths differ, or a pair asks for too many guesses.
+    """
+    values, joined = _row(scores), np.asarray(included, dtype=bool)
+    if joined.shape != values.shape:
+        raise ValueError(f"{values.size} scores, but {joined.size} coins")
+    if not pairs or any(min(pair) < 0 or sum(pair) > values.size for pair in pairs):
+        raise ValueError(f"guesses must be pairs that add up to at most {values.size}, got {pairs}")
+    right_in = np.cumsum([0, *joined[np.lexsort((joined, -values))]])
+    right_out = np.cumsum([0, *~joined[np.lexsort((~joined, values))]])
+    return [(i + o, int(right_in[i] + right_out[o])) for i, o in pairs]
 
 
 def rate_at_least(hits: int, trials: int, significance: float) -> float:

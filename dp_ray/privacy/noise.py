@@ -44,7 +44,7 @@ class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc
             max_grad_norm=float("nan"),
             expected_batch_size=expected_batch_size,
         )
-        self._normalize_update = normalize_update
+        self.normalize_update = normalize_update
         self._stream: KeyedStream | None = None
 
     def release(
@@ -93,7 +93,7 @@ class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc
     def scale_grad(self) -> None:
         """Opacus's hook: divides by B̄ and, if asked to, by the sensitivity."""
         super().scale_grad()
-        if self._normalize_update:
+        if self.normalize_update:
             for p in self.params:
                 p.grad /= self.max_grad_norm
 

@@ -12,6 +12,7 @@ import hmac
 import json
 import struct
 
+import torch
 from torch import Tensor, nn
 
 from dp_ray.config import Config
@@ -26,6 +27,7 @@ from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.optimizers import build_optimizer
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.step import Assignment, ShardSum
+from dp_ray.training.witness import Sight, Witness
 
 
 class Coordinator:
@@ -43,6 +45,7 @@ class Coordinator:
         weights_digest: of the pretrained weights; likewise, as frozen parameters come from them
             anew each time.
         execution: how this run is executed: what decides whether sums repeat bit for bit.
+        witness: in an audit, who sees every release.
 
     Raises:
         RunError: the run was started with another network or other data, or its checkpoints are
@@ -63,8 +66,10 @@ class Coordinator:
         data_digest: str,
         weights_digest: str | None,
         execution: Execution,
+        witness: Witness | None = None,
     ) -> None:
         self._plan = plan
+        self._witness = witness
         self._layout = layout
         self._checkpoints = checkpoints
         self._noise_key = run_key.derive("noise")
@@ -82,6 +87,9 @@ class Coordinator:
             expected_batch_size=plan.expected_batch_size,
             normalize_update=config.optimizer.normalize_update,
         )
+        if witness is not None:
+            self._optimizer.attach_step_hook(self._keep_noised)
+        self._noised = torch.empty(0)  # the latest update, kept if there is a witness
         self._max_grad_norm = plan.max_grad_norm
         self._step = 0
         self._diverged = False  # from the run that the ledger's later records are of
@@ -159,8 +167,17 @@ class Coordinator:
             self._scheduler.step()
         if self._average is not None:
             self._average.lerp_(self._vector, 1 - self._warm_decay())
+        if self._witness is not None:
+            noised = self._noised * self._plan.expected_batch_size
+            if not self._optimizer.normalize_update:
+                noised /= total.sensitivity
+            sight = Sight(assignment.step, assignment.incarnation, noised, self.published_params)
+            self._witness.see(sight)
         self._step += 1
         return True
+
+    def _keep_noised(self, optimizer: KeyedNoiseOptimizer) -> None:
+        self._noised = torch.cat([p.grad.reshape(-1) for p in optimizer.params])
 
     def _charge(self, assignment: Assignment, total: ShardSum) -> Verdict:
         # Of all that noise is added to, and how much where the charge does not say it.

@@ -40,6 +40,7 @@ PROGRESS = "progress.json"
 STOP = "stop"
 REFUSED = "refused"
 ENGINE = "engine.json"
+SEEN = "seen"
 RAY = "ray"
 IGNORE = ".gitignore"
 
@@ -136,6 +137,11 @@ class RunDirectory(ResultDirectory):
     def ledger(self) -> Folder:
         """The write-ahead log of charges."""
         return self.private / LEDGER
+
+    @property
+    def seen(self) -> Folder:
+        """What the witness of an audited run noted."""
+        return self.private / SEEN
 
     def exists(self) -> bool:
         """Whether a run of this name was started."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dp_ray.config import Config
+from dp_ray.data.canaries import Canaries, plant
 from dp_ray.data.sampling import PoissonSampler, Shard
 from dp_ray.data.store import Dataset
 from dp_ray.data.views import ViewMaker
@@ -27,8 +28,10 @@ from dp_ray.training.execution import describe_execution
 from dp_ray.training.journal import Journal
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.planted import PlantedGradients
 from dp_ray.training.run_directory import ENGINE, RunDirectory, deciding_fields
 from dp_ray.training.step import ShardWorker
+from dp_ray.training.witness import Witness, open_witness
 
 if TYPE_CHECKING:
     from dp_ray.training.coordinator import Coordinator
@@ -50,6 +53,7 @@ class Task:
         run: where results go; on storage that all workers see.
         attempt: names this call of ``dp-ray train``, for the run's lock.
         profile: whether a trace of some steps is left in the run's private part.
+        canaries: in an audit, what takes the place of some examples.
     """
 
     config: Config
@@ -57,6 +61,7 @@ class Task:
     run: RunDirectory
     attempt: str
     profile: bool = False
+    canaries: Canaries | None = None
 
     @property
     def checkpoint_every(self) -> int:
@@ -136,7 +141,8 @@ def open_session(
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
-    plan, dataset = task.plan, open_same_dataset(task.config.data, collective)
+    plan, loaded = task.plan, open_same_dataset(task.config.data, collective)
+    dataset = loaded if task.canaries is None else plant(loaded, task.canaries)
     # What rank 0 initialises is broadcast, so only its seed matters, and only it needs weights.
     seed = task.run.run_key().seed_of_initial_parameters() if collective.rank == 0 else 0
     model = build_model(task.config.model, dataset.facts, init_seed=seed)
@@ -161,22 +167,43 @@ def open_session(
         engine=choice.engine,
         microbatch_size=choice.microbatch_size,
     )
+    views = ViewMaker(task.config.augment, dataset.facts, device)
+    planted = PlantedGradients.of(
+        task.canaries,
+        layout,
+        plan.clipping,
+        num_examples=len(loaded.train),
+        device=device,
+    )
     lead = None
     if collective.rank == 0:
-        lead = _open_lead(task, model, layout, dataset, weights_digest, execution)
+        witness = None
+        if task.canaries is not None:
+            witness = open_witness(
+                task.run.seen,
+                task.canaries,
+                loaded,
+                plan,
+                model=model,
+                layout=layout,
+                views=views,
+                planted=planted,
+            )
+        lead = _open_lead(task, model, layout, dataset, weights_digest, execution, witness)
     try:
         worker = ShardWorker(
             model=model,
             layout=layout,
             data=dataset.train,
-            shard=Shard.of(collective.rank, collective.world_size, plan.num_examples),
+            shard=Shard.of(collective.rank, collective.world_size, len(dataset.train)),
             sampler=PoissonSampler(plan.num_examples, plan.expected_batch_size),
-            views=ViewMaker(task.config.augment, dataset.facts, device),
+            views=views,
             keys=_share_keys(lead, collective),
             clipping=plan.clipping,
             microbatch_size=choice.microbatch_size,
             engine=engine,
             device=device,
+            planted=planted,
         )
     except BaseException:
         if lead is not None:
@@ -202,6 +229,7 @@ def _open_lead(
     dataset: Dataset,
     weights_digest: str | None,
     execution: Execution,
+    witness: Witness | None,
 ) -> Lead:
     # Here, so that followers do not even load the code that draws noise.
     from dp_ray.training.coordinator import Coordinator
@@ -223,6 +251,7 @@ def _open_lead(
             data_digest=dataset.digest,
             weights_digest=weights_digest,
             execution=execution,
+            witness=witness,
         )
         journal = Journal(task.run, task.plan, repaired=ledger.repairs > 0)
         return Lead(coordinator, ledger, journal, run_key.sampling_keys())

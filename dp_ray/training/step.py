@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from dp_ray.data.sampling import Microbatch, PoissonSampler, Shard, microbatches
-from dp_ray.data.store import StoredSplit
+from dp_ray.data.store import Examples
 from dp_ray.data.views import ViewMaker
 from dp_ray.keys import KeyedStream, SamplingKeys
 from dp_ray.privacy.clipping import Clipping
 from dp_ray.privacy.engines import Engine
 from dp_ray.privacy.gradients import clipped_gradient_sum
 from dp_ray.training.layout import ParameterLayout
+from dp_ray.training.planted import PlantedGradients
 from dp_ray.training.profile import part
 
 
@@ -80,11 +81,12 @@ class ShardWorker:
         microbatch_size: B; changes memory and speed alone.
         engine: computes a microbatch's sum; changes speed alone.
         device: where the network runs.
+        planted: in an audit, the examples whose gradients are given.
     """
 
     model: nn.Module
     layout: ParameterLayout
-    data: StoredSplit
+    data: Examples
     shard: Shard
     sampler: PoissonSampler
     views: ViewMaker
@@ -93,6 +95,7 @@ class ShardWorker:
     microbatch_size: int
     engine: Engine
     device: torch.device
+    planted: PlantedGradients | None = None
 
     def clipped_sum(self, params: Tensor, assignment: Assignment) -> ShardSum:
         """The shard's sum at parameters [P]; zero if nothing was drawn."""
@@ -104,6 +107,13 @@ class ShardWorker:
         dropout_stream = KeyedStream(self.keys.dropout, **address)
         vector = torch.zeros_like(params, dtype=torch.float64)
         statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=self.device)
+        if self.planted is not None:
+            drawn, canaries = self.planted.split(drawn)
+            for start in range(0, len(canaries), self.microbatch_size):
+                some = canaries[start : start + self.microbatch_size]
+                given, norms = self.planted.clipped_sum(some, norm)
+                vector += given
+                _count(norms, torch.zeros_like(norms), norm, statistics)
         for batch in microbatches(drawn, self.microbatch_size):
             self._add(batch, params, norm, view_stream, dropout_stream, vector, statistics)
         return ShardSum(vector, statistics, norm)
@@ -119,8 +129,8 @@ class ShardWorker:
         statistics: Tensor,
     ) -> None:
         with part("views"):
-            images = torch.from_numpy(self.data.images[batch.ids])
-            labels = torch.from_numpy(self.data.labels[batch.ids]).to(self.device)
+            images, labels = map(torch.from_numpy, self.data.read(batch.ids))
+            labels = labels.to(self.device)
             mask = torch.from_numpy(batch.mask).to(self.device)
             images[~mask.cpu()] = 0  # padding holds no example, not even under a mask
             labels = labels.where(mask, 0)
@@ -140,8 +150,13 @@ class ShardWorker:
             )
         with part("add up"):
             vector += self.layout.join(piece.gradients)
-            norms, losses = piece.norms.double()[mask], piece.losses.double()[mask]
-            clipped = (norms > max_grad_norm).double()
-            ones = torch.ones_like(norms)
-            within = torch.where(norms.isfinite(), 0.5 - clipped, 0.0)
-            statistics += torch.stack([ones, losses, clipped, norms, within]).sum(dim=1)
+            _count(piece.norms[mask], piece.losses[mask], max_grad_norm, statistics)
+
+
+def _count(norms: Tensor, losses: Tensor, max_grad_norm: float, statistics: Tensor) -> None:
+    """Adds examples with these norms and losses [b] to the statistics."""
+    norms, losses = norms.double(), losses.double()
+    clipped = (norms > max_grad_norm).double()
+    ones = torch.ones_like(norms)
+    within = torch.where(norms.isfinite(), 0.5 - clipped, 0.0)
+    statistics += torch.stack([ones, losses, clipped, norms, within]).sum(dim=1)

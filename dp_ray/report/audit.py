@@ -1,0 +1,61 @@
+"""An audit in words: what ``dp-ray audit`` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dp_ray.report.words import count, describe_epsilon
+from dp_ray.training.audit_directory import AuditSettings
+
+_KINDS = {"gradient": "gradient canary", "mislabelled": "mislabelled canary"}
+
+
+def describe_start(settings: AuditSettings, place: str) -> str:
+    """What an audit is about to do, and what that costs."""
+    if settings.runs == 1:
+        planted = f"{_canaries(settings.canaries, settings.kind)} by fair coins in one run"
+    else:
+        planted = f"a {_KINDS[settings.kind]} in every other of {count(settings.runs, 'run')}"
+    return (
+        f"audit         {planted}, in the place of examples\n"
+        f"mind          it trains on the data and publishes nothing: its models are spoiled, and "
+        f"{place} stays secret"
+    )
+
+
+def describe_audit(outcome: dict[str, Any]) -> str:
+    """What an audit found, from the contents of outcome.json."""
+    if outcome["status"] == "stopped":
+        return "stopped       go on with the same command and --resume"
+    lower, claimed, delta = (outcome[f] for f in ("epsilon_lower", "epsilon_claimed", "delta"))
+    sure = f"{100 * outcome['confidence']:g}% confidence"
+    known = "" if outcome["runs"] > 1 else ", if the ledger is right on q and steps"
+    lines = [
+        f"attack        {outcome['right']} of {outcome['guesses']} guesses right on "
+        f"{_canaries(outcome['canaries'], outcome['kind'])} in {count(outcome['runs'], 'run')}",
+        f"lower bound   {describe_epsilon(lower, delta)}, with {sure}{known}",
+    ]
+    if known:
+        lines.append(f"              ε = {outcome['epsilon_lower_of_any']:.4f} in any case")
+    lines.append(
+        f"claimed       {describe_epsilon(claimed, delta)}, as pld says of the ledger "
+        f"({outcome['accountant']} states {outcome['epsilon_stated']:.4f})"
+    )
+    if outcome["refuted"]:
+        lines.append(
+            f"verdict       REFUTED: the run shows ε = {lower:.4f}, and its ledger claims "
+            f"{claimed:.4f}. Publish no model of this configuration and code"
+        )
+    else:
+        lines.append(f"verdict       not refuted: {lower:.4f} ≤ {claimed:.4f}")
+    if not outcome["can_refute"]:
+        lines.append(
+            "mind          with so few canaries or runs nothing could have refuted this claim: "
+            "give more"
+        )
+    return "\n".join([*lines, f"keep secret   {outcome['path']}"])
+
+
+def _canaries(number: int, kind: str) -> str:
+    one = _KINDS[kind]
+    return f"1 {one}" if number == 1 else f"{number:,} {one.removesuffix('y')}ies"

@@ -1,0 +1,145 @@
+"""What an audit's runs show, held against what their ledgers claim."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dp_ray.privacy.accounting import epsilon_of
+from dp_ray.privacy.audit import Audit, audit_one_run, audit_runs, refutes
+from dp_ray.privacy.history import History
+from dp_ray.privacy.tradeoff import audit_history, can_refute
+from dp_ray.training.audit_directory import AuditSettings
+from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.run_directory import RunDirectory
+from dp_ray.training.witness import scores
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a run's ledger says.
+
+    Attributes:
+        history: every noised sum.
+        epsilon: of them, by the tightest accountant: what is held against.
+        stated: likewise, by the run's own accountant.
+        delta: δ.
+    """
+
+    history: History
+    epsilon: float
+    stated: float
+    delta: float
+
+    @classmethod
+    def of(cls, run: RunDirectory) -> Claim:
+        """Of a finished run.
+
+        Raises:
+            LedgerError: the ledger does not verify.
+            RunError: the run key is missing.
+        """
+        ledger = run.read_ledger()
+        plan = PrivacyPlan.from_dump(ledger.plan)
+        tight, stated = (
+            epsilon_of(name, ledger.history, plan.delta) for name in ("pld", plan.accountant)
+        )
+        return cls(ledger.history, tight, stated, plan.delta)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found.
+
+    Attributes:
+        epsilon_claimed: what the ledger's sums spend, by the tightest accountant.
+        epsilon_stated: likewise, by the run's own accountant.
+        epsilon_lower: with the confidence no less was spent, if the steps and q are the ledger's.
+        epsilon_lower_of_any: likewise, whatever the mechanism.
+        refuted: whether the claim is refuted by one of them.
+        can_refute: whether an attack that is always right would have refuted it.
+        confidence: that both bounds hold.
+        delta: δ of all three ε.
+        guesses: of the attack that gives ``epsilon_lower``.
+        right: how many of them are right.
+    """
+
+    epsilon_claimed: float
+    epsilon_stated: float
+    epsilon_lower: float
+    epsilon_lower_of_any: float
+    refuted: bool
+    can_refute: bool
+    confidence: float
+    delta: float
+    guesses: int
+    right: int
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def judge(
+    settings: AuditSettings, runs: list[RunDirectory], included: list[NDArray[np.bool_]]
+) -> Verdict:
+    """Attacks finished runs.
+
+    Args:
+        settings: of the audit.
+        runs: its runs.
+        included: the coins of each.
+
+    Raises:
+        RunError: a run's files are missing or damaged.
+    """
+    claims = [Claim.of(run) for run in runs]
+    claim = max(claims, key=lambda c: c.epsilon)
+    seen, coins = np.concatenate([scores(run.seen) for run in runs]), np.concatenate(included)
+    if settings.runs == 1:
+        return _judge_one(seen, coins, claim, settings.significance)
+    return _judge_many(seen, coins, claim, settings.significance)
+
+
+def _judge_one(
+    seen: NDArray[np.float64], coins: NDArray[np.bool_], claim: Claim, significance: float
+) -> Verdict:
+    half = significance / 2  # there are two bounds
+    any_ = audit_one_run(seen, coins, delta=claim.delta, significance=half)
+    known = audit_history(seen, coins, claim.history, delta=claim.delta, significance=half)
+    best: Audit = max(known, any_, key=lambda audit: audit.epsilon_lower)
+    return Verdict(
+        claim.epsilon,
+        claim.stated,
+        best.epsilon_lower,
+        any_.epsilon_lower,
+        known.refuted or refutes(any_, epsilon=claim.epsilon, delta=claim.delta),
+        can_refute(claim.history, len(coins), significance=half),
+        1 - significance,
+        claim.delta,
+        best.guesses,
+        best.right,
+    )
+
+
+def _judge_many(
+    seen: NDArray[np.float64], coins: NDArray[np.bool_], claim: Claim, significance: float
+) -> Verdict:
+    found = audit_runs(seen[coins], seen[~coins], delta=claim.delta, significance=significance)
+    ideal = coins.astype(np.float64)
+    reach = audit_runs(ideal[coins], ideal[~coins], delta=claim.delta, significance=significance)
+    return Verdict(
+        claim.epsilon,
+        claim.stated,
+        found.epsilon_lower,
+        found.epsilon_lower,
+        refutes(found, epsilon=claim.epsilon, delta=claim.delta),
+        refutes(reach, epsilon=claim.epsilon, delta=claim.delta),
+        found.confidence,
+        claim.delta,
+        found.guesses,
+        found.right,
+    )
