@@ -20,7 +20,7 @@ from typing import Any
 from dp_ray.config import Config
 from dp_ray.config_file import parse_config
 from dp_ray.data.canaries import CanaryKind
-from dp_ray.errors import RunError
+from dp_ray.errors import ConfigError, RunError
 from dp_ray.keys import RunKey
 from dp_ray.storage import Folder, open_folder
 from dp_ray.training.run_directory import CONFIG, RESULT, ResultDirectory, read_key, write_key
@@ -122,7 +122,7 @@ class AuditDirectory(ResultDirectory):
         try:
             config = parse_config(read_yaml(self.private.read(CONFIG).decode()))
             return config, AuditSettings(**json.loads(self.private.read(AUDIT)))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, ConfigError) as error:
             raise RunError(
                 f"{self.root} holds no audit to resume ({error}): start it without --resume"
             ) from error
