@@ -1,0 +1,47 @@
+"""Audits through Ray Train: canaries on every worker, and alarms for what workers do wrong."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from faults.broken import audited, broken_worker
+from support import QUIET
+
+from dp_ray.cluster import trainer
+from dp_ray.cluster.audit import run_audit
+from dp_ray.cluster.trainer import ray_session
+from dp_ray.config import ClusterConfig
+from dp_ray.training.audit_directory import AuditDirectory
+from dp_ray.training.run_directory import RunDirectory
+from dp_ray.training.witness import scores
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    """One Ray for the module."""
+    with ray_session(ClusterConfig(num_workers=2)):
+        yield
+
+
+def test_the_number_of_workers_is_no_part_of_an_audit(tmp_path: Path) -> None:
+    """Half of the places are canaries', in both shards: scores of W = 0 and 2 agree."""
+    seen = {}
+    for workers in (0, 2):
+        config = audited(tmp_path, seed=2, workers=workers, name=f"w{workers}")
+        found = run_audit(config, console=QUIET)
+        assert not found["refuted"]
+        run = AuditDirectory.of(config).run_config(config, 0)
+        seen[workers] = scores(RunDirectory.of(run).seen)
+    assert seen[2] == pytest.approx(seen[0], abs=1e-3)
+    assert seen[0].std() > 0.1
+
+
+def test_alarm_where_workers_break_privacy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = functools.partial(broken_worker, fault="a quarter of the noise")
+    monkeypatch.setattr(trainer, "train_func_per_worker", worker)
+    found = run_audit(audited(tmp_path, seed=0, workers=2), canaries=4000, console=QUIET)
+    assert found["refuted"]
+    assert found["epsilon_lower"] > found["epsilon_claimed"]
