@@ -1,7 +1,7 @@
 """Examples whose gradient is given instead of computed: the gradient canaries of an audit.
 
 Each is the largest gradient that there can be for who watches one direction: ± a large number at
-one parameter, zero elsewhere (Nasr et al. 2023, arXiv 2302.07956, section 4). They are clipped by
+one parameter, zero elsewhere (Nasr et al. 2023, arXiv 2302.07956). They are clipped by
 the function that clips all gradients, and added to the same sum.
 
 Shapes: m canaries, P parameters, n examples in the data, b of them at a time.

@@ -30,7 +30,7 @@ ASSUMPTIONS = (
     "Two data sets are neighbours if one has one example more; a person with several examples is "
     "covered for each of them, not for all at once.",
     "The number of examples, the configuration and the labels' names are public.",
-    "The test split is what data_evaluation says; ε does not cover it.",
+    "The test split is what its user declares it to be (data_evaluation); ε does not cover it.",
     "The configuration was chosen without looking at the private data; a search on it costs more.",
     "Only the release folder is published; the run key and the private folder stay secret.",
     "The run's folder was not copied, or put back as it was earlier, and gone on with twice.",
