@@ -98,7 +98,7 @@ def is_possible(
         Σ over i ≥ j of i/m · p_i  ≤  f̄( Σ over i ≥ j of (r - i + 1)/m · p_(i-1) ).
 
     From the tail inwards that says how much p must be at the least (derived here after arXiv
-    2410.22235, of which it is the idea); if it is more than r/m in all, the tail cannot be so likely.
+    2410.22235, whose idea it is); if it is more than r/m in all, the tail cannot be so likely.
 
     Args:
         curve: what is promised for one example more or less.
