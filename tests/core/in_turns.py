@@ -48,6 +48,7 @@ class InTurns:
         self._table = table
         self.rank = rank
         self.world_size = len(table.turns)
+        self.node = None  # all on one machine
 
     def reduce_(self, tensor: Tensor) -> None:
         """What the others hold afterwards is nothing to rely on: here it is nothing at all."""

@@ -23,8 +23,8 @@ from dp_ray.config import Config, DataConfig
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import DataError
 from dp_ray.keys import KeyedStream
+from dp_ray.training import agreement
 from dp_ray.training import coordinator as coordinator_module
-from dp_ray.training import session as session_module
 from dp_ray.training.coordinator import Coordinator
 from dp_ray.training.step import STATISTICS, Assignment, ShardSum, ShardWorker
 
@@ -256,6 +256,6 @@ def test_workers_that_read_other_data_are_refused(
         opened.append(replace(open_dataset(config), digest=f"{len(opened):064x}"))
         return opened[-1]
 
-    monkeypatch.setattr(session_module, "open_dataset", other_each_time)
+    monkeypatch.setattr(agreement, "open_dataset", other_each_time)
     with pytest.raises(DataError, match="1 of 2 workers read other training data"):
         train_in_turns(plain(make_config), 2)
