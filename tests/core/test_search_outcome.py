@@ -222,8 +222,9 @@ def test_a_trial_that_is_left_keeps_the_search_open(
     assert not search.directory.root.exists("release")
 
 
+@pytest.mark.parametrize("change", ["one more sum", "another rate"])
 def test_a_trial_that_was_gone_on_with_elsewhere_is_not_published(
-    make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
+    make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     """The bound of a selection is on the plans; more steps on the side would break it."""
     search = begin(make_sweep(num_samples=4))
@@ -231,8 +232,10 @@ def test_a_trial_that_was_gone_on_with_elsewhere_is_not_published(
         run = run_trial(search, index)
     ledger = run.write_ledger("aside")
     ledger.amend_plan({**ledger.plan, "steps": ledger.plan["steps"] + 1})
-    body = {"step": 99, "incarnation": 0, "digest": "ab", "noise_multiplier": 1.0}
-    ledger.charge(Charge(**body, max_grad_norm=1.0, sample_rate=0.5))
+    sigma, rate, _ = ledger.history[-1]
+    body = {"step": 99, "incarnation": 0, "digest": "ab", "noise_multiplier": sigma}
+    rate = rate if change == "one more sum" else rate / 2
+    ledger.charge(Charge(**body, max_grad_norm=1.0, sample_rate=rate))
     ledger.close()
     with pytest.raises(RunError, match="outside of the search"):
         finish(search, monkeypatch)
