@@ -37,6 +37,13 @@ Overrides = Annotated[
 Name = Annotated[
     str | None, typer.Option(help="Name of the run; default the configuration file's name.")
 ]
+BreakLock = Annotated[
+    bool,
+    typer.Option(
+        "--break-lock",
+        help="With --resume: take what is resumed over from a process that is known to be gone.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
@@ -107,13 +114,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped or that crashed.")
     ] = False,
-    break_lock: Annotated[
-        bool,
-        typer.Option(
-            "--break-lock",
-            help="With --resume: take the run over from a process that is known to be gone.",
-        ),
-    ] = False,
+    break_lock: BreakLock = False,
     profile: Annotated[
         bool,
         typer.Option(
@@ -136,8 +137,7 @@ def train(
     from dp_ray.report.summary import describe_result
 
     loaded = load_config(config, overrides or (), name=name)
-    if break_lock and not resume:
-        raise typer.BadParameter("--break-lock goes with --resume")
+    _check_break_lock(break_lock, resume)
     result = run_training(
         loaded,
         resume=resume,
@@ -161,13 +161,7 @@ def tune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a search that was stopped or that crashed.")
     ] = False,
-    break_lock: Annotated[
-        bool,
-        typer.Option(
-            "--break-lock",
-            help="With --resume: take the search over from a process that is known to be gone.",
-        ),
-    ] = False,
+    break_lock: BreakLock = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the search would cost, and start nothing.")
     ] = False,
@@ -192,8 +186,7 @@ def tune(
         _print(describe_search(search, cost))
         _print_json(search_facts(search, cost), as_json)
         return
-    if break_lock and not resume:
-        raise typer.BadParameter("--break-lock goes with --resume")
+    _check_break_lock(break_lock, resume)
     result = run_sweep(loaded, resume=resume, break_lock=break_lock, console=console)
     _print(describe_sweep_result(result))
     _print_json(result, as_json)
@@ -201,11 +194,11 @@ def tune(
         raise typer.Exit(STOPPED)
 
 
-class Kind(StrEnum):
+class CanaryForm(StrEnum):
     """Of canaries."""
 
-    gradient = "gradient"
-    mislabelled = "mislabelled"
+    GRADIENT = "gradient"
+    MISLABELLED = "mislabelled"
 
 
 @app.command()
@@ -217,12 +210,12 @@ def audit(
         typer.Option(help="Name of the audit; default the configuration file's name and -audit."),
     ] = None,
     kind: Annotated[
-        Kind,
+        CanaryForm,
         typer.Option(
             help="gradient: canaries add a gradient of norm C in a direction of their own; "
             "mislabelled: examples with a wrong label."
         ),
-    ] = Kind.gradient,
+    ] = CanaryForm.GRADIENT,
     canaries: Annotated[
         int | None,
         typer.Option(help="How many; default half of the examples, 4000 at most."),
@@ -237,13 +230,7 @@ def audit(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an audit that was stopped or that crashed.")
     ] = False,
-    break_lock: Annotated[
-        bool,
-        typer.Option(
-            "--break-lock",
-            help="With --resume: take a run over from a process that is known to be gone.",
-        ),
-    ] = False,
+    break_lock: BreakLock = False,
     as_json: Json = False,
 ) -> None:
     """Attack a training run, and hold what that shows against the ε that it claims.
@@ -257,8 +244,7 @@ def audit(
     from dp_ray.config_file import load_config
     from dp_ray.report.audit import describe_audit
 
-    if break_lock and not resume:
-        raise typer.BadParameter("--break-lock goes with --resume")
+    _check_break_lock(break_lock, resume)
     outcome = run_audit(
         load_config(config, overrides or (), name=name or f"{config.stem}-audit"),
         kind=kind.value,
@@ -398,6 +384,11 @@ def config(
 
 def _print(text: str) -> None:
     typer.echo(text)
+
+
+def _check_break_lock(break_lock: bool, resume: bool) -> None:
+    if break_lock and not resume:
+        raise typer.BadParameter("--break-lock goes with --resume")
 
 
 def _print_json(value: dict[str, Any], wanted: bool) -> None:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-import yaml
-
 from dp_ray.errors import DpRayError, RunError
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.balance import Session
@@ -294,7 +292,7 @@ def _readable(folder: Folder) -> Iterator[None]:
         yield
     except DpRayError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(
             f"{folder} cannot be read ({type(error).__name__}: {error}): a file is damaged, or "
             "another version of dp-ray wrote it. Restore it from a backup, or use that version"
