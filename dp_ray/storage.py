@@ -7,6 +7,7 @@ allows more (appends, file locks, renames): who needs those asks for :attr:`Fold
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -246,8 +247,13 @@ def open_folder(location: str) -> Folder:
     """The folder at a path, or at a URI of one of pyarrow's file systems.
 
     Raises:
-        StorageError: pyarrow knows no such file system.
+        StorageError: pyarrow knows no such file system, or this is half a URI.
     """
+    if re.match(r"[a-z][a-z0-9+]+:/(?!/)", location):
+        raise StorageError(
+            f"{location} is neither a URI nor a path: write scheme://… with two slashes, or "
+            f"./{location} for a folder of that name"
+        )
     if location.startswith("file://"):
         location = location.removeprefix("file://")
     if "://" not in location:

@@ -131,6 +131,11 @@ class Statement(_Part):
             return self.epsilon_with_search, self.delta_with_search
         return self.epsilon, self.delta
 
+    @property
+    def declared(self) -> str:
+        """What the user says that the test images are, in words."""
+        return self.data_evaluation.replace("_", " ")
+
     def understates(self) -> bool:
         """Whether the ε that it claims is less than its own list of noised sums comes to."""
         claimed = math.inf if self.epsilon is None else self.epsilon
@@ -237,10 +242,9 @@ def covered(statement: Statement) -> list[str]:
 
 def not_covered(statement: Statement) -> list[str]:
     """What ε is not about."""
-    declared = "held out" if statement.data_evaluation == "held_out" else "public"
     lines = [
-        f"The test images, declared {declared}: accuracy is measured on them without noise. If "
-        "they are personal data, each accuracy tells something about them.",
+        f"The test images, declared {statement.declared}: accuracy is measured on them without "
+        "noise. If they are personal data, each accuracy tells something about them.",
         "Several images of one person at once: for m of them ε grows to m times its value, and δ "
         "by more than that.",
         "What is true of people in general. The model is meant to learn it, and may tell it of "
@@ -293,10 +297,9 @@ def accuracy_in_words(statement: Statement) -> str:
     """How good the model is, and on what that was measured."""
     if statement.test_accuracy is None:
         return "There were no test images, so nothing is known of its accuracy."
-    declared = "held out" if statement.data_evaluation == "held_out" else "public"
     return (
         f"The model is right on {statement.test_accuracy:.2%} of the test images, which its user "
-        f"declares {declared}; ε does not cover them."
+        f"declares {statement.declared}; ε does not cover them."
     )
 
 

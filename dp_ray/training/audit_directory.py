@@ -23,7 +23,7 @@ from dp_ray.data.canaries import CanaryKind
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.keys import RunKey
 from dp_ray.storage import Folder, open_folder
-from dp_ray.training.run_directory import CONFIG, RESULT, ResultDirectory, read_key, write_key
+from dp_ray.training.run_directory import CONFIG, RESULT, ResultDirectory, write_key, write_object
 from dp_ray.yaml_text import read_yaml, write_yaml
 
 AUDIT = "audit.json"
@@ -103,14 +103,6 @@ class AuditDirectory(ResultDirectory):
         except OSError as error:
             raise self.unwritable(error) from error
 
-    def key(self) -> RunKey:
-        """The audit's secret.
-
-        Raises:
-            RunError: it is missing or damaged.
-        """
-        return read_key(self.private)
-
     def begun(self) -> tuple[Config, AuditSettings]:
         """The configuration and settings that the audit was started with.
 
@@ -141,8 +133,7 @@ class AuditDirectory(ResultDirectory):
         Raises:
             RunError: it cannot be written.
         """
-        text = json.dumps(outcome, indent=2, ensure_ascii=False) + "\n"
         try:
-            self.private.write(OUTCOME, text.encode())
+            write_object(self.private, OUTCOME, outcome)
         except OSError as error:
             raise self.unwritable(error) from error

@@ -104,8 +104,7 @@ class ResultDirectory:
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Writes result.json, whole or not at all."""
-        text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-        self.root.write(RESULT, text.encode())
+        write_object(self.root, RESULT, result)
 
     def read_result(self) -> dict[str, Any]:
         """What result.json holds.
@@ -114,6 +113,20 @@ class ResultDirectory:
             RunError: it is missing or damaged.
         """
         return read_object(self.root, RESULT, "restore it from a backup, or remove it")
+
+    def key(self) -> RunKey:
+        """Its secret, from which all others are derived.
+
+        Raises:
+            RunError: it is missing or damaged.
+        """
+        try:
+            return RunKey(bytes.fromhex(self.private.read(RUN_KEY).decode().strip()))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.private}/{RUN_KEY}: {error}. Without its key ({KEY_BYTES} bytes in hex) a "
+                "run cannot be continued; restore the file from a backup, or start a new run"
+            ) from error
 
 
 class RunDirectory(ResultDirectory):
@@ -206,14 +219,6 @@ class RunDirectory(ResultDirectory):
                 "start a new run"
             ) from error
 
-    def run_key(self) -> RunKey:
-        """The run's secret.
-
-        Raises:
-            RunError: it is missing or damaged.
-        """
-        return read_key(self.private)
-
     def read_ledger(self) -> Ledger:
         """The run's ledger, verified.
 
@@ -221,7 +226,7 @@ class RunDirectory(ResultDirectory):
             LedgerError: see :class:`~dp_ray.privacy.ledger.Ledger`.
             RunError: the run key is missing.
         """
-        return Ledger(self.ledger, self.run_key().derive("ledger"))
+        return Ledger(self.ledger, self.key().derive("ledger"))
 
     def write_ledger(
         self,
@@ -245,7 +250,7 @@ class RunDirectory(ResultDirectory):
             LedgerError: another process writes it, or it does not verify.
             RunError: the run key is missing.
         """
-        key = self.run_key().derive("ledger")
+        key = self.key().derive("ledger")
         lock = WriterLock(self.ledger, attempt, wait_s=wait_s, take_over=take_over)
         try:
             return Ledger(self.ledger, key, lock=lock, block=block, repair=repair)
@@ -274,6 +279,16 @@ def read_object(folder: Folder, name: str, remedy: str) -> dict[str, Any]:
     raise RunError(f"{folder}/{name} cannot be read: {problem}; {remedy}")
 
 
+def write_object(folder: Folder, name: str, value: dict[str, Any]) -> None:
+    """Writes a JSON object, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    folder.write(name, text.encode())
+
+
 def write_key(private: Folder, key: RunKey) -> None:
     """Writes a secret down, for its owner's eyes.
 
@@ -281,21 +296,6 @@ def write_key(private: Folder, key: RunKey) -> None:
         OSError: it cannot be written.
     """
     private.write(RUN_KEY, f"{key.secret.hex()}\n".encode())
-
-
-def read_key(private: Folder) -> RunKey:
-    """The secret that :func:`write_key` wrote.
-
-    Raises:
-        RunError: it is missing or damaged.
-    """
-    try:
-        return RunKey(bytes.fromhex(private.read(RUN_KEY).decode().strip()))
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{private}/{RUN_KEY}: {error}. Without its key ({KEY_BYTES} bytes in hex) a "
-            "run cannot be continued; restore the file from a backup, or start a new run"
-        ) from error
 
 
 def deciding_fields(config: Config) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def open_session(
     plan, loaded = task.plan, open_same_dataset(task.config.data, collective)
     dataset = loaded if task.canaries is None else plant(loaded, task.canaries)
     # What rank 0 initialises is broadcast, so only its seed matters, and only it needs weights.
-    seed = task.run.run_key().seed_of_initial_parameters() if collective.rank == 0 else 0
+    seed = task.run.key().seed_of_initial_parameters() if collective.rank == 0 else 0
     model = build_model(task.config.model, dataset.facts, init_seed=seed)
     weights_digest = load_pretrained(model, task.config.model) if collective.rank == 0 else None
     model = model.to(device)
@@ -237,7 +237,7 @@ def _open_lead(
     # The configuration that the run was started with: one that allows more steps draws the same.
     decided = [deciding_fields(task.run.config()), dataset.digest, weights_digest]
     context = json.dumps(decided, sort_keys=True)
-    run_key = task.run.run_key().bind(context)
+    run_key = task.run.key().bind(context)
     ledger = task.run.write_ledger(task.attempt, wait_s=_LOCK_WAIT_S, block=task.charge_every)
     try:
         coordinator = Coordinator(

@@ -24,7 +24,6 @@ from dp_ray.training.run_directory import (
     RESULT,
     RUN_KEY,
     ResultDirectory,
-    read_key,
     write_key,
 )
 from dp_ray.tuning.budget import Budgets
@@ -93,7 +92,7 @@ class SweepDirectory(ResultDirectory):
 
         Args:
             sweep: the search.
-            key: its secret.
+            key: its secret, which draws the number of trials and their points.
             points: of all trials; None if a searcher proposes them as it goes.
             budgets: every budget that a trial may have.
 
@@ -107,14 +106,6 @@ class SweepDirectory(ResultDirectory):
             self.private.write(SEARCH, json.dumps(search, indent=1).encode())
         except OSError as error:
             raise self.unwritable(error) from error
-
-    def key(self) -> RunKey:
-        """The search's secret: it draws the number of trials and their points.
-
-        Raises:
-            RunError: it is missing or damaged.
-        """
-        return read_key(self.private)
 
     def sweep(self) -> SweepConfig:
         """What the search was started with.

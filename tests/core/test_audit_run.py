@@ -166,7 +166,7 @@ def test_two_audits_of_one_seed_share_no_noise_with_a_run_of_it(tmp_path: Path) 
     """The audit's key is its own, and keys of its runs are bound to data with canaries in it."""
     config = audited(tmp_path, seed=5)
     audit(config, canaries=10, runs=1)
-    secrets = {AuditDirectory.of(config).key().secret, the_run(config).run_key().secret}
+    secrets = {AuditDirectory.of(config).key().secret, the_run(config).key().secret}
     assert len(secrets) == 2
     sessions = the_run(config).read_ledger().sessions
     other = audited(tmp_path, seed=5, name="other")
@@ -187,7 +187,7 @@ def test_many_runs_with_and_without_one_canary(tmp_path: Path, fault: str) -> No
         found = audit(config, runs=24)
     assert (found["canaries"], found["guesses"], found["can_refute"]) == (1, 24, True)
     assert found["refuted"] == (fault == "noise off")
-    keys = {the_run(config, number).run_key().secret for number in range(24)}
+    keys = {the_run(config, number).key().secret for number in range(24)}
     assert len(keys) == 24
 
 

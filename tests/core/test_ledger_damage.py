@@ -283,7 +283,7 @@ DAMAGE: dict[str, Callable[[Case, list[int], bytes], Files]] = {
 
 
 @offline
-@settings(deadline=None, max_examples=100, database=None)
+@settings(deadline=None, max_examples=100, derandomize=True, database=None)
 @given(damage=damages())
 def test_damage_is_refused(case: Case, damage: tuple[str, list[int], bytes]) -> None:
     how, places, garbage = damage
@@ -472,7 +472,7 @@ def test_a_lost_block_is_charged_in_full(first: int) -> None:
 
 
 @offline
-@settings(deadline=None, max_examples=60, database=None)
+@settings(deadline=None, max_examples=60, derandomize=True, database=None)
 @given(damage=damages())
 def test_repair_mends_nothing_but_a_lost_end(
     case: Case, damage: tuple[str, list[int], bytes]

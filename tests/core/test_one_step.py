@@ -208,7 +208,7 @@ def test_followers_hold_no_key_that_noise_was_drawn_with(
 
     monkeypatch.setattr(coordinator_module, "KeyedStream", noted)
     (leader, follower), _ = train_in_turns(plain(make_config), 2)
-    secret = leader.task.run.run_key().secret
+    secret = leader.task.run.key().secret
     assert follower.lead is None
     assert len(drawn_with) == 1
     held = follower.worker.keys.to_bytes()

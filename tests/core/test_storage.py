@@ -232,6 +232,14 @@ def test_unknown_stores_are_refused_with_a_way_out(location: str) -> None:
     assert str(refused.value).startswith(location)
 
 
+@pytest.mark.parametrize("location", ["s3:/bucket/runs", "file:/runs", "gs:/"])
+def test_half_a_uri_makes_no_folder_here(location: str) -> None:
+    with pytest.raises(StorageError, match="with two slashes") as refused:
+        open_folder(location)
+    assert str(refused.value).startswith(location)
+    assert open_folder(f"./{location}").path is not None
+
+
 # The ledger over it, end to end.
 
 
