@@ -6,7 +6,10 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN ?= digits
 
-.PHONY: demo clean-demo test test-core verify faults docs docs-check check help
+.PHONY: demo clean-demo test test-all test-core verify faults docs docs-check check help
+
+# Three processes on two cores: tests that start Ray run in one, and mostly wait.
+PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -25,13 +28,15 @@ demo: $(VENV)/.installed  ## Train configs/digits.yaml with 2 workers and say wh
 clean-demo:  ## Remove the demo's run
 	rm -rf runs/$(RUN)
 
-test: export DP_RAY_TEST_S3 ?= $(abspath $(VENV))/s3-server/bin/moto_server
-test: $(VENV)/.installed-dev $(VENV)/s3-server/.installed  ## Run the whole test suite
-	$(BIN)/python -m pytest tests/core --numprocesses 2
-	$(BIN)/python -m pytest tests/ray tests/faults
+test test-all: export DP_RAY_TEST_S3 ?= $(abspath $(VENV))/s3-server/bin/moto_server
+test: $(VENV)/.installed-dev $(VENV)/s3-server/.installed  ## Run a test of every guarantee: nine minutes; ARGS="-k ledger" chooses
+	$(PYTEST) -m "not slow" $(ARGS)
 
-test-core: $(VENV)/.installed-dev  ## Run the tests that need no Ray
-	$(BIN)/python -m pytest tests/core --numprocesses 2
+test-all: $(VENV)/.installed-dev $(VENV)/s3-server/.installed  ## Run the slow tests, which make test leaves out: half an hour
+	$(PYTEST) -m slow $(ARGS)
+
+test-core: $(VENV)/.installed-dev  ## Run those of make test that need no Ray
+	$(BIN)/python -m pytest tests/core --numprocesses 2 -m "not slow" $(ARGS)
 
 verify: $(VENV)/.installed-dev  ## Break each guarantee on purpose, and see its test fail: some minutes
 	PYTHONPATH=tests $(BIN)/python -m mutations --jobs 2

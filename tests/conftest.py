@@ -1,12 +1,11 @@
-"""Shared by all tests: a configuration to start from, and where real data may lie."""
+"""Shared by all tests: a clean environment, a configuration to start from, and real data."""
 
 from __future__ import annotations
 
+import surroundings  # isort: skip  # sets the environment, which libraries read when imported
+
 import os
-
-# One thread a process: small tensors gain nothing from more, and tests run side by side.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,40 @@ from support import MakeConfig
 
 from dp_ray.config import Config
 from dp_ray.config_file import parse_config
+
+
+_STARTS_RAY = ("tests/ray/", "tests/faults/test_with_ray.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave all tests that start Ray to one process: they share one Ray, and mostly wait."""
+    for item in items:
+        if item.nodeid.startswith(_STARTS_RAY):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Say where the logs are of a test that failed beside a Ray."""
+    report: pytest.TestReport = yield
+    if report.failed and item.nodeid.startswith(_STARTS_RAY):
+        logs = surroundings.FOLDER / "ray"
+        report.sections.append(("Ray's logs", f"{logs}/**/session_*/logs, kept until you delete it"))
+    return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Note whether logs are wanted; the folder is deleted when nothing uses it any more."""
+    session.config.stash[_FAILED] = session.testsfailed > 0
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Delete what tests left outside of their own folders."""
+    surroundings.remove(keep_logs=config.stash.get(_FAILED, False))
+
+
+_FAILED = pytest.StashKey[bool]()
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import get_args
 
 import pytest
@@ -24,6 +25,13 @@ from dp_ray.privacy.gradients import ClippedSum, clipped_gradient_sum
 RGB = DataFacts(99, 3, 8, 3, (0.5,) * 3, (0.5,) * 3)
 NAMES: tuple[EngineName, ...] = get_args(EngineName)
 PLAIN: tuple[EngineName, ...] = ("vmap", "per_layer")
+COMPILED: tuple[EngineName, ...] = ("vmap_compiled", "per_layer_compiled")
+IN_TURN = pytest.mark.xdist_group("compiler")
+"""For tests that compile: one process loads the compiler, and finds graphs that it has compiled.
+
+Compiling takes seconds of a core for each operation, so the properties of compiled graphs are tested
+on a tiny network, always of five examples.
+"""
 
 
 def smooth(network: nn.Module) -> nn.Module:
@@ -49,7 +57,14 @@ def tanh_cnn() -> nn.Module:
     return build_model(ModelConfig(name="tanh_cnn"), RGB, init_seed=1)
 
 
-def data(examples: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+def tiny_cnn() -> nn.Module:
+    """A strided convolution, a norm and a linear layer."""
+    torch.manual_seed(4)
+    convolution, norm = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.GroupNorm(2, 4)
+    return nn.Sequential(convolution, norm, nn.Tanh(), nn.Flatten(), nn.Linear(64, 3))
+
+
+def data(examples: int = 5, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     views = torch.randn(examples, 2, 3, 8, 8, generator=generator, dtype=dtype)
     return views, torch.randint(3, (examples,), generator=generator)
@@ -85,12 +100,22 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return max(float((found[n] - expected[n]).abs().max()) for n in expected) / scale
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("build", [wide_resnet, tanh_cnn])
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [
+        *((name, build) for name in PLAIN for build in (wide_resnet, tanh_cnn)),
+        *(pytest.param(name, tiny_cnn, marks=IN_TURN) for name in COMPILED),
+        *(
+            pytest.param(name, build, marks=[IN_TURN, pytest.mark.slow])
+            for name in COMPILED
+            for build in (wide_resnet, tanh_cnn)
+        ),
+    ],
+)
 def test_equals_a_plain_loop(name: EngineName, build: type[nn.Module]) -> None:
     """Also with a mask, with other parameters, and where a gradient is no number."""
     network, engine = build(), Engine(name)
-    views, labels = data(5)
+    views, labels = data()
     mask = torch.tensor([True, True, False, True, True])
     for _ in range(2):
         examples = loop_gradients(network, views, labels)
@@ -114,11 +139,16 @@ def test_equals_a_plain_loop(name: EngineName, build: type[nn.Module]) -> None:
         assert poison < 1e39 or not found.norms[0].isfinite()
 
 
-@pytest.mark.parametrize("name", ["per_layer", "vmap_compiled"])
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [("per_layer", tanh_cnn), pytest.param("vmap_compiled", tiny_cnn, marks=IN_TURN)],
+)
 @pytest.mark.parametrize("clipping", get_args(Clipping))
-def test_engines_clip_in_every_way(name: EngineName, clipping: Clipping) -> None:
-    network, engine = tanh_cnn(), Engine(name)
-    views, labels = data(5)
+def test_engines_clip_in_every_way(
+    name: EngineName, build: Callable[[], nn.Module], clipping: Clipping
+) -> None:
+    network, engine = build(), Engine(name)
+    views, labels = data()
     mask = torch.arange(5) != 2
     examples = loop_gradients(network, views, labels)
     for c in (0.3, float(loop_norms(examples).median())):
@@ -154,13 +184,14 @@ def test_the_rule_for_convolutions_is_exact(
     assert distance(ours.gradients, plain.gradients) < 1e-12
 
 
-@pytest.mark.parametrize("name", ["vmap_compiled", "per_layer_compiled"])
+@IN_TURN
+@pytest.mark.parametrize("name", COMPILED)
 def test_a_run_of_one_shape_compiles_once(name: EngineName) -> None:
     from torch._dynamo.utils import counters
 
-    network, engine = tanh_cnn(), Engine(name)
-    views, labels = data(4)
-    mask = torch.ones(4, dtype=torch.bool)
+    network, engine = tiny_cnn(), Engine(name)
+    views, labels = data()
+    mask = torch.ones(5, dtype=torch.bool)
     run(engine, network, views, labels, mask, 1.0)
     graphs = counters["stats"]["unique_graphs"]
     assert graphs > 0
@@ -168,17 +199,18 @@ def test_a_run_of_one_shape_compiles_once(name: EngineName) -> None:
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.mul_(1.1)
-        mask = torch.arange(4) < step
+        mask = torch.arange(5) < step
         run(engine, network, views + step, (labels + step) % 3, mask, 1.0)
     assert counters["stats"]["unique_graphs"] == graphs
     assert engine.num_compiled == 1
 
 
+@IN_TURN
 def test_what_is_compiled_saw_no_data() -> None:
     """The graph is made from shapes: it is right for values of which it never saw the like."""
-    network, engine = tanh_cnn(), Engine("vmap_compiled")
-    views, labels = data(3)
-    nothing = torch.zeros(3, dtype=torch.bool)
+    network, engine = tiny_cnn(), Engine("vmap_compiled")
+    views, labels = data()
+    nothing = torch.zeros(5, dtype=torch.bool)
     first = run(engine, network, torch.zeros_like(views), torch.zeros_like(labels), nothing, 0.1)
     assert not any(g.any() for g in first.gradients.values())
     everything = ~nothing
@@ -192,8 +224,9 @@ def test_what_is_compiled_saw_no_data() -> None:
     ("name", "build"),
     [
         *((name, build) for name in PLAIN for build in (wide_resnet, tanh_cnn)),
+        pytest.param("per_layer_compiled", tiny_cnn, marks=IN_TURN),
         # torch 2.15's compiler writes C++ with a name twice for some other networks: vmap then.
-        ("per_layer_compiled", tanh_cnn),
+        pytest.param("per_layer_compiled", tanh_cnn, marks=[IN_TURN, pytest.mark.slow]),
     ],
 )
 def test_bfloat16_computes_shortly_and_sums_in_full(
@@ -226,7 +259,7 @@ class Linear(nn.Module):
         return x.flatten(1) @ self.weight
 
 
-@pytest.mark.parametrize("name", ["vmap", "vmap_compiled"])
+@pytest.mark.parametrize("name", ["vmap", pytest.param("vmap_compiled", marks=IN_TURN)])
 def test_rounding_carries_no_neighbour_past_c(name: EngineName) -> None:
     """Without its first example all others move by a place, into microbatches that round anew.
 
@@ -286,6 +319,7 @@ def test_a_network_that_no_rule_fits_is_left_to_vmap() -> None:
     run(Engine("vmap"), WeightsByExample(), views, labels, mask, 1.0)
 
 
+@IN_TURN
 def test_a_compiler_that_fails_is_told_of() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
@@ -302,14 +336,15 @@ def test_a_compiler_that_fails_is_told_of() -> None:
         run(Engine("vmap_compiled"), Branching(), views, labels, mask, 1.0)
 
 
+@IN_TURN
 def test_graphs_are_kept_apart_by_model_and_take_any_bound() -> None:
-    first, engine = tanh_cnn(), Engine("vmap_compiled")
+    first, engine = tiny_cnn(), Engine("vmap_compiled")
     second = copy.deepcopy(first)
     with torch.no_grad():
         for parameter in second.parameters():
             parameter.zero_()
-    views, labels = data(3)
-    mask = torch.ones(3, dtype=torch.bool)
+    views, labels = data()
+    mask = torch.ones(5, dtype=torch.bool)
     sums = [run(engine, n, views, labels, mask, c) for n in (first, second) for c in (0.1, 0.2)]
     plain = [run(Engine(), n, views, labels, mask, c) for n in (first, second) for c in (0.1, 0.2)]
     assert engine.num_compiled == 2  # C is an input: it may move from step to step

@@ -10,6 +10,9 @@ from faults.harness import STEPS, at_a_point, at_random, undisturbed
 from faults.judge import keys_used_twice
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def peace(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The model that the run of seed 1 ends with when nothing happens to its two workers."""

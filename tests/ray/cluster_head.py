@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 import psutil
+from surroundings import FOLDER
 
 _START_S = 120
 _SHOWN = (
@@ -134,8 +134,8 @@ def wait_for(what: Callable[[], bool], seconds: float = 240) -> None:
 @contextmanager
 def start_head(resources: dict[str, float]) -> Iterator[Head]:
     """A head node with four CPUs, which ends with all of its processes."""
-    folder = Path(tempfile.mkdtemp(prefix="dpr-"))  # short: Ray's sockets lie in it
-    token = folder / "token"
+    folder = Path(tempfile.mkdtemp(prefix="h", dir=FOLDER / "ray"))
+    token = Path(tempfile.mkdtemp(dir=FOLDER / "home")) / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="ascii")
     environment = {
@@ -152,14 +152,14 @@ def start_head(resources: dict[str, float]) -> Iterator[Head]:
     ports = _free_ports("port", "dashboard-port", "dashboard-agent-listen-port")
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     command += ["--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", "--num-cpus=4"]
-    command += [f"--temp-dir={folder / 'ray'}", f"--resources={json.dumps(resources)}"]
+    command += [f"--temp-dir={folder}", f"--resources={json.dumps(resources)}"]
     command += [f"--{name}={port}" for name, port in ports.items()]
-    with (folder / "head.log").open("wb") as log:
+    with (token.parent / "head.log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    head = Head(process, folder / "ray", f"http://127.0.0.1:{ports['dashboard-port']}", environment)
+    head = Head(process, folder, f"http://127.0.0.1:{ports['dashboard-port']}", environment)
 
     def answers() -> bool:
-        assert process.poll() is None, (folder / "head.log").read_text(encoding="utf-8")
+        assert process.poll() is None, (token.parent / "head.log").read_text(encoding="utf-8")
         with suppress(OSError):
             return json.loads(head.get("api/jobs/")) == []
         return False
@@ -174,7 +174,6 @@ def start_head(resources: dict[str, float]) -> Iterator[Head]:
                 one.kill()
         psutil.wait_procs(everything)
         process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free_ports(*names: str) -> dict[str, int]:

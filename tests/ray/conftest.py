@@ -1,6 +1,38 @@
-"""Ray reads its environment when it is imported: set before any test module does."""
+"""Shared by the tests on Ray: its environment, and one Ray for all tests that can share it."""
 
+from __future__ import annotations
+
+# Ray reads its environment when it is imported: set before any test module imports it.
 from dp_ray.cluster.environment import prepare_environment
 from dp_ray.config import ClusterConfig
 
 prepare_environment(ClusterConfig(num_workers=[1, 2]))
+
+from collections.abc import Iterator  # noqa: E402
+
+import pytest  # noqa: E402
+import ray  # noqa: E402
+from shared_ray import SharedRay  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedRay]:
+    shared = SharedRay(tmp_path_factory.mktemp("shared"))
+    yield shared
+    shared.stop()
+
+
+@pytest.fixture
+def shared_ray(_shared: SharedRay, monkeypatch: pytest.MonkeyPatch) -> SharedRay:
+    """A Ray with room for four workers; the test runs in the folder that it was started in."""
+    _shared.start()
+    monkeypatch.chdir(_shared.folder)
+    monkeypatch.syspath_prepend(str(_shared.folder))
+    return _shared
+
+
+@pytest.fixture
+def no_ray(_shared: SharedRay) -> None:
+    """No Ray in this process: the test starts its own."""
+    _shared.stop()
+    assert not ray.is_initialized()

@@ -12,6 +12,8 @@ from pages import pages
 SEARCH = "docs/how_to/sweep.md"
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_ray")
 def test_a_search_does_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [page] = [page for page in pages() if page.name == SEARCH]
     home = os.environ["HOME"]

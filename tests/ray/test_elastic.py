@@ -18,6 +18,9 @@ from dp_ray.config import Config
 from dp_ray.training.run_directory import RunDirectory
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray")]
+
+
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """Four nodes for one worker each."""

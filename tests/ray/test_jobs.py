@@ -190,11 +190,16 @@ def test_workers_are_where_and_what_was_configured(stopped: Stopped) -> None:
     ("settings", "message"),
     [
         (["privacy.delta=0.9"], "dp-ray: privacy.delta = 0.9: "),
-        (["train.storage_path=runs"], "dp-ray: train.storage_path = 'runs': a submitted job"),
-        (
+        pytest.param(
+            ["train.storage_path=runs"],
+            "dp-ray: train.storage_path = 'runs': a submitted job",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
             ["cluster.resources_per_worker.slot=3", "cluster.timeout_s=1"],
             "dp-ray: cluster.resources_per_worker = {'slot': 3.0}: a worker needs 1 CPU, 3 slot, "
             "and there is room for 0 of 2",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -211,6 +216,7 @@ def test_a_mistake_is_the_last_line_of_the_log(
     assert "Traceback" not in refused.stdout + refused.stderr + head.logs(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train job.yaml", "tune search.yaml"])
 def test_a_stop_is_noticed_while_room_is_awaited(head: Head, work: Path, command: str) -> None:
     name = f"waiting-{command.partition(' ')[0]}"
@@ -226,6 +232,7 @@ def test_a_stop_is_noticed_while_room_is_awaited(head: Head, work: Path, command
     )
 
 
+@pytest.mark.slow
 def test_a_search(head: Head, work: Path) -> None:
     found = submit(head, work, "search", "tune", "search.yaml", "--name", "search", "--json")
     assert found.returncode == 0, found.stdout
@@ -235,7 +242,7 @@ def test_a_search(head: Head, work: Path) -> None:
     assert seen_secrets(head, work, "search") == set()
 
 
-@pytest.mark.parametrize("excluded", [True, False])
+@pytest.mark.parametrize("excluded", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_no_private_part_travels_to_a_cluster(
     make_config: MakeConfig, tmp_path: Path, excluded: bool
 ) -> None:

@@ -48,6 +48,8 @@ def test_what_is_imported_late(module: str, unwanted: set[str]) -> None:
     assert not unwanted & set(found.stdout.split())
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_ray")
 def test_workers_meet_and_have_the_allocators_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,6 +88,8 @@ def test_workers_meet_and_have_the_allocators_settings(
     assert "GLOO_SOCKET_IFNAME" not in os.environ
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_ray")
 def test_an_early_ray_is_gone_with_the_run() -> None:
     cluster = ClusterConfig(num_workers=1)
     with pytest.raises(ValueError, match="refused"), EarlyRay(cluster) as early:

@@ -78,6 +78,9 @@ def planned_epsilon(run: RunDirectory) -> float:
     return PrivacyPlan.from_dump(run.read_ledger().plan).epsilon
 
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray")]
+
+
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     with start_cluster() as made:

@@ -6,30 +6,24 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-import ray
 import support
 import torch
 from cluster_head import listening
+from shared_ray import SharedRay
 from support import MakeConfig, start
 from torch import Tensor
 
-from dp_ray.cluster.trainer import ray_session
-from dp_ray.config import ClusterConfig, Config
+from dp_ray.config import Config
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import PROGRESS, RELEASE, STOP, RunDirectory
 
 
-@pytest.fixture(scope="module", autouse=True)
-def session() -> Iterator[None]:
-    """One Ray for the module, as the product starts it, with room for 4 workers."""
-    with ray_session(ClusterConfig(num_workers=4)):
-        yield
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 def released(config: Config) -> Tensor:
@@ -37,29 +31,33 @@ def released(config: Config) -> Tensor:
     return torch.cat([t.flatten() for t in support.released(config).values()])
 
 
-def test_the_number_of_workers_is_no_part_of_the_mathematics(make_config: MakeConfig) -> None:
-    """W = 0 (no Ray), 1, 2 and 4: 20 noised steps end within rounding of one another.
+@pytest.mark.parametrize(
+    "workers", [2, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 4))]
+)
+def test_the_number_of_workers_is_no_part_of_the_mathematics(
+    make_config: MakeConfig, workers: int
+) -> None:
+    """20 noised steps end within rounding of those without Ray (W = 0).
 
-    With a clipping norm that adapts, which rank 0 tells the others anew for each step.
+    With an adaptive clipping norm, which rank 0 broadcasts at each step.
     """
     found = {}
-    for workers in (0, 1, 2, 4):
+    for number in (0, workers):
         config = make_config(
-            name=f"w{workers}",
+            name=f"w{number}",
             privacy={
                 "steps": 20,
                 "adaptive_clipping": {"learning_rate": 0.5},
                 "noise_schedule": {"final": 0.5},
             },
-            cluster={"num_workers": workers},
+            cluster={"num_workers": number},
             optimizer={"ema_decay": 0.9, "arguments": {"momentum": 0.5}},
         )
         result = start(config)
         assert (result["status"], result["charges"]) == ("finished", 20)
-        found[workers] = released(config)
-    for workers in (1, 2, 4):
-        difference = (found[workers] - found[0]).norm() / found[0].norm()
-        assert float(difference) < 1e-5, workers
+        found[number] = released(config)
+    difference = (found[workers] - found[0]).norm() / found[0].norm()
+    assert float(difference) < 1e-5
 
 
 def test_a_killed_worker_costs_no_work_and_no_budget(make_config: MakeConfig) -> None:
@@ -98,6 +96,7 @@ def kill_a_worker(run: RunDirectory) -> int:
     raise AssertionError("no worker was found to kill")
 
 
+@pytest.mark.slow
 def test_a_stop_request_leaves_a_resumable_run(make_config: MakeConfig) -> None:
     """And until then nothing listens where another machine could reach it."""
     config = make_config(privacy={"steps": 2000}, cluster={"num_workers": 2})
@@ -155,13 +154,9 @@ OWN_DATA = {
 
 
 @pytest.fixture
-def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A user's module in the directory that the command is run from."""
-    (tmp_path / "my_images.py").write_text(OWN_CODE)
-    monkeypatch.chdir(tmp_path)
-    ray.shutdown()  # workers look where Ray was started
-    with ray_session(ClusterConfig(num_workers=2)):
-        yield
+def own_code(shared_ray: SharedRay) -> None:
+    """A user's module in the folder that the command is run from."""
+    (shared_ray.folder / "my_images.py").write_text(OWN_CODE)
 
 
 @pytest.mark.usefixtures("own_code")
@@ -176,7 +171,11 @@ def test_own_loader_and_model_are_found_by_the_workers(make_config: MakeConfig) 
     result = start(config)
     assert result["status"] == "finished"
 
-    # Workers whose data differ would have overlapping shards: an example could count twice.
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("own_code")
+def test_workers_that_read_other_data_end_the_run(make_config: MakeConfig) -> None:
+    """Their shards would overlap: an example could count twice."""
     config = make_config(
         name="shuffled",
         data={"name": "my_images:load_in_any_order", **OWN_DATA},
@@ -184,6 +183,7 @@ def test_own_loader_and_model_are_found_by_the_workers(make_config: MakeConfig) 
         cluster={"num_workers": 2, "max_failures": 5},
         privacy={"delta": 1e-3},
     )
+    Path("loads").unlink(missing_ok=True)
     with pytest.raises(RunError, match="read other training data"):
         start(config)
     assert len(Path("loads").read_text()) == 3  # the driver and both workers, once each

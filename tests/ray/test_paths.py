@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import ray
 import torch
 from PIL import Image
+from shared_ray import SharedRay
 from support import MakeConfig, start
 
-from dp_ray.cluster.session import ray_session
-from dp_ray.config import ClusterConfig
 from dp_ray.data.catalog import data_facts
 from dp_ray.models.build import build_model
 
 
+@pytest.mark.slow
 def test_data_and_weights_are_found_by_the_workers(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, shared_ray: SharedRay
 ) -> None:
     for part, count in (("train", 12), ("test", 3)):
         for i in range(count):
-            image = tmp_path / "images" / part / f"class{i % 2}" / f"{i}.png"
+            image = shared_ray.folder / "images" / part / f"class{i % 2}" / f"{i}.png"
             image.parent.mkdir(parents=True, exist_ok=True)
             Image.new("L", (8, 8), 20 * i).save(image)
     facts = {"num_examples": 12, "num_classes": 2, "image_size": 8, "channels": 1}
@@ -32,8 +29,5 @@ def test_data_and_weights_are_found_by_the_workers(
         cluster={"num_workers": 2},
     )
     model = build_model(config.model, data_facts(config.data))
-    torch.save(model.state_dict(), tmp_path / "weights.pt")
-    monkeypatch.chdir(tmp_path)
-    ray.shutdown()  # workers are where Ray was started
-    with ray_session(ClusterConfig(num_workers=2)):
-        assert start(config)["status"] == "finished"
+    torch.save(model.state_dict(), shared_ray.folder / "weights.pt")
+    assert start(config)["status"] == "finished"

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,10 @@ import pytest
 import ray
 import torch
 from safetensors.torch import load_file
+from shared_ray import SharedRay
 from support import QUIET, MakeConfig
 
 from dp_ray.cluster.sweep import run_sweep
-from dp_ray.cluster.trainer import ray_session
-from dp_ray.config import ClusterConfig
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.sweep_config import SweepConfig, parse_sweep
 from dp_ray.training.run_directory import RunDirectory
@@ -51,20 +49,7 @@ def build(num_classes, channels, image_size, trouble="none"):
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One Ray for the module, and a module of the user's own in the folder that it starts in.
-
-    This process only checks the model; trials build it in processes of their own.
-    """
-    folder = tmp_path_factory.mktemp("own")
-    constants = f"DRIVER = {os.getpid()}\nFLAG = {str(folder / 'flag')!r}\n"
-    (folder / "my_model.py").write_text(constants + OWN_CODE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(str(folder))
-        with ray_session(ClusterConfig(num_workers=2), spare_cpus=1):
-            yield folder
+pytestmark = pytest.mark.usefixtures("shared_ray")
 
 
 def sweep_of(make_config: MakeConfig, name: str, **tune: Any) -> SweepConfig:
@@ -94,14 +79,29 @@ def parameters(run: RunDirectory) -> torch.Tensor:
     return torch.cat([tensor.flatten() for tensor in tensors.values()])
 
 
-def test_trials_with_and_without_workers_of_their_own(make_config: MakeConfig) -> None:
-    """The number of workers is no part of the mathematics here either."""
-    alone = sweep_of(make_config, "alone", num_samples=2)
-    told = search(alone)
+def test_a_search_trains_each_trial_at_the_budget(make_config: MakeConfig) -> None:
+    sweep = sweep_of(make_config, "search", num_samples=2)
+    told = search(sweep)
     assert [trial["status"] for trial in told["trials"]] == ["finished", "finished"]
     for trial in told["trials"]:
         assert 2.99 <= trial["epsilon"] <= 3.0
         assert trial["charges"] == trial["steps"] == trial["steps_planned"]
+
+    # What Tune keeps beside the search, of all trials, is for nobody else.
+    private = SweepDirectory.of(sweep).private.path
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    kept = list((session / "artifacts").rglob("experiment_state*"))
+    kept = kept[:1] + list((private or Path()).rglob("experiment_state*"))
+    assert kept
+    for path in kept:
+        assert any(stat.S_IMODE(p.stat().st_mode) & 0o077 == 0 for p in (path, *path.parents[:3]))
+
+
+@pytest.mark.slow
+def test_trials_with_and_without_workers_of_their_own(make_config: MakeConfig) -> None:
+    """The number of workers is no part of the mathematics here either."""
+    alone = sweep_of(make_config, "alone", num_samples=2)
+    told = search(alone)
     shared = sweep_of(
         make_config, "shared", num_samples=2, training={"cluster": {"num_workers": 2}}
     )
@@ -111,16 +111,8 @@ def test_trials_with_and_without_workers_of_their_own(make_config: MakeConfig) -
         difference = (parameters(one) - parameters(two)).norm() / parameters(one).norm()
         assert float(difference) < 1e-4
 
-    # What Tune keeps beside the search, of all trials, is for nobody else.
-    private = SweepDirectory.of(alone).private.path
-    session = Path(ray._private.worker._global_node.get_session_dir_path())
-    kept = list((session / "artifacts").rglob("experiment_state*"))
-    kept = kept[:1] + list((private or Path()).rglob("experiment_state*"))
-    assert kept
-    for path in kept:
-        assert any(stat.S_IMODE(p.stat().st_mode) & 0o077 == 0 for p in (path, *path.parents[:3]))
 
-
+@pytest.mark.slow
 def test_an_adaptive_search_is_charged_whole(make_config: MakeConfig) -> None:
     sweep = sweep_of(
         make_config,
@@ -143,7 +135,14 @@ def test_an_adaptive_search_is_charged_whole(make_config: MakeConfig) -> None:
     assert len({json.dumps(trial["parameters"]) for trial in whole["trials"]}) > 2
 
 
-def test_a_failed_trial_is_tried_again_and_reported(make_config: MakeConfig, session: Path) -> None:
+@pytest.mark.slow
+def test_a_failed_trial_is_tried_again_and_reported(
+    make_config: MakeConfig, shared_ray: SharedRay
+) -> None:
+    """This process only checks the model; trials build it in processes of their own."""
+    flag = shared_ray.folder / "flag"
+    constants = f"DRIVER = {os.getpid()}\nFLAG = {str(flag)!r}\n"
+    (shared_ray.folder / "my_model.py").write_text(constants + OWN_CODE)
     space = {
         "model.arguments.trouble": {"grid": ["none", "once", "always"]},
         "privacy.steps": {"choice": [10]},
@@ -159,7 +158,7 @@ def test_a_failed_trial_is_tried_again_and_reported(make_config: MakeConfig, ses
     )
     told = search(sweep)
     found = {t["parameters"]["model.arguments.trouble"]: t for t in told["trials"]}
-    assert (session / "flag").exists()
+    assert flag.exists()
     assert [found[name]["status"] for name in ("none", "once", "always")] == [
         "finished",
         "finished",
@@ -171,6 +170,7 @@ def test_a_failed_trial_is_tried_again_and_reported(make_config: MakeConfig, ses
     assert [found[name]["charges"] for name in ("none", "once", "always")] == [10, 10, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_search_that_was_ended_goes_on(
     make_config: MakeConfig, tmp_path: Path, number: signal.Signals

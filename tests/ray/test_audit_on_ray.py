@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,22 +11,11 @@ from support import QUIET
 
 from dp_ray.cluster import trainer
 from dp_ray.cluster.audit import run_audit
-from dp_ray.cluster.trainer import ray_session
-from dp_ray.config import ClusterConfig
 from dp_ray.training.audit_directory import AuditDirectory
 from dp_ray.training.run_directory import RunDirectory
 from dp_ray.training.witness import scores
 
-TESTS = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def session() -> Iterator[None]:
-    """One Ray for the module, whose workers find what is broken on purpose."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(TESTS), prepend=os.pathsep)
-        with ray_session(ClusterConfig(num_workers=2)):
-            yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shared_ray")]
 
 
 def test_the_number_of_workers_is_no_part_of_an_audit(tmp_path: Path) -> None:
