@@ -132,7 +132,6 @@ def test_c_goes_to_the_quantile(make_config: MakeConfig) -> None:
             "steps": 60,
             "noise_multiplier": 1.0,
         },
-        data={"expected_batch_size": 256},
         optimizer={"lr": 1e-9},
         train={"evaluate_every": 1},
         augment={"views": 1},

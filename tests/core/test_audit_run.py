@@ -100,6 +100,7 @@ def test_real_examples_are_trained_on_beside_canaries(tmp_path: Path) -> None:
     assert above / (included.sum() * (~included).sum()) > 0.6
 
 
+@pytest.mark.slow
 def test_mislabelled_canaries_that_a_model_learns_by_heart_raise_the_alarm(tmp_path: Path) -> None:
     """Without noise, and long enough; with the noise of its ledger the same run keeps them."""
     refuted = {}

@@ -264,6 +264,7 @@ def test_the_network_trains_in_bfloat16_and_cannot_change_over(make_config: Make
         start(make_config(), resume=True)
 
 
+@pytest.mark.slow
 def test_no_compiler_is_one_line_and_not_the_end(make_config: MakeConfig, tmp_path: Path) -> None:
     """A compiled engine that was asked for: told in one line, and the run goes on uncompiled."""
     config = make_config(

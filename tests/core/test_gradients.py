@@ -53,7 +53,10 @@ def flat(gradients: dict[str, Tensor]) -> Tensor:
     return torch.cat([g.flatten().double() for g in gradients.values()])
 
 
-@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize(
+    "model_name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n == "resnet18" else []) for n in MODELS],
+)
 @pytest.mark.parametrize("views", [1, 4, 5])
 def test_equals_plain_loop(model_name: str, views: int) -> None:
     name, facts, examples = MODELS[model_name]

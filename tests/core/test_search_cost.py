@@ -49,7 +49,7 @@ def test_a_budget_that_is_open_or_fixed_twice_is_refused(
         draw(make_sweep({"privacy": privacy}, space=space))
 
 
-@pytest.mark.parametrize("accountant", ["rdp", "prv"])
+@pytest.mark.parametrize("accountant", ["rdp", pytest.param("prv", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "space",
     [

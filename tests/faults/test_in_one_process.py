@@ -18,7 +18,9 @@ def peace(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return undisturbed(tmp_path_factory.mktemp("faults") / "peace", seed=1, workers=0)
 
 
-@pytest.mark.parametrize("point", ["charge - noise", "checkpoint - record"])
+@pytest.mark.parametrize(
+    "point", ["charge - noise", pytest.param("checkpoint - record", marks=pytest.mark.slow)]
+)
 def test_a_killed_run_ends_as_if_nothing_had_happened(
     point: str, peace: bytes, tmp_path: Path
 ) -> None:
@@ -32,6 +34,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
     assert keys_used_twice([ending.log]) == []
 
 
+@pytest.mark.slow
 def test_a_killed_block_is_overcounted(tmp_path: Path) -> None:
     """Steps that were paid for in advance, and of which nobody knows whether they were noised."""
     fault = Fault("", "charge - noise", (17,), "driver")
@@ -44,6 +47,7 @@ def test_a_killed_block_is_overcounted(tmp_path: Path) -> None:
     assert keys_used_twice([run.log]) == []
 
 
+@pytest.mark.slow
 def test_a_killed_run_whose_c_and_noise_move_is_charged_for_all_that_it_tells(
     tmp_path: Path,
 ) -> None:
@@ -66,9 +70,11 @@ def test_a_killed_run_whose_c_and_noise_move_is_charged_for_all_that_it_tells(
 @pytest.mark.parametrize(
     ("driver", "point"),
     [
-        ("faults.driver", "charge - noise"),
         ("faults.driver", "noise - optimizer step"),
-        ("faults.careless", "charge - noise"),
+        *(
+            pytest.param(driver, "charge - noise", marks=pytest.mark.slow)
+            for driver in ("faults.driver", "faults.careless")
+        ),
     ],
 )
 def test_the_judge_sees_noise_that_meets_two_sums(driver: str, point: str, tmp_path: Path) -> None:
