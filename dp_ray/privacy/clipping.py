@@ -98,7 +98,8 @@ def _norms_by_parameter(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name → [B] float64 L2 norms.
 
     torch adds up a float32 norm nearly in sequence, which is 4e-4 short at 10⁷ numbers: an example
-    would be clipped to more than C. So norms of short rows are joined in float64. A finite gradient whose squares overflow has norm infinity and is left out.
+    would be clipped to more than C. So norms of short rows are joined in float64. A finite gradient
+    whose squares overflow has norm infinity and is left out.
     """
     norms = {}
     for name, gradient in gradients.items():

@@ -60,9 +60,7 @@ def left_of(total: Tensor, taken: Tensor) -> Tensor:
     """[P] what a float32 parameter's release makes of a sum when another one is taken from it."""
     parameter = nn.Parameter(torch.zeros(len(total)))
     optimizer = KeyedNoiseOptimizer(torch.optim.SGD([parameter], lr=1.0), expected_batch_size=1)
-    optimizer.release(
-        {"w": total}, noise_multiplier=1.0, sensitivity=1.0, stream=Opposite(taken)
-    )
+    optimizer.release({"w": total}, noise_multiplier=1.0, sensitivity=1.0, stream=Opposite(taken))
     return -parameter.detach().double()
 
 
@@ -151,9 +149,9 @@ def test_norms_lose_no_more_than_the_margin_to_numbers_that_vanish() -> None:
     """Next to a large square small ones are lost in float32, as many as there are in a row."""
     size, c = 2**14, 1.0
     network = Parts(1, size)
-    for large, small in itertools.product((1, 8, 32), (0.7, 0.999)):
+    for row, large, small in itertools.product((64, size), (1, 8, 32), (0.7, 0.999)):
         image = torch.full((1, size), small * 2.0**-12)
-        image.view(-1, 64)[:, :large] = 1.0
+        image.view(-1, row)[:, :large] = 1.0
         clipped = total(1e3 * image, network, c, clipping="flat", microbatch_size=1)
         assert 0.999 * c < float(clipped.norm()) <= (1 - 29 * 2.0**-24) * c
 

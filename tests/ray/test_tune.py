@@ -17,7 +17,7 @@ import pytest
 import ray
 import torch
 from safetensors.torch import load_file
-from support import QUIET, MakeConfig
+from support import QUIET, MakeConfig, key_of
 
 from dp_ray.cluster.sweep import run_sweep
 from dp_ray.cluster.trainer import ray_session
@@ -83,7 +83,7 @@ def trials_of(sweep: SweepConfig) -> dict[str, RunDirectory]:
 
 
 def search(sweep: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
-    return run_sweep(sweep, resume=resume, console=QUIET)
+    return run_sweep(sweep, resume=resume, replay=None if resume else key_of(1), console=QUIET)
 
 
 def parameters(run: RunDirectory) -> torch.Tensor:
