@@ -28,9 +28,9 @@ _NORM_ROW = 64
 by less than 33 · 2⁻²⁴ of itself: half of (63 additions and a product), and the root."""
 
 _SLACK = 1 - 2.0**-18
-"""Clipped to this part of C. Of the 64 · 2⁻²⁴ that this leaves, a norm takes 33 and the rounding of
-a factor and of a product one each; the other 29 are for the sum. It is taken in float64: in float32
-its rounding would depend on who shares a microbatch."""
+"""Clipped to this part of C. Of the 64 · 2⁻²⁴ that this leaves, a norm takes 33, the rounding of a
+factor, of a product and of all else one each; the other 28 are for the sum. It is taken in float64:
+in float32 its rounding would depend on who shares a microbatch. docs/privacy.md has the proof."""
 
 _STABILITY = 0.01
 """γ of automatic clipping."""
