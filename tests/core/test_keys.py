@@ -137,6 +137,9 @@ def test_normal_is_reproducible_and_a_prefix_of_a_longer_draw() -> None:
     longer = stream.normal(101)
     assert np.array_equal(stream.normal(50), longer[:50])
     assert np.isfinite(longer).all()
+    many = stream.normal(150_001)  # computed in parts
+    assert np.array_equal(many[:101], longer)
+    assert len(np.unique(many)) == len(many)
     other = KeyedStream(KEY, incarnation=0, step=2).normal(101)
     assert not np.intersect1d(longer, other).size
     assert stream.normal(0).shape == (0,)
