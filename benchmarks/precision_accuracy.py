@@ -1,8 +1,9 @@
-"""Accuracy and time of float32 and bfloat16 runs that differ in nothing else.
+"""Accuracy and time of float32 and bfloat16 runs of one configuration.
 
     python benchmarks/precision_accuracy.py configs/mnist.yaml --seeds 3 --set data.root=…
 
-Each seed is run with both, in turn; the same seed gives the same draws, views and noise.
+Each seed is run with both, in turn; the same seed gives the same initial
+parameters, and each run has its own draws and noise.
 """
 
 from __future__ import annotations

@@ -115,6 +115,14 @@ def train(
         bool, typer.Option("--resume", help="Go on with a run that was stopped or that crashed.")
     ] = False,
     break_lock: BreakLock = False,
+    replay_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Repeat the draws and the noise of a run whose private/run_key this is, for tests "
+            "and audits. At most one of the two models may be published.",
+        ),
+    ] = None,
     profile: Annotated[
         bool,
         typer.Option(
@@ -135,14 +143,20 @@ def train(
     from dp_ray.cluster.run import run_training
     from dp_ray.config_file import load_config
     from dp_ray.report.summary import describe_result
+    from dp_ray.training.run_directory import read_replay_key
 
     loaded = load_config(config, overrides or (), name=name)
     _check_break_lock(break_lock, resume)
+    if resume and replay_key is not None:
+        raise typer.BadParameter(
+            "--replay-key starts a run; --resume goes on with the run's own key"
+        )
     result = run_training(
         loaded,
         resume=resume,
         break_lock=break_lock,
         profile=profile,
+        replay=None if replay_key is None else read_replay_key(replay_key),
         console=Console(stderr=True),
     )
     _print(describe_result(result))

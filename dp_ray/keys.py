@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 KEY_BYTES = 32
 
+_PAIRS_AT_ONCE = 2**15
+"""Of normal numbers: what is computed on the way to them then fits a processor's cache."""
+
 
 @dataclass(frozen=True, repr=False)
 class RunKey:
@@ -41,16 +44,11 @@ class RunKey:
         """A key from the operating system's entropy."""
         return cls(os.urandom(KEY_BYTES))
 
-    @classmethod
-    def from_seed(cls, seed: int) -> RunKey:
-        """A reproducible key; as secret as the seed, which is to say hardly."""
-        return cls(hashlib.sha256(f"dp-ray run key from seed {seed}".encode()).digest())
-
     def bind(self, context: str) -> RunKey:
         """The key for one configuration and data set.
 
-        Equal seeds with anything of that changed then share no noise: equal noise on two sums
-        would cancel out in the difference of the two releases.
+        A run that repeats another one's key with anything of that changed shares no noise with it:
+        equal noise on two sums would cancel out in the difference of the two releases.
         """
         return RunKey(self.derive(f"bound to {context}"))
 
@@ -58,13 +56,27 @@ class RunKey:
         """A 32-byte key for one purpose; keys of two purposes tell nothing about each other."""
         return hmac.digest(self.secret, f"dp-ray/{purpose}".encode(), "sha256")
 
-    def seed_of_initial_parameters(self) -> int:
-        """63 bits for torch's generator, which draws the parameters before any training."""
-        return int.from_bytes(self.derive("init")[:8], "little") >> 1
+    def seed_of_initial_parameters(self, seed: int | None) -> int:
+        """63 bits for torch's generator, which draws the parameters before any training.
+
+        Args:
+            seed: the configuration's, which decides them; without one they follow from the key.
+        """
+        drawn = self.derive("init") if seed is None else public_bytes(seed, "init")
+        return int.from_bytes(drawn[:8], "little") >> 1
 
     def sampling_keys(self) -> SamplingKeys:
         """The keys that followers get: none of them leads to the noise."""
         return SamplingKeys(*(self.derive(name) for name in SamplingKeys.PURPOSES))
+
+
+def public_bytes(seed: int, purpose: str) -> bytes:
+    """32 bytes for what may be known: whoever knows the seed can compute them.
+
+    Neither draws nor noise may follow from them: whom a draw took must stay unknown for
+    amplification by sampling, and a seed is the same number in two runs of different code.
+    """
+    return hashlib.sha256(f"dp-ray seed {seed}: {purpose}".encode()).digest()
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,9 +143,12 @@ class KeyedStream:
         The radius uses all 64 bits of its word, which cuts the tail at 9.49 standard deviations;
         the probability beyond that is below 3e-21.
         """
-        pairs = (count + 1) // 2
-        words = self.words(np.arange(pairs, dtype=np.uint64), 2)
-        radius = np.sqrt(-2.0 * np.log((words[:, 0].astype(np.float64) + 0.5) * 2.0**-64))
-        angle = (2.0 * np.pi * 2.0**-53) * (words[:, 1] >> np.uint64(11)).astype(np.float64)
-        pair = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-        return pair.reshape(-1)[:count]
+        pairs = np.empty(((count + 1) // 2, 2))
+        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+            part = pairs[start : start + _PAIRS_AT_ONCE]
+            words = self.words(np.arange(start, start + len(part), dtype=np.uint64), 2)
+            radius = np.sqrt(-2.0 * np.log((words[:, 0].astype(np.float64) + 0.5) * 2.0**-64))
+            angle = (2.0 * np.pi * 2.0**-53) * (words[:, 1] >> np.uint64(11)).astype(np.float64)
+            part[:, 0] = radius * np.cos(angle)
+            part[:, 1] = radius * np.sin(angle)
+        return pairs.reshape(-1)[:count]

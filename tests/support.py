@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from dp_ray.cluster.run import run_training
 from dp_ray.config import Config
+from dp_ray.keys import RunKey
 from dp_ray.training.run_directory import RunDirectory
 
 MakeConfig = Callable[..., Config]
@@ -21,9 +23,25 @@ MakeConfig = Callable[..., Config]
 QUIET = Console(quiet=True)
 
 
+def key_of(number: int) -> RunKey:
+    """A key that can be had again; the product draws its keys from the operating system alone."""
+    return RunKey(hashlib.sha256(f"key {number} of the tests".encode()).digest())
+
+
+def replay_of(config: Config) -> RunKey | None:
+    """The key that runs of tests with this seed repeat; None without one: a key of its own."""
+    return None if config.seed is None else key_of(config.seed)
+
+
 def start(config: Config, *, resume: bool = False, break_lock: bool = False) -> dict[str, Any]:
-    """Trains as ``dp-ray train`` does."""
-    return run_training(config, resume=resume, break_lock=break_lock, console=QUIET)
+    """Trains as ``dp-ray train`` does; a new run with the key of its seed, to be comparable."""
+    return run_training(
+        config,
+        resume=resume,
+        break_lock=break_lock,
+        replay=None if resume else replay_of(config),
+        console=QUIET,
+    )
 
 
 def folder(config: Config) -> Path:

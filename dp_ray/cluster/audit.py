@@ -17,6 +17,7 @@ from dp_ray.config import Config
 from dp_ray.data.canaries import Canaries, CanaryKind
 from dp_ray.data.catalog import data_facts
 from dp_ray.errors import ConfigError
+from dp_ray.keys import RunKey
 from dp_ray.report.audit import describe_start
 from dp_ray.training.audit_directory import AuditDirectory, AuditSettings
 from dp_ray.training.plan import PrivacyPlan, make_plan, with_budget
@@ -41,6 +42,7 @@ def run_audit(
     runs: int = 1,
     resume: bool = False,
     break_lock: bool = False,
+    replay: RunKey | None = None,
     console: Console,
 ) -> dict[str, Any]:
     """Trains with canaries, attacks, and holds what the attack shows against the ledger's ε.
@@ -53,6 +55,7 @@ def run_audit(
         runs: 1; or more, with one canary, which every other run has.
         resume: go on with an audit that was stopped or that crashed, as it was started.
         break_lock: with ``resume``, take a run over from a process that is known to be gone.
+        replay: the key of another audit, to repeat its draws, coins and noise.
         console: where progress is shown, if it is a terminal.
 
     Returns:
@@ -72,7 +75,7 @@ def run_audit(
     plan = make_plan(config)
     _check_claim(plan)
     if not resume:
-        directory.create(config, settings)
+        directory.create(config, settings, replay=replay)
     config = with_budget(config, plan)  # solved once for all runs
     say(console, describe_start(settings, str(directory.root)))
     address = cluster_address(config.cluster.address)
@@ -183,6 +186,7 @@ def _train(
         config,
         resume=begun,
         break_lock=begun and break_lock,
+        replay=None if begun else directory.replay_of(f"run {number}"),
         console=console,
         canaries=_draw(directory, config, settings, number),
     )

@@ -22,6 +22,7 @@ from dp_ray.config import Config
 from dp_ray.data.canaries import Canaries
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import RunError
+from dp_ray.keys import RunKey
 from dp_ray.privacy.ledger import Ledger
 from dp_ray.report.words import count
 from dp_ray.training.evaluation import METRIC_NAMES
@@ -42,6 +43,7 @@ def run_training(
     console: Console,
     break_lock: bool = False,
     profile: bool = False,
+    replay: RunKey | None = None,
     canaries: Canaries | None = None,
 ) -> dict[str, Any]:
     """Plans, trains and returns what result.json holds.
@@ -52,6 +54,8 @@ def run_training(
         console: where progress is shown, if it is a terminal.
         break_lock: with ``resume``, take the run over from a process that is known to be gone.
         profile: leave a trace of some steps in the run's private part.
+        replay: the key of another run, to repeat its draws and noise; not with ``resume``, which
+            goes on with the run's own key.
         canaries: in an audit, what takes the place of some examples.
 
     Raises:
@@ -71,10 +75,8 @@ def run_training(
         if resume:
             config, plan = take_up(run, config, attempt, tell, break_lock=break_lock)
         else:
-            plan = _begin(run, config)
-        # The seed leads to the noise: it stays in the run's private part, for the coordinator.
-        seedless = config.model_copy(update={"seed": None})
-        task = Task(seedless, plan, run, attempt, profile, canaries)
+            plan = _begin(run, config, replay)
+        task = Task(config, plan, run, attempt, profile, canaries)
         _warn_of_turns(config, tell)
         with ProgressLine(run, plan, console) as line, _stop_on_signal(run, line):
             if config.cluster.num_workers == 0:
@@ -94,11 +96,11 @@ def _train_on_ray(task: Task, early: EarlyRay, tell: Callable[[str], None]) -> N
     train_on_ray(task, tell=tell)
 
 
-def _begin(run: RunDirectory, config: Config) -> PrivacyPlan:
+def _begin(run: RunDirectory, config: Config, replay: RunKey | None) -> PrivacyPlan:
     run.check_free()
     plan = make_plan(config)
     _try_data(config)
-    run.create(config, plan)
+    run.create(config, plan, replay=replay)
     return plan
 
 

@@ -46,8 +46,15 @@ _LOCK_WAIT_S = 20.0
 """A search that was killed may take some seconds to end."""
 
 
-def plan_sweep(sweep: SweepConfig, console: Console) -> tuple[Search, RunKey]:
+def plan_sweep(
+    sweep: SweepConfig, console: Console, *, replay: RunKey | None = None
+) -> tuple[Search, RunKey]:
     """Draws a search and checks its trials; reads no data and writes nothing.
+
+    Args:
+        sweep: what to search.
+        console: where progress is shown, if it is a terminal.
+        replay: see :func:`run_sweep`.
 
     Returns:
         The search, and the secret that it was drawn with.
@@ -58,7 +65,7 @@ def plan_sweep(sweep: SweepConfig, console: Console) -> tuple[Search, RunKey]:
     seed = sweep.training.get("seed")
     if seed is not None and (not isinstance(seed, int) or seed < 0):
         raise ConfigError("seed", seed, "not a whole number from 0", "Leave it out, or give one")
-    key = RunKey.from_entropy() if seed is None else RunKey.from_seed(seed)
+    key = replay or RunKey.from_entropy()
     with console.status("drawing trials", spinner_style="none") as status:
         search = Search.draw(sweep, key, tell=lambda text: status.update(f"{text} …"))
         status.update("checking trials …")
@@ -67,7 +74,12 @@ def plan_sweep(sweep: SweepConfig, console: Console) -> tuple[Search, RunKey]:
 
 
 def run_sweep(
-    sweep: SweepConfig, *, resume: bool, console: Console, break_lock: bool = False
+    sweep: SweepConfig,
+    *,
+    resume: bool,
+    console: Console,
+    break_lock: bool = False,
+    replay: RunKey | None = None,
 ) -> dict[str, Any]:
     """Searches, and returns what result.json holds.
 
@@ -76,6 +88,7 @@ def run_sweep(
         resume: go on with a search that was stopped or that crashed.
         console: where progress is shown, if it is a terminal.
         break_lock: with ``resume``, take the search over from a process that is known to be gone.
+        replay: the key of another search, to repeat its trials with their draws and noise.
 
     Returns:
         The contents of result.json; its ``status`` is ``stopped`` if the search can be resumed.
@@ -91,12 +104,12 @@ def run_sweep(
         with _locked(directory, take_over=break_lock):
             return _run(Search.read(sweep), console, break_lock=break_lock)
     directory.check_free()
-    search, key = plan_sweep(sweep, console)
+    search, key = plan_sweep(sweep, console, replay=replay)
     _try_data(search.example())
     directory.lay_out()
     with _locked(directory):
         directory.check_free()  # still
-        directory.create(sweep, key, search.points, search.budgets)
+        directory.create(sweep, key, search.points, search.budgets, replay=replay is not None)
         return _run(search, console)
 
 

@@ -64,7 +64,7 @@ def train_driver_fn(
     if not run.finished():
         record.write(run)
         try:
-            _train(run, trial, plan, threads, attempt, break_lock=break_lock)
+            _train(search, run, trial, plan, threads, attempt, break_lock=break_lock)
         except Exception as error:
             record = replace(record, error=str(error))
             raise
@@ -86,6 +86,7 @@ def _identify(config: dict[str, Any], search: Search) -> tuple[str, Point]:
 
 
 def _train(
+    search: Search,
     run: RunDirectory,
     config: Config,
     plan: PrivacyPlan,
@@ -99,11 +100,11 @@ def _train(
     if run.exists():
         config, plan = take_up(run, config, attempt, lambda _text: None, break_lock=break_lock)
     else:
-        run.create(config, plan)
+        search.begin(run, config, plan)
     if config.cluster.threads_per_worker is None:
         cluster = config.cluster.model_copy(update={"threads_per_worker": threads})
         config = config.model_copy(update={"cluster": cluster})
-    task = Task(config.model_copy(update={"seed": None}), plan, run, attempt)
+    task = Task(config, plan, run, attempt)
     if is_nested(config.cluster):
         train_on_ray(task, [TuneReportCallback()])
     else:

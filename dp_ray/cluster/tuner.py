@@ -63,7 +63,7 @@ def tune_on_ray(
         trainable = tune.with_resources(
             functools.partial(
                 train_driver_fn,
-                search=search.without_seed(),
+                search=search,
                 threads=threads_of_worker(example.cluster, at_once),
                 attempt=secrets.token_hex(8),
                 break_lock=break_lock,

@@ -23,11 +23,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-_NORM_ROW = 256
+_NORM_ROW = 64
+"""Squares that are added up in float32. In whatever order that is done, the norm of a row is short
+by less than 33 · 2⁻²⁴ of itself: half of (63 additions and a product), and the root."""
 
 _SLACK = 1 - 2.0**-18
-"""Clipped to this part of C, so that the rounding of a norm and of a product does not carry it past
-C. The sum is taken in float64: in float32 its rounding would depend on who shares a microbatch."""
+"""Clipped to this part of C. Of the 64 · 2⁻²⁴ that this leaves, a norm takes 33, the rounding of a
+factor, of a product and of all else one each; the other 28 are for the sum. It is taken in float64:
+in float32 its rounding would depend on who shares a microbatch. docs/privacy.md has the proof."""
 
 _STABILITY = 0.01
 """γ of automatic clipping."""
@@ -95,8 +98,8 @@ def _norms_by_parameter(gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name → [B] float64 L2 norms.
 
     torch adds up a float32 norm nearly in sequence, which is 4e-4 short at 10⁷ numbers: an example
-    would be clipped to more than C. Norms of rows of 256, joined in float64, are good to 1e-7 and
-    as fast. A finite gradient whose squares overflow has norm infinity and is left out.
+    would be clipped to more than C. So norms of short rows are joined in float64. A finite gradient
+    whose squares overflow has norm infinity and is left out.
     """
     norms = {}
     for name, gradient in gradients.items():

@@ -57,9 +57,12 @@ class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc
     ) -> None:
         """Adds noise to a sum once and steps the wrapped optimizer.
 
+        The sum stays in float64 until the noise is added: rounded to float32 before, it would move
+        by more than the sensitivity (by n · 2⁻²³ of it, for n examples with equal gradients).
+
         Args:
-            gradients: the sum over all examples of the step, in the order of the optimizer's
-                parameters.
+            gradients: the float64 sum over all examples of the step, in the order of the
+                optimizer's parameters.
             noise_multiplier: σ; the noise has standard deviation σ times the sensitivity.
             sensitivity: what the clipping says one example can move the sum by.
             stream: the noise of this step and incarnation, and of no other sum.
@@ -67,15 +70,14 @@ class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc
         self.noise_multiplier, self.max_grad_norm = noise_multiplier, sensitivity
         self._stream = stream
         for parameter, gradient in zip(self.params, gradients.values(), strict=True):
-            parameter.grad = gradient.to(parameter.dtype).view_as(parameter)
+            # Not by way of ``grad``, which a float32 parameter cannot have in float64.
+            parameter.summed_grad = gradient.view_as(parameter)
         self.step()
         self._stream = None
         self.zero_grad(set_to_none=True)
 
     def accumulate(self) -> None:
-        """Opacus's hook: the sum is whole already (Opacus would copy the vector per tensor)."""
-        for p in self.params:
-            p.summed_grad = p.grad
+        """Opacus's hook: ``summed_grad`` is whole already, and ``grad`` has nothing to add."""
 
     def add_noise(self) -> None:
         """Opacus's hook: ``summed_grad`` plus noise becomes ``grad``."""
@@ -86,9 +88,9 @@ class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc
         for p in self.params:
             part = noise[start : start + p.numel()].view_as(p).to(p.device)
             start += p.numel()
-            # Added in float64 and rounded to float32 from that finer grid, against the attack on
-            # the low bits of a noised number (Mironov 2012; arXiv 2107.10138).
-            p.grad = (p.summed_grad.double() + std * part).to(p.dtype)
+            # Sum and noise are float64. The one rounding to float32 is of what was noised: it
+            # costs no privacy, and hides low bits of the noise (Mironov 2012; arXiv 2107.10138).
+            p.grad = (p.summed_grad + std * part).to(p.dtype)
 
     def scale_grad(self) -> None:
         """Opacus's hook: divides by B̄ and, if asked to, by the sensitivity."""

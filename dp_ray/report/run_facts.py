@@ -254,7 +254,7 @@ def _as_charged(run: RunDirectory, ledger: Ledger, evaluations: list[Evaluated])
         evaluation=None if accuracy is None else Evaluation(accuracy, math.inf),
         seconds=0.0,
     )
-    values = privacy_statement(config, plan, outcome, seeded=config.seed is not None)
+    values = privacy_statement(config, plan, outcome, replay=run.is_replay())
     ran_on = ledger.sessions[-1].execution if ledger.sessions else {}
     values["versions"] = {n: str(ran_on[n]) for n in ("torch", "numpy") if n in ran_on}
     return Statement.model_validate(values)

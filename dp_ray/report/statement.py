@@ -81,7 +81,7 @@ class Statement(_Part):
     released: list[Sums]
     unit_of_privacy: str
     adjacency: str
-    reproducible_from_seed: bool
+    replay: bool
     warning: str | None
     test_accuracy: float | None
     test_loss: float | None

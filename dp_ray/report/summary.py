@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dp_ray.report.words import count, describe_epsilon, duration
+from dp_ray.training.release import REPLAYED
 
 
 def describe_result(result: dict[str, Any]) -> str:
@@ -24,6 +25,8 @@ def describe_result(result: dict[str, Any]) -> str:
         lines.append(
             "budget        used up early: repeated steps were charged again (see dp-ray ledger)"
         )
+    if result["replay"]:
+        lines.append(f"warning       {REPLAYED}")
     if result["status"] == "finished":
         lines.append(f"publish       {result['path']}/release")
         lines.append(f"keep secret   {result['path']}/private")

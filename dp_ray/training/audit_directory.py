@@ -88,17 +88,24 @@ class AuditDirectory(ResultDirectory):
             problem = "an unfinished audit: continue it with --resume, or choose a --name"
         raise RunError(f"{self.root} holds {problem}")
 
-    def create(self, config: Config, settings: AuditSettings) -> None:
+    def create(
+        self, config: Config, settings: AuditSettings, *, replay: RunKey | None = None
+    ) -> None:
         """Lays out a new audit and draws its key.
+
+        Args:
+            config: what is audited.
+            settings: how.
+            replay: the key of another audit, to repeat it.
 
         Raises:
             RunError: it cannot be written, or others could read it.
         """
         self.lay_out()
-        key = RunKey.from_entropy() if config.seed is None else RunKey.from_seed(config.seed)
+        key = replay or RunKey.from_entropy()
         try:
             self.private.write(CONFIG, write_yaml(config.dump()).encode())
-            write_key(self.private, key)
+            write_key(self.private, key, replay=replay is not None)
             self.private.write(AUDIT, json.dumps(asdict(settings)).encode())
         except OSError as error:
             raise self.unwritable(error) from error
@@ -120,12 +127,9 @@ class AuditDirectory(ResultDirectory):
             ) from error
 
     def run_config(self, config: Config, number: int) -> Config:
-        """What one of the runs is trained as: in a place, and from a seed, of its own."""
-        seed = None
-        if config.seed is not None:
-            seed = int.from_bytes(self.key().derive(f"run {number}")[:7], "little")
+        """What one of the runs is trained as: in a place of its own."""
         train = config.train.model_copy(update={"storage_path": self.runs.uri})
-        return config.model_copy(update={"train": train, "name": f"{number:04d}", "seed": seed})
+        return config.model_copy(update={"train": train, "name": f"{number:04d}"})
 
     def write_outcome(self, outcome: dict[str, Any]) -> None:
         """Writes outcome.json, whole or not at all.

@@ -33,8 +33,14 @@ ASSUMPTIONS = (
     "The test split is what its user declares it to be (data_evaluation); ε does not cover it.",
     "The configuration was chosen without looking at the private data; a search on it costs more.",
     "Only the release folder is published; the run key and the private folder stay secret.",
-    "The run's folder was not copied, or put back as it was earlier, and gone on with twice.",
+    "The run's folder was not copied, or put back as it was earlier, and gone on with twice; nor "
+    "was a model published that another run made with the same key (--replay-key).",
     "Run time, memory and traffic are not observed by the adversary.",
+)
+
+REPLAYED = (
+    "This run repeats the draws and the noise of another one (--replay-key): publish at most one "
+    "of the two models, because their difference may show sums of gradients without noise."
 )
 
 PRETRAINED = (
@@ -113,6 +119,7 @@ def publish(
         **(with_search(config, outcome.epsilon) or {}),
         **outcome.metrics,
         "seconds": round(outcome.seconds, 2),
+        "replay": run.is_replay(),
     }
     if outcome.finished:
         with torch.no_grad():  # through the model, so that tied parameters follow
@@ -121,8 +128,7 @@ def publish(
                     parameter.copy_(params[name])
         state = model.state_dict()
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
-        seeded = run.config().seed is not None
-        statement = privacy_statement(config, plan, outcome, seeded=seeded)
+        statement = privacy_statement(config, plan, outcome, replay=run.is_replay())
         text = json.dumps(statement, indent=2, ensure_ascii=False) + "\n"
         files = {
             MODEL: save(tensors),
@@ -166,8 +172,6 @@ def without_secrets(values: dict[str, Any]) -> dict[str, Any]:
         for name in names:
             if name in (values.get(section) or {}):
                 values[section][name] = "runs" if name == "storage_path" else None
-    if "seed" in values:
-        values["seed"] = None
     model = values.get("model") or {}
     if model.get("pretrained") is not None:  # the file's name says enough; a name stays as it is
         model["pretrained"] = Path(model["pretrained"]).name
@@ -175,7 +179,7 @@ def without_secrets(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def privacy_statement(
-    config: Config, plan: PrivacyPlan, outcome: Outcome, *, seeded: bool
+    config: Config, plan: PrivacyPlan, outcome: Outcome, *, replay: bool
 ) -> dict[str, Any]:
     """What may be claimed, by whose word, under which assumptions."""
     spent = epsilon_by_accountant(outcome.history, plan.delta)
@@ -213,11 +217,8 @@ def privacy_statement(
         ],
         "unit_of_privacy": "one training example, with all of its views",
         "adjacency": "add or remove one example",
-        "reproducible_from_seed": seeded,
-        "warning": "The run key was derived from a seed: whoever knows or guesses the seed can "
-        "subtract the noise, and ε does not hold against them."
-        if seeded
-        else None,
+        "replay": replay,
+        "warning": REPLAYED if replay else None,
         **outcome.metrics,
         "data_evaluation": config.data.evaluation,
         "assumptions": assumptions,

@@ -44,6 +44,9 @@ SEEN = "seen"
 RAY = "ray"
 IGNORE = ".gitignore"
 
+_REPLAY = " replay"
+"""After the key of a run that repeats another one."""
+
 
 @dataclass(frozen=True)
 class ResultDirectory:
@@ -120,8 +123,28 @@ class ResultDirectory:
         Raises:
             RunError: it is missing or damaged.
         """
+        return self._read_key()[0]
+
+    def is_replay(self) -> bool:
+        """Whether its key is that of another run, whose draw and noise it repeats.
+
+        Raises:
+            RunError: the key is missing or damaged.
+        """
+        return self._read_key()[1]
+
+    def replay_of(self, part: str) -> RunKey | None:
+        """The key for a part of a replay; None if this is none: the part draws a key by itself.
+
+        Raises:
+            RunError: the key is missing or damaged.
+        """
+        key, replay = self._read_key()
+        return RunKey(key.derive(part)) if replay else None
+
+    def _read_key(self) -> tuple[RunKey, bool]:
         try:
-            return RunKey(bytes.fromhex(self.private.read(RUN_KEY).decode().strip()))
+            return _parse_key(self.private.read(RUN_KEY).decode())
         except (OSError, ValueError) as error:
             raise RunError(
                 f"{self.private}/{RUN_KEY}: {error}. Without its key ({KEY_BYTES} bytes in hex) a "
@@ -189,8 +212,13 @@ class RunDirectory(ResultDirectory):
             )
         return f"{self.root} holds an unfinished run: continue it with --resume, or choose a --name"
 
-    def create(self, config: Config, plan: PrivacyPlan) -> None:
+    def create(self, config: Config, plan: PrivacyPlan, *, replay: RunKey | None = None) -> None:
         """Lays out a new run, draws its key and enters its plan into the ledger.
+
+        Args:
+            config: what is trained.
+            plan: what may be spent.
+            replay: the key of another run, to repeat it; otherwise the operating system draws one.
 
         Raises:
             RunError: the name is taken, or see :meth:`lay_out`.
@@ -199,8 +227,8 @@ class RunDirectory(ResultDirectory):
         self.lay_out()
         try:
             self.private.write(CONFIG, write_yaml(config.dump()).encode())
-            key = RunKey.from_entropy() if config.seed is None else RunKey.from_seed(config.seed)
-            write_key(self.private, key)
+            key = replay or RunKey.from_entropy()
+            write_key(self.private, key, replay=replay is not None)
             Ledger.create(self.ledger, key.derive("ledger"), plan.dump())
         except OSError as error:
             raise self.unwritable(error) from error
@@ -289,13 +317,36 @@ def write_object(folder: Folder, name: str, value: dict[str, Any]) -> None:
     folder.write(name, text.encode())
 
 
-def write_key(private: Folder, key: RunKey) -> None:
-    """Writes a secret down, for its owner's eyes.
+def write_key(private: Folder, key: RunKey, *, replay: bool) -> None:
+    """Writes a secret down, for its owner's eyes, and whether it was another run's before.
 
     Raises:
         OSError: it cannot be written.
     """
-    private.write(RUN_KEY, f"{key.secret.hex()}\n".encode())
+    private.write(RUN_KEY, f"{key.secret.hex()}{_REPLAY if replay else ''}\n".encode())
+
+
+def read_replay_key(file: Path) -> RunKey:
+    """The key of a run that is to be repeated.
+
+    Raises:
+        ConfigError: the file holds none.
+    """
+    try:
+        return _parse_key(file.read_text(encoding="utf-8"))[0]
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            "--replay-key",
+            str(file),
+            f"no run key: {error}",
+            f"Give the private/{RUN_KEY} of the run to repeat ({KEY_BYTES} bytes in hex)",
+        ) from error
+
+
+def _parse_key(text: str) -> tuple[RunKey, bool]:
+    secret = text.strip()
+    own = secret.removesuffix(_REPLAY)
+    return RunKey(bytes.fromhex(own)), own != secret
 
 
 def deciding_fields(config: Config) -> dict[str, Any]:

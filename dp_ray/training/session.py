@@ -144,7 +144,9 @@ def open_session(
     plan, loaded = task.plan, open_same_dataset(task.config.data, collective)
     dataset = loaded if task.canaries is None else plant(loaded, task.canaries)
     # What rank 0 initialises is broadcast, so only its seed matters, and only it needs weights.
-    seed = task.run.key().seed_of_initial_parameters() if collective.rank == 0 else 0
+    seed = 0
+    if collective.rank == 0:
+        seed = task.run.key().seed_of_initial_parameters(task.config.seed)
     model = build_model(task.config.model, dataset.facts, init_seed=seed)
     weights_digest = load_pretrained(model, task.config.model) if collective.rank == 0 else None
     model = model.to(device)

@@ -16,9 +16,9 @@ from dp_ray.tuning.search import Search
 from dp_ray.tuning.sweep_directory import BEST, RESULTS
 from dp_ray.yaml_text import read_yaml, write_yaml
 
-SEEDED = (
-    "The search was drawn from a seed: whoever knows or guesses it can subtract the noise and tell "
-    "how many trials there were, and ε does not hold against them."
+REPLAYED = (
+    "This search repeats the draws and the noise of another one: publish at most one of the two, "
+    "because the difference of two models may show sums of gradients without noise."
 )
 
 _RESTORE = "Restore it from a backup, and go on with --resume; nothing was published"
@@ -47,7 +47,6 @@ def decide(search: Search, *, seconds: float) -> dict[str, Any]:
         raise _nothing_finished(search, outcomes)
     spent = [outcome.history for outcome in outcomes]
     cost = search_cost(search, spent)
-    seeded = search.sweep.training.get("seed") is not None
     everything: dict[str, Any] = {
         "name": search.sweep.name,
         "path": str(search.directory.root),
@@ -58,7 +57,7 @@ def decide(search: Search, *, seconds: float) -> dict[str, Any]:
         "delta": cost.delta,
         "accountant": cost.accountant,
         "how": cost.how,
-        "warning": SEEDED if seeded else None,
+        "warning": REPLAYED if search.directory.is_replay() else None,
         "metric": tune.metric,
         "mode": "max" if tune.larger_is_better else "min",
         "best": None if best is None else _winner(best),

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from dp_ray.config import Config
 from dp_ray.errors import ConfigError, RunError
-from dp_ray.keys import KeyedStream, RunKey
+from dp_ray.keys import KeyedStream, RunKey, public_bytes
 from dp_ray.privacy.selection import Distribution, TrialCount
 from dp_ray.storage import Folder
 from dp_ray.sweep_config import SweepConfig, TuneConfig
@@ -53,7 +53,8 @@ class Search:
 
         Args:
             sweep: the search.
-            key: its secret, which draws the number of trials and their points.
+            key: its secret, which draws the number of trials and their points; where all trials may
+                be seen, a seed draws them.
             tell: told what is going on.
 
         Raises:
@@ -87,14 +88,6 @@ class Search:
         space, levels = self.sweep.tune.space, self.sweep.tune.budget_levels
         return self.budgets.trial_at((self.points or corner_points(space, levels))[0])[0]
 
-    def without_seed(self) -> Search:
-        """For trials, which only ask whether there is a seed: it leads to all of their noise."""
-        training = self.sweep.training
-        if training.get("seed") is None:
-            return self
-        sweep = replace(self.sweep, training={**training, "seed": 0})
-        return replace(self, sweep=sweep, budgets=replace(self.budgets, sweep=sweep))
-
     def proposed(self, shares: dict[str, float]) -> Point:
         """The point that a searcher means by a place in the unit cube."""
         return point_at(self.sweep.tune.space, self.sweep.tune.budget_levels, shares)
@@ -111,11 +104,16 @@ class Search:
         """
         config, plan = self.budgets.trial_at(point)
         train = config.train.model_copy(update={"storage_path": self.directory.trials.uri})
-        seed = None
-        if config.seed is not None:
-            word = self.directory.key().derive(f"trial {name}")[:7]
-            seed = int.from_bytes(word, "little")
-        return config.model_copy(update={"train": train, "name": name, "seed": seed}), plan
+        # One seed for all of them: initial parameters of its own would tell the best one's place.
+        return config.model_copy(update={"train": train, "name": name}), plan
+
+    def begin(self, run: RunDirectory, config: Config, plan: PrivacyPlan) -> None:
+        """Lays out a trial's run; its key is its own, or in a replay follows from the search's.
+
+        Raises:
+            RunError: see :meth:`~dp_ray.training.run_directory.RunDirectory.create`.
+        """
+        run.create(config, plan, replay=self.directory.replay_of(f"trial {config.name}"))
 
 
 def trial_name(index: int) -> str:
@@ -164,6 +162,9 @@ def trial_count(tune: TuneConfig) -> TrialCount:
 
 def _draw_points(sweep: SweepConfig, key: RunKey) -> list[Point] | None:
     tune, secret = sweep.tune, key.derive("search")
+    seed = sweep.training.get("seed")
+    if seed is not None and not tune.only_best_may_be_seen:  # what all may see, a seed may decide
+        secret = public_bytes(seed, "search")
     if tune.searcher == "optuna":
         return None
     count = tune.num_samples

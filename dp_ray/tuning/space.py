@@ -31,7 +31,7 @@ _EQUAL = {
     "privacy.delta": "trials are compared at an equal budget",
     "privacy.noise_schedule": "trials are compared with one schedule",
     "privacy.accountant": "trials are compared at an equal budget",
-    "seed": "each trial draws its own randomness",
+    "seed": "all trials start from the same initial parameters, or each from its own",
     "name": "the search names its trials",
 }
 

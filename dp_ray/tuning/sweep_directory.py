@@ -86,7 +86,13 @@ class SweepDirectory(ResultDirectory):
         )
 
     def create(
-        self, sweep: SweepConfig, key: RunKey, points: list[Point] | None, budgets: Budgets
+        self,
+        sweep: SweepConfig,
+        key: RunKey,
+        points: list[Point] | None,
+        budgets: Budgets,
+        *,
+        replay: bool = False,
     ) -> None:
         """Writes down what was drawn and solved, before the first trial.
 
@@ -95,6 +101,7 @@ class SweepDirectory(ResultDirectory):
             key: its secret, which draws the number of trials and their points.
             points: of all trials; None if a searcher proposes them as it goes.
             budgets: every budget that a trial may have.
+            replay: whether the key was another search's.
 
         Raises:
             RunError: it cannot be written.
@@ -102,7 +109,7 @@ class SweepDirectory(ResultDirectory):
         search = {"points": points, "budgets": budgets.dump()}
         try:
             self.private.write(SWEEP, write_yaml(sweep.dump()).encode())
-            write_key(self.private, key)
+            write_key(self.private, key, replay=replay)
             self.private.write(SEARCH, json.dumps(search, indent=1).encode())
         except OSError as error:
             raise self.unwritable(error) from error

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 import torch
+from support import replay_of
 from torch import Tensor
 
 from dp_ray.config import Config
@@ -91,7 +92,7 @@ def train_in_turns(config: Config, world_size: int) -> tuple[list[Session], list
         BaseException: what the first worker to fail raised.
     """
     task = Task(config, make_plan(config), RunDirectory.of(config), "test")
-    task.run.create(config, task.plan)
+    task.run.create(config, task.plan, replay=replay_of(config))
     table = _Table(world_size)
     sessions: list[Session | None] = [None] * world_size
     listeners = [Listener() for _ in range(world_size)]

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support import QUIET
+from support import QUIET, key_of
 
 from dp_ray.cluster.local import NobodyToTell, train_in_process
 from dp_ray.cluster.sweep import run_sweep
-from dp_ray.keys import RunKey
 from dp_ray.sweep_config import SweepConfig
 from dp_ray.training.run_directory import RunDirectory
 from dp_ray.training.session import Task
@@ -23,14 +22,14 @@ MakeSweep = Callable[..., SweepConfig]
 
 
 def draw(sweep: SweepConfig) -> Search:
-    return Search.draw(sweep, RunKey.from_seed(5))
+    return Search.draw(sweep, key_of(5))
 
 
-def begin(sweep: SweepConfig, seed: int = 5) -> Search:
+def begin(sweep: SweepConfig, number: int = 5, *, replay: bool = True) -> Search:
     """A search that is drawn and laid out, with no trial started."""
-    key = RunKey.from_seed(seed)
+    key = key_of(number)
     search = Search.draw(sweep, key)
-    search.directory.create(sweep, key, search.points, search.budgets)
+    search.directory.create(sweep, key, search.points, search.budgets, replay=replay)
     return search
 
 
@@ -39,7 +38,7 @@ def run_trial(search: Search, index: int) -> RunDirectory:
     assert search.points is not None
     config, plan = search.trial(trial_name(index), search.points[index])
     run = RunDirectory.of(config)
-    run.create(config, plan)
+    search.begin(run, config, plan)
     TrialRecord(search.points[index], attempts=1, seconds=1.0).write(run)
     train_in_process(Task(config, plan, run, "test"), NobodyToTell())
     return run

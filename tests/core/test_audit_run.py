@@ -14,7 +14,7 @@ from faults.broken import FAULTS, audited, broken
 from numpy.typing import NDArray
 from rich.console import Console
 from scipy import stats
-from support import QUIET
+from support import QUIET, replay_of
 from typer.testing import CliRunner
 
 from dp_ray import cli
@@ -30,7 +30,7 @@ from dp_ray.training.witness import GradientWitness, Sight, scores
 
 def audit(config: Config, **options: Any) -> dict[str, Any]:
     """Audits as ``dp-ray audit`` does."""
-    return run_audit(config, console=QUIET, **options)
+    return run_audit(config, console=QUIET, replay=replay_of(config), **options)
 
 
 def the_run(config: Config, number: int = 0) -> RunDirectory:

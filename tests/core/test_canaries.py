@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from support import MakeConfig
+from support import MakeConfig, key_of
 
 from dp_ray.data.canaries import Canaries, CanaryKind, plant
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import RunError
-from dp_ray.keys import RunKey
 from dp_ray.privacy.clipping import Clipping
 from dp_ray.storage import open_folder
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.planted import Directions, PlantedGradients
 from dp_ray.training.witness import GradientWitness, Sight, scores
 
-KEY = RunKey.from_seed(5)
+KEY = key_of(5)
 N = 1437
 CPU = torch.device("cpu")
 
@@ -54,7 +53,7 @@ def test_coins_are_fair_and_have_a_key_of_their_own() -> None:
     assert again.digest() == canaries.digest()
     for differs in (
         Canaries.draw("gradient", 20_000, 50_000, key=KEY, run=1),
-        Canaries.draw("gradient", 20_000, 50_000, key=RunKey.from_seed(6)),
+        Canaries.draw("gradient", 20_000, 50_000, key=key_of(6)),
         replace(canaries, included=~canaries.included),
         replace(canaries, kind="mislabelled"),
     ):

@@ -15,12 +15,12 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import key_of
 
 from dp_ray import cli
 from dp_ray.config import Config
 from dp_ray.config_file import describe_fields, load_config, parse_config, set_field
 from dp_ray.errors import ConfigError, DpRayError
-from dp_ray.keys import RunKey
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.sweep_config import TuneConfig, load_sweep, parse_sweep
 from dp_ray.training.plan import make_plan, solve_budget
@@ -157,7 +157,7 @@ def test_a_search_of_anything_is_drawn_or_refused(path: str, domain: dict[str, A
     values["tune"]["space"] = {path: domain}
     values["privacy"] |= {"accountant": "rdp", "steps": 4 if path[0] != "p" else None}
     try:
-        search = Search.draw(parse_sweep(values), RunKey.from_seed(1))
+        search = Search.draw(parse_sweep(values), key_of(1))
     except DpRayError as error:
         refused_in_one_line(error)
     else:

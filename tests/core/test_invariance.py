@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import MakeConfig
+from support import MakeConfig, key_of
 from torch import Tensor
 
 from dp_ray.config import Config
 from dp_ray.data.sampling import PoissonSampler, Shard
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.data.views import ViewMaker, ViewParameters
-from dp_ray.keys import KeyedStream, RunKey
+from dp_ray.keys import KeyedStream
 from dp_ray.models.build import build_model
 from dp_ray.privacy.engines import Engine, Sums
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.step import STATISTICS, Assignment, ShardWorker
 
-KEY = RunKey.from_seed(5)
+KEY = key_of(5)
 CPU = torch.device("cpu")
 STEPS = 20
 C = 1.0

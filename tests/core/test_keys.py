@@ -11,10 +11,11 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 from scipy import stats
+from support import key_of
 
-from dp_ray.keys import KEY_BYTES, KeyedStream, RunKey, SamplingKeys
+from dp_ray.keys import KEY_BYTES, KeyedStream, RunKey, SamplingKeys, public_bytes
 
-RUN_KEY = RunKey.from_seed(5)
+RUN_KEY = key_of(5)
 KEY = RUN_KEY.derive("draw")
 # The purposes that dp_ray uses, and some to come.
 PURPOSES = [*SamplingKeys.PURPOSES, "noise", "digest", "init", "ledger", "drawn", "noise/0", ""]
@@ -72,14 +73,14 @@ def test_every_part_of_the_address_counts() -> None:
     variants += [words(incarnation=1, step=1), words(incarnation=11, step=1)]
     variants += [words(incarnation=1, step=11)]
     variants += [words(key=RUN_KEY.derive(purpose)) for purpose in PURPOSES if purpose != "draw"]
-    variants += [words(key=RunKey.from_seed(6).derive("draw"))]
+    variants += [words(key=key_of(6).derive("draw"))]
     for one, other in itertools.combinations(variants, 2):
         assert not np.intersect1d(one, other).size
     assert np.unique(variants[0]).size == variants[0].size  # ids and positions too
 
 
 def test_keys_of_purposes_do_not_collide() -> None:
-    keys = [RunKey.from_seed(seed).derive(p) for seed in range(50) for p in PURPOSES]
+    keys = [key_of(seed).derive(p) for seed in range(50) for p in PURPOSES]
     assert all(len(key) == KEY_BYTES for key in keys)
     assert len(set(keys)) == len(keys)
     assert RUN_KEY.derive("noise") == RUN_KEY.derive("noise")
@@ -136,6 +137,9 @@ def test_normal_is_reproducible_and_a_prefix_of_a_longer_draw() -> None:
     longer = stream.normal(101)
     assert np.array_equal(stream.normal(50), longer[:50])
     assert np.isfinite(longer).all()
+    many = stream.normal(150_001)  # computed in parts
+    assert np.array_equal(many[:101], longer)
+    assert len(np.unique(many)) == len(many)
     other = KeyedStream(KEY, incarnation=0, step=2).normal(101)
     assert not np.intersect1d(longer, other).size
     assert stream.normal(0).shape == (0,)
@@ -180,20 +184,29 @@ def test_followers_get_no_key_to_the_noise() -> None:
     assert names == set(SamplingKeys.PURPOSES) == {"draw", "views", "dropout"}
 
 
-def test_seeds_reproduce_and_entropy_does_not() -> None:
-    assert RunKey.from_seed(7) == RunKey.from_seed(7)
-    assert len({RunKey.from_seed(seed).secret for seed in range(1000)}) == 1000
+def test_a_seed_leads_to_initial_parameters_and_to_no_key() -> None:
+    """Of what may be known, each purpose has its own bytes; no key is among them."""
+    drawn = {RUN_KEY.seed_of_initial_parameters(seed) for seed in (None, *range(100), 2**90)}
+    assert len(drawn) == 102
+    assert all(0 <= number < 2**63 for number in drawn)
+    for seed in (0, 7):
+        same_for_all = {key_of(n).seed_of_initial_parameters(seed) for n in range(9)}
+        assert len(same_for_all) == 1
+        assert public_bytes(seed, "init") != public_bytes(seed, "search")
+
+
+def test_entropy_does_not_repeat() -> None:
     assert len({RunKey.from_entropy().secret for _ in range(100)}) == 100
     assert len(RunKey.from_entropy().secret) == KEY_BYTES
 
 
 def test_a_key_bound_to_another_context_shares_nothing_with_it() -> None:
-    """Equal seeds with anything changed must not give equal noise: two sums would cancel it."""
-    key = RunKey.from_seed(7)
+    """A repeated key with anything changed must not give equal noise: two sums would cancel it."""
+    key = key_of(7)
     bound = [key.bind(context) for context in ("", "one", "another")]
     assert key.bind("one") == bound[1]
     purposes = ("draw", "views", "noise", "digest")
     keys = [k.derive(purpose) for k in (key, *bound) for purpose in purposes]
     assert len(set(keys)) == len(keys)
-    assert RunKey.from_seed(8).bind("one") != bound[1]
+    assert key_of(8).bind("one") != bound[1]
     assert key.secret not in (k.secret for k in bound)

@@ -18,15 +18,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from object_store import MemoryFolder
+from support import key_of
 
 from dp_ray.errors import LedgerError
-from dp_ray.keys import RunKey
 from dp_ray.privacy.balance import Charge
 from dp_ray.privacy.ledger import Ledger, Verdict
 from dp_ray.privacy.lock import WriterLock
 from dp_ray.storage import Folder, LocalFolder
 
-KEY = RunKey.from_seed(3).derive("ledger")
+KEY = key_of(3).derive("ledger")
 PLAN = {"steps": 9, "noise_multiplier": 1.0, "sample_rate": 0.1, "name": "nine"}
 EXECUTION = {"workers": 2}
 

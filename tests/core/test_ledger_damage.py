@@ -18,16 +18,16 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from object_store import MemoryFolder, ObjectStore, serve_objects
+from support import key_of
 
 from dp_ray.errors import LedgerError
-from dp_ray.keys import RunKey
 from dp_ray.privacy.balance import Charge
 from dp_ray.privacy.ledger import Ledger, Verdict
 from dp_ray.privacy.lock import WriterLock
 from dp_ray.storage import Folder, LocalFolder
 
-KEY = RunKey.from_seed(3).derive("ledger")
-OTHER_KEY = RunKey.from_seed(4).derive("ledger")
+KEY = key_of(3).derive("ledger")
+OTHER_KEY = key_of(4).derive("ledger")
 PLAN = {"steps": 40, "noise_multiplier": 1.0, "sample_rate": 0.1}
 RECORDS, HEAD = "records.jsonl", "head"
 GARBAGE = [b"\n", b"{}\n", b"[]\n", b"\0", b"null\n", b'{"body": "{}", "mac": ""}\n']

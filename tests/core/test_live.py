@@ -9,12 +9,11 @@ import time
 import pytest
 from rich.console import Console
 from searches import MakeSweep
-from support import MakeConfig
+from support import MakeConfig, key_of
 
 from dp_ray.cluster import live
 from dp_ray.cluster.progress import ProgressLine
 from dp_ray.cluster.sweep_progress import SweepProgress
-from dp_ray.keys import RunKey
 from dp_ray.training.plan import make_plan
 from dp_ray.training.run_directory import PROGRESS, RunDirectory
 from dp_ray.tuning.search import Search
@@ -54,7 +53,7 @@ def test_a_run_tells_step_epsilon_and_time_left(make_config: MakeConfig) -> None
 def test_a_search_tells_no_number_of_trials_that_is_secret(
     make_sweep: MakeSweep, mode: str
 ) -> None:
-    search = Search.draw(make_sweep(privacy_mode=mode), RunKey.from_seed(1), tell=lambda _: None)
+    search = Search.draw(make_sweep(privacy_mode=mode), key_of(1), tell=lambda _: None)
     log = io.StringIO()
     shown = SweepProgress(search, 6.0, Console(file=log))
     if mode == "compose":

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2, kstest
+from support import key_of
 from torch import Tensor, nn
 
-from dp_ray.keys import KeyedStream, RunKey
+from dp_ray.keys import KeyedStream
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
 
 P = 20_000
@@ -33,7 +34,7 @@ def update(
         expected_batch_size=batch,
         normalize_update=normalize,
     )
-    key = RunKey.from_seed(7).derive("noise")
+    key = key_of(7).derive("noise")
     total = torch.stack(sums).sum(dim=0)
     if noise_per_worker:  # the mutation: each rank adds its own
         for rank in range(len(sums) - 1):

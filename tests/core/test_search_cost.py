@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 from searches import MakeSweep, N, draw
+from support import key_of
 
 from dp_ray.cluster import sweep as sweep_module
 from dp_ray.cluster.sweep import plan_sweep
 from dp_ray.errors import ConfigError
-from dp_ray.keys import RunKey
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.selection import TrialCount, adaptive_epsilon, selection_epsilon
 from dp_ray.report.sweep import describe_search
@@ -134,14 +134,14 @@ def test_noise_to_batch_holds_what_tan_holds(make_sweep: MakeSweep) -> None:
 def test_trials_are_drawn_by_the_key(make_sweep: MakeSweep) -> None:
     sweep = make_sweep(num_samples=8)
     first, again = draw(sweep), draw(sweep)
-    other = Search.draw(sweep, RunKey.from_seed(6))
+    other = Search.draw(sweep, key_of(6))
     assert first.points == again.points
     assert first.points != other.points
 
 
 def test_the_number_of_trials_is_random_only_where_that_counts(make_sweep: MakeSweep) -> None:
     sweep = make_sweep(num_samples=8)
-    keys = [RunKey.from_seed(i) for i in range(200)]
+    keys = [key_of(i) for i in range(200)]
     counts = [len(Search.draw(sweep, key).points or []) for key in keys]
     assert abs(sum(counts) / 200 - 8) < 0.8  # four standard errors of a Poisson mean
     assert len(set(counts)) > 5
@@ -173,7 +173,7 @@ def test_a_selection_is_charged_for_what_it_could_have_drawn(make_sweep: MakeSwe
     """The cost must not tell which trials were drawn, nor depend on them."""
     space = {"privacy.steps": {"integer": [2, 500]}}
     sweep = make_sweep(space=space, num_samples=1, budget_levels=6)
-    searches = [Search.draw(sweep, RunKey.from_seed(seed)) for seed in range(4)]
+    searches = [Search.draw(sweep, key_of(seed)) for seed in range(4)]
     assert len({str(search.points) for search in searches}) > 1
     assert {len(search.budgets.runs) for search in searches} == {6}
     assert len({search_cost(search).epsilon for search in searches}) == 1

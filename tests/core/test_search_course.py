@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 from searches import MakeSweep, begin, finish, run_trial
-from support import QUIET
+from support import QUIET, key_of
 
 from dp_ray.cluster import sweep as sweep_module
 from dp_ray.cluster.sweep import plan_sweep, run_sweep
 from dp_ray.cluster.sweep_progress import SweepProgress
 from dp_ray.config import ClusterConfig
 from dp_ray.errors import ConfigError, DpRayError, RunError
-from dp_ray.keys import RunKey
 from dp_ray.privacy.lock import WriterLock
 from dp_ray.report.sweep import describe_sweep_result
 from dp_ray.sweep_config import parse_sweep
@@ -39,9 +38,9 @@ def test_two_cannot_search_at_once(make_sweep: MakeSweep, monkeypatch: pytest.Mo
 
 def test_no_trial_at_all_is_an_outcome(make_sweep: MakeSweep) -> None:
     """The Poisson distribution may say 0; that, too, must not depend on anything private."""
-    sweep = make_sweep({"seed": 3}, num_samples=1)
-    seed = next(s for s in range(50) if not Search.draw(sweep, RunKey.from_seed(s)).points)
-    told = run_sweep(make_sweep({"seed": seed}, num_samples=1), resume=False, console=QUIET)
+    sweep = make_sweep(num_samples=1)
+    key = next(k for k in map(key_of, range(50)) if not Search.draw(sweep, k).points)
+    told = run_sweep(sweep, resume=False, console=QUIET, replay=key)
     assert (told["status"], told["best"]) == ("finished", None)
     assert told["epsilon_of_search"] > 3.0
     assert "random number of trials was 0" in describe_sweep_result(told)
@@ -93,23 +92,13 @@ def test_a_search_that_was_cut_off_before_it_began_is_begun_anew(make_sweep: Mak
         directory.check_free()
 
 
-def test_seeds_of_trials_differ_and_repeat(make_sweep: MakeSweep) -> None:
-    """Two trials at one point must not share their noise."""
-    search = begin(make_sweep())
+def test_all_trials_have_one_seed(make_sweep: MakeSweep) -> None:
+    """It may be known: seeds of their own would tell the place of the best one, by its start."""
     point = {"augment.views": 1, "privacy.steps": 4, "privacy.max_grad_norm": 1.0}
-    seeds = [search.trial(name, point)[0].seed for name in ("a", "b", "a")]
-    assert seeds[0] == seeds[2] != seeds[1]
-    unseeded = replace(search, sweep=make_sweep({"seed": None}))
-    budgets = replace(search.budgets, sweep=unseeded.sweep)
-    unseeded = replace(unseeded, budgets=budgets)
-    assert unseeded.trial("a", point)[0].seed is None
-    assert unseeded.without_seed() is unseeded
-
-    # What Ray is told does not lead to the noise, and comes to the same: the key is on the disk.
-    told = search.without_seed()
-    assert told.trial("a", point) == search.trial("a", point)
-    assert search.sweep.training["seed"] == 1
-    assert told.sweep.training["seed"] == told.budgets.sweep.training["seed"] == 0
+    for seed in (3, None):
+        search = begin(make_sweep({"seed": seed}), replay=False)
+        assert {search.trial(name, point)[0].seed for name in ("a", "b")} == {seed}
+        search.directory.root.delete("private")
 
 
 def test_trials_are_checked_before_any_is_started(make_sweep: MakeSweep) -> None:

@@ -79,7 +79,7 @@ def test_private_selection_tells_of_the_best_alone(
 
     assert yaml.safe_load((root / "release/config.yaml").read_text())["name"] == "search"
     statement = json.loads((root / "release/privacy.json").read_text())
-    assert "how many trials" in statement["warning"]  # the test's search has a seed
+    assert "This search repeats" in statement["warning"]  # as tests' searches do
     assert statement["epsilon"] == told["epsilon_of_search"]
     assert statement["search"]["of_this_run_alone"]["epsilon"] < statement["epsilon"]
     assert any("not even their number" in text for text in statement["assumptions"])

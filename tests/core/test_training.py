@@ -26,7 +26,7 @@ from dp_ray.training.checkpoint import Checkpoint, Checkpoints
 from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.plan import make_plan
 from dp_ray.training.profile import PARTS
-from dp_ray.training.release import public_config
+from dp_ray.training.release import REPLAYED, public_config
 from dp_ray.training.run_directory import RunDirectory
 from dp_ray.training.session import Task
 
@@ -61,57 +61,36 @@ def test_a_run_leaves_what_it_says(make_config: MakeConfig) -> None:
     assert statement["epsilon_by_accountant"]["prv"] == statement["epsilon"]
     assert statement["unit_of_privacy"]
     assert statement["assumptions"]
-    assert "seed" in (statement["warning"] or "")
+    assert (statement["warning"], statement["replay"]) == (REPLAYED, True)  # as tests' runs are
     assert list((run / "private/tensorboard").glob("events.*"))
 
 
 def test_nothing_private_is_released(make_config: MakeConfig, tmp_path: Path) -> None:
-    """No key, no seed, no path, no training loss, no norm, no realised batch size."""
+    """No key, no path, no training loss, no norm, no realised batch size."""
     config = make_config(seed=987654321)
     start(config)
     run = folder(config)
-    key = (run / "private/run_key").read_text().strip()
+    key = RunDirectory.of(config).key().secret.hex()
     texts = [p.read_text() for p in (run / "release/privacy.json", run / "release/config.yaml")]
     for text in [*texts, (run / "result.json").read_text()]:
-        for secret in (key, "987654321", "loss", "norms", "clipped_fraction"):
+        for secret in (key, "loss", "norms", "clipped_fraction"):
             assert secret not in text.replace("test_loss", "")
     for text in texts:
         assert str(tmp_path) not in text
-    assert yaml.safe_load((run / "release/config.yaml").read_text())["seed"] is None
+    assert key in (run / "private/run_key").read_text()
+    # A seed is no secret: what follows from it may be known.
+    assert yaml.safe_load((run / "release/config.yaml").read_text())["seed"] == 987654321
 
 
 def test_the_published_configuration_leads_neither_to_noise_nor_to_data(
     make_config: MakeConfig,
 ) -> None:
-    config = make_config(
-        seed=5, data={"root": "/home/me/patients"}, cluster={"address": "10.0.0.1:6379"}
-    )
+    config = make_config(data={"root": "/home/me/patients"}, cluster={"address": "10.0.0.1:6379"})
     published = public_config(config)
-    assert published["seed"] is None
     text = json.dumps(published)
     for secret in ("patients", "10.0.0.1", config.train.storage_path):
         assert secret not in text
     assert parse_config(published).privacy == config.privacy
-
-
-def test_without_a_seed_runs_differ_and_no_warning_is_needed(make_config: MakeConfig) -> None:
-    models = []
-    for name in ("one", "two"):
-        config = make_config(seed=None, name=name)
-        start(config)
-        models.append(released(config))
-        statement = json.loads((folder(config) / "release/privacy.json").read_text())
-        assert (statement["warning"], statement["reproducible_from_seed"]) == (None, False)
-    assert not same(*models)
-
-
-def test_a_seed_makes_a_run_reproducible(make_config: MakeConfig) -> None:
-    models = []
-    for name in ("one", "two"):
-        config = make_config(name=name)
-        start(config)
-        models.append(released(config))
-    assert same(*models)
 
 
 def test_a_taken_name_is_refused(make_config: MakeConfig) -> None:
@@ -125,7 +104,9 @@ def test_a_taken_name_is_refused(make_config: MakeConfig) -> None:
     assert same(before, released(config))
 
 
-def test_equal_seeds_do_not_mean_equal_noise(make_config: MakeConfig) -> None:
+def test_a_key_that_is_repeated_with_another_configuration_gives_other_noise(
+    make_config: MakeConfig,
+) -> None:
     """Two runs that differ in one field would otherwise cancel each other's noise."""
     changes = []
     for degrees in (0.0, 8.0):

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from support import key_of
 from torch import Tensor
 
 from dp_ray.cluster.audit import run_audit
@@ -111,6 +112,7 @@ def main() -> None:
                 found = run_audit(
                     audited(Path(folder), seed=seed),
                     canaries=4000,
+                    replay=key_of(seed),
                     console=Console(quiet=True),
                 )
             alarms += found["refuted"]

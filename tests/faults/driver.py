@@ -7,6 +7,7 @@ import json
 import sys
 
 from rich.console import Console
+from support import replay_of
 
 from dp_ray.cluster.environment import prepare_environment
 from dp_ray.cluster.run import run_training
@@ -27,7 +28,8 @@ def main(path: str, fault: Fault, *, resume: bool) -> None:
         from dp_ray.cluster import trainer
 
         trainer.train_func_per_worker = functools.partial(inject.worker, fault=fault)
-    run_training(config, resume=resume, console=Console(quiet=True))
+    replay = None if resume else replay_of(config)
+    run_training(config, resume=resume, replay=replay, console=Console(quiet=True))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 from shared_ray import SharedRay
-from support import QUIET, MakeConfig
+from support import QUIET, MakeConfig, key_of
 
 from dp_ray.cluster.sweep import run_sweep
 from dp_ray.privacy.accounting import epsilon_of
@@ -68,7 +68,7 @@ def trials_of(sweep: SweepConfig) -> dict[str, RunDirectory]:
 
 
 def search(sweep: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
-    return run_sweep(sweep, resume=resume, console=QUIET)
+    return run_sweep(sweep, resume=resume, replay=None if resume else key_of(1), console=QUIET)
 
 
 def parameters(run: RunDirectory) -> torch.Tensor:
