@@ -135,7 +135,7 @@ def take_up(
         config, before, plan = resumption.config, resumption.before, resumption.plan
         check_feasible(config, plan.steps)
         _try_data(config)
-        if plan != before:
+        if resumption.adds_steps:
             tell(
                 f"privacy.steps: raised from {before.steps} to {plan.steps}, and the run's ε from "
                 f"{before.epsilon:.4f} to {plan.epsilon:.4f} at δ = {plan.delta:g}",
@@ -146,7 +146,7 @@ def take_up(
                 f"ε = {plan.epsilon:.4f} at δ = {plan.delta:g}",
             )
         _mark_running(run, ledger)
-        if plan != before:
+        if resumption.adds_steps:
             ledger.amend_plan(plan.dump())
         _clear_notes(run)
     finally:

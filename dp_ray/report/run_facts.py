@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from dp_ray.errors import DpRayError, RunError
+from dp_ray.config_file import parse_config
+from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.balance import Session
 from dp_ray.privacy.ledger import Ledger
@@ -18,9 +19,10 @@ from dp_ray.report.ledger import facts_of
 from dp_ray.report.statement import Statement
 from dp_ray.report.words import without_paths
 from dp_ray.storage import Folder
+from dp_ray.training.consistency import disagreement
 from dp_ray.training.evaluation import METRIC_NAMES, Evaluation
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.release import STATEMENT, Outcome, privacy_statement, public_config
+from dp_ray.training.release import STATEMENT, Outcome, privacy_statement, published_config
 from dp_ray.training.run_directory import CONFIG, METRICS, RELEASE, RunDirectory
 from dp_ray.tuning.search import TRIAL
 from dp_ray.yaml_text import read_yaml, write_yaml
@@ -141,26 +143,24 @@ def read_release(release: Folder) -> RunFacts:
     """
     with _readable(release):
         statement = Statement.read(release.read(STATEMENT), str(release))
-        values = read_yaml(release.read(CONFIG).decode())
+        values = _released_config(release)
         return RunFacts(
             name=str(values["name"]),
             finished=True,
             statement=statement,
             checked=False,
             **_config(values),
-            notices=_notices(statement),
+            notices=[*_contradictions(release, values), *_notices(statement)],
             evaluations=[],
             private=None,
         )
 
 
 def _read_run(run: RunDirectory) -> RunFacts:
-    config = public_config(run.config())
     evaluations, steps = _read_metrics(run)
     result = run.read_result() if run.finished() else {}
-    published = None
+    published, release = None, run.root / RELEASE
     if run.root.exists(RELEASE):
-        release = run.root / RELEASE
         published = Statement.read(release.read(STATEMENT), str(release))
     ledger, damage = _read_ledger(run)
     if ledger is None:
@@ -181,12 +181,18 @@ def _read_run(run: RunDirectory) -> RunFacts:
         notices.insert(0, _OF_A_SEARCH)
     if statement.warning is not None:
         notices.append(statement.warning)
-    values = read_yaml((run.root / RELEASE).read(CONFIG).decode()) if finished else config
+    contradictions: list[str] = []
+    if finished:
+        values = _released_config(release)
+        contradictions = _contradictions(release, values)
+    elif ledger is not None:
+        values = published_config(run.config(), PrivacyPlan.from_dump(ledger.plan))
+    notices = [*contradictions, *notices]
     return RunFacts(
         name=str(values["name"]),
         finished=finished,
         statement=statement,
-        checked=ledger is not None and not statement.understates(),
+        checked=ledger is not None and not contradictions and not statement.understates(),
         **_config(values),
         notices=[without_paths(notice) for notice in dict.fromkeys(notices)],
         evaluations=evaluations,
@@ -225,6 +231,20 @@ _UNDERSTATED = (
     "The ε that is claimed is less than what the accountant makes of the noised sums that the "
     "statement itself lists. Do not rely on it."
 )
+
+
+def _released_config(release: Folder) -> dict[str, Any]:
+    values: dict[str, Any] = read_yaml(release.read(CONFIG).decode())
+    return values
+
+
+def _contradictions(release: Folder, values: dict[str, Any]) -> list[str]:
+    """What the statement and the configuration of a release contradict each other in."""
+    try:
+        found = disagreement(json.loads(release.read(STATEMENT)), parse_config(values))
+    except ConfigError as error:
+        found = f"config.yaml cannot be read: {error}"
+    return [] if found is None else [f"The published documents contradict each other: {found}."]
 
 
 def _notices(statement: Statement) -> list[str]:

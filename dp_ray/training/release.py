@@ -16,10 +16,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dp_ray.config import Config
+from dp_ray.config_file import parse_config
+from dp_ray.errors import RunError
 from dp_ray.privacy.accounting import epsilon_by_accountant
 from dp_ray.privacy.history import History
+from dp_ray.training.consistency import disagreement
 from dp_ray.training.evaluation import METRIC_NAMES, Evaluation
-from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.plan import PrivacyPlan, with_budget
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
 from dp_ray.yaml_text import write_yaml
 
@@ -100,6 +103,7 @@ def publish(
 
     Raises:
         OSError: it cannot be written; the run can be resumed.
+        RunError: the documents contradict each other; nothing is published.
     """
     result: dict[str, Any] = {
         "name": config.name,
@@ -124,9 +128,11 @@ def publish(
         seeded = run.config().seed is not None
         statement = privacy_statement(config, plan, outcome, seeded=seeded)
         text = json.dumps(statement, indent=2, ensure_ascii=False) + "\n"
+        published = published_config(config, plan)
+        check_agreement(statement, published, outcome.history)
         files = {
             MODEL: save(tensors),
-            CONFIG: write_yaml(public_config(config)).encode(),
+            CONFIG: write_yaml(published).encode(),
             STATEMENT: text.encode(),
         }
         run.root.publish(RELEASE, files)
@@ -151,6 +157,36 @@ def with_search(config: Config, epsilon: float) -> dict[str, float | None] | Non
 def finite(value: float) -> float | None:
     """JSON has no infinity: without noise, ε is null."""
     return value if math.isfinite(value) else None
+
+
+def check_agreement(
+    statement: dict[str, Any], published: dict[str, Any], history: History | None = None
+) -> None:
+    """Refuses to publish documents that contradict each other.
+
+    Args:
+        statement: the contents of privacy.json.
+        published: the contents of config.yaml.
+        history: the ledger's noised sums, as :func:`disagreement` takes them.
+
+    Raises:
+        RunError: they do; the message says where.
+    """
+    found = disagreement(statement, parse_config(published), history)
+    if found is not None:
+        raise RunError(
+            f"the documents of the release contradict each other: {found}. Nothing was published. "
+            "Go on with --resume and the configuration that the run was started with; if that "
+            "does not help, report it as a bug of dp-ray"
+        )
+
+
+def published_config(config: Config, plan: PrivacyPlan) -> dict[str, Any]:
+    """What config.yaml of a release holds: the budget is the plan's σ and T.
+
+    ε is in the statement alone, which has it from the ledger.
+    """
+    return public_config(with_budget(config, plan))
 
 
 def public_config(config: Config) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dp_ray.errors import RunError
 from dp_ray.privacy.history import room
-from dp_ray.training.release import CHOICE, MODEL, STATEMENT
+from dp_ray.training.release import CHOICE, MODEL, STATEMENT, check_agreement
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory, read_object
 from dp_ray.tuning.cost import search_cost
 from dp_ray.tuning.outcome import TrialOutcome, best_of, read_outcomes, settled
@@ -186,6 +186,7 @@ def _release(search: Search, everything: dict[str, Any]) -> None:
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{source} is damaged: {error}. {_RESTORE}") from error
     statement = _statement(search, read_object(source, STATEMENT, _RESTORE), everything)
+    check_agreement(statement, config)
     files = {
         MODEL: model,
         CONFIG: write_yaml(config).encode(),
