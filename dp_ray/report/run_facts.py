@@ -150,7 +150,7 @@ def read_release(release: Folder) -> RunFacts:
             statement=statement,
             checked=False,
             **_config(values),
-            notices=[*_contradictions(release, values), *_notices(statement)],
+            notices=[*_notices(statement), *_contradictions(release, values)],
             evaluations=[],
             private=None,
         )
@@ -184,7 +184,8 @@ def _read_run(run: RunDirectory) -> RunFacts:
     contradictions: list[str] = []
     if finished:
         values = _released_config(release)
-        contradictions = _contradictions(release, values)
+        if not statement.understates():  # else that is said already
+            contradictions = _contradictions(release, values)
     elif ledger is not None:
         values = published_config(run.config(), PrivacyPlan.from_dump(ledger.plan))
     notices = [*contradictions, *notices]
