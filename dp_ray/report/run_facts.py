@@ -150,7 +150,7 @@ def read_release(release: Folder) -> RunFacts:
             statement=statement,
             checked=False,
             **_config(values),
-            notices=[*_notices(statement), *_contradictions(release, values)],
+            notices=[*_notices(statement), *_contradictions(release, values, statement)],
             evaluations=[],
             private=None,
         )
@@ -184,8 +184,7 @@ def _read_run(run: RunDirectory) -> RunFacts:
     contradictions: list[str] = []
     if finished:
         values = _released_config(release)
-        if not statement.understates():  # else that is said already
-            contradictions = _contradictions(release, values)
+        contradictions = _contradictions(release, values, statement)
     elif ledger is not None:
         values = published_config(run.config(), PrivacyPlan.from_dump(ledger.plan))
     notices = [*contradictions, *notices]
@@ -239,8 +238,10 @@ def _released_config(release: Folder) -> dict[str, Any]:
     return values
 
 
-def _contradictions(release: Folder, values: dict[str, Any]) -> list[str]:
+def _contradictions(release: Folder, values: dict[str, Any], statement: Statement) -> list[str]:
     """What the statement and the configuration of a release contradict each other in."""
+    if statement.understates():  # which is a notice by itself
+        return []
     try:
         found = disagreement(json.loads(release.read(STATEMENT)), parse_config(values))
     except ConfigError as error:
