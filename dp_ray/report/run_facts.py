@@ -23,7 +23,7 @@ from dp_ray.training.consistency import disagreement
 from dp_ray.training.evaluation import METRIC_NAMES, Evaluation
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.release import STATEMENT, Outcome, privacy_statement, published_config
-from dp_ray.training.run_directory import CONFIG, METRICS, RELEASE, RunDirectory
+from dp_ray.training.run_directory import CONFIG, METRICS, PROGRESS, RELEASE, RunDirectory
 from dp_ray.tuning.search import TRIAL
 from dp_ray.yaml_text import read_yaml, write_yaml
 
@@ -132,7 +132,10 @@ def read_run(folder: Folder, *, public: bool) -> RunFacts:
         )
     if not facts.checked:
         raise RunError(f"{folder} cannot be reported on in public: {facts.notices[0]}")
-    return replace(facts, private=None)
+    evaluations = facts.evaluations
+    if facts.statement.test_accuracy_noise is not None:  # those of other steps have none
+        evaluations = [replace(e, accuracy=None) for e in evaluations]
+    return replace(facts, evaluations=evaluations, private=None)
 
 
 def read_release(release: Folder) -> RunFacts:
@@ -200,7 +203,7 @@ def _read_run(run: RunDirectory) -> RunFacts:
             steps=steps,
             ledger=None if ledger is None else facts_of(ledger),
             sessions=[] if ledger is None else ledger.sessions,
-            seconds=result.get("seconds"),
+            seconds=_read_seconds(run),
         ),
     )
 
@@ -305,6 +308,14 @@ def _read_metrics(run: RunDirectory) -> tuple[list[Evaluated], list[Stepped]]:
         except (ValueError, KeyError, TypeError):
             continue
     return [evaluated[s] for s in sorted(evaluated)], [stepped[s] for s in sorted(stepped)]
+
+
+def _read_seconds(run: RunDirectory) -> float | None:
+    """What the last session took; result.json has it rounded."""
+    try:
+        return float(json.loads(run.private.read(PROGRESS))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager

@@ -63,6 +63,9 @@ def _settings(statement: Mapping[str, Any], config: Config) -> Iterator[str]:
             configured = {**said, **{k: v for k, v in configured.items() if v is not None}}
         if said != configured and (configured is not None or name not in _MAY_BE_OPEN):
             yield f"{name} is {said} in the statement, and {field} is {configured} in config.yaml"
+    said, configured = statement.get("test_accuracy_noise"), config.data.evaluation_noise
+    if said != configured:
+        yield f"test_accuracy_noise is {said}, and data.evaluation_noise {configured}"
     said, configured = tuple(statement["noise_factors"]), _schedule(config).factors
     if said != configured:
         yield f"noise_factors are {said} in the statement, and {configured} by config.yaml"

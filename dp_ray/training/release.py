@@ -22,8 +22,10 @@ from dp_ray.privacy.accounting import epsilon_by_accountant
 from dp_ray.privacy.history import History
 from dp_ray.training.consistency import disagreement
 from dp_ray.training.evaluation import METRIC_NAMES, Evaluation
+from dp_ray.training.journal import roughly
 from dp_ray.training.plan import PrivacyPlan, with_budget
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
+from dp_ray.training.score import assumption, published_score
 from dp_ray.yaml_text import write_yaml
 
 MODEL = "model.safetensors"
@@ -33,7 +35,6 @@ ASSUMPTIONS = (
     "Two data sets are neighbours if one has one example more; a person with several examples is "
     "covered for each of them, not for all at once.",
     "The number of examples, the configuration and the labels' names are public.",
-    "The test split is what its user declares it to be (data_evaluation); ε does not cover it.",
     "The configuration was chosen without looking at the private data; a search on it costs more.",
     "Only the release folder is published; the run key and the private folder stay secret.",
     "The run's folder was not copied, or put back as it was earlier, and gone on with twice.",
@@ -59,7 +60,7 @@ class Outcome:
         history: noised sums paid for; more than ``steps`` if some were repeated.
         epsilon: what the accountant says of them.
         evaluation: on the test split, of what is released; None without test examples.
-        seconds: wall-clock time of the last session.
+        seconds: wall-clock time of the last session; private.
     """
 
     finished: bool
@@ -116,7 +117,7 @@ def publish(
         "delta": plan.delta,
         **(with_search(config, outcome.epsilon) or {}),
         **outcome.metrics,
-        "seconds": round(outcome.seconds, 2),
+        "seconds": roughly(outcome.seconds),
     }
     if outcome.finished:
         with torch.no_grad():  # through the model, so that tied parameters follow
@@ -125,13 +126,16 @@ def publish(
                     parameter.copy_(params[name])
         state = model.state_dict()
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
-        seeded = run.config().seed is not None
-        statement = privacy_statement(config, plan, outcome, seeded=seeded)
+        saved, seeded = save(tensors), run.config().seed is not None
+        score = published_score(
+            config, plan, outcome.evaluation, outcome.metrics, key=run.key(), model=saved
+        )
+        statement = privacy_statement(config, plan, outcome, seeded=seeded, score=score)
         text = json.dumps(statement, indent=2, ensure_ascii=False) + "\n"
         published = published_config(config, plan)
         check_agreement(statement, published, outcome.history)
         files = {
-            MODEL: save(tensors),
+            MODEL: saved,
             CONFIG: write_yaml(published).encode(),
             STATEMENT: text.encode(),
         }
@@ -211,11 +215,25 @@ def without_secrets(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def privacy_statement(
-    config: Config, plan: PrivacyPlan, outcome: Outcome, *, seeded: bool
+    config: Config,
+    plan: PrivacyPlan,
+    outcome: Outcome,
+    *,
+    seeded: bool,
+    score: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What may be claimed, by whose word, under which assumptions."""
+    """What may be claimed, by whose word, under which assumptions.
+
+    Args:
+        config: as trained.
+        plan: the privacy plan.
+        outcome: how the run ended.
+        seeded: whether the run's key comes from a seed.
+        score: from :func:`published_score`; exact where nothing is published.
+    """
     spent = epsilon_by_accountant(outcome.history, plan.delta)
-    assumptions, searched = list(ASSUMPTIONS), with_search(config, outcome.epsilon)
+    assumptions = [*ASSUMPTIONS, assumption(config)]
+    searched = with_search(config, outcome.epsilon)
     if searched is not None:
         assumptions[CHOICE] = (
             "The configuration was chosen by a search on the same data: epsilon_with_search counts "
@@ -254,7 +272,7 @@ def privacy_statement(
         "subtract the noise, and ε does not hold against them."
         if seeded
         else None,
-        **outcome.metrics,
+        **(outcome.metrics if score is None else score),
         "data_evaluation": config.data.evaluation,
         "assumptions": assumptions,
         "versions": {
