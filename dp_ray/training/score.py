@@ -22,9 +22,9 @@ EXACT = (
 )
 NOISED = (
     "The test split is held out, as its user declares (data_evaluation): test_accuracy has "
-    "Gaussian noise on the number of right answers, which one test image moves by 1 at most, and is "
-    "epsilon_of_test_accuracy-private at the same delta for each test image. The number of test "
-    "images is public. Exact figures, and those of other steps, are not published."
+    "Gaussian noise on the number of right answers, which one test image moves by 1 at most. For "
+    "each test image it is private by epsilon_of_test_accuracy at the same delta. The number of "
+    "test images is public. Exact figures, and those of other steps, are not published."
 )
 
 
