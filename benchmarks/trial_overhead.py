@@ -26,7 +26,7 @@ def sweep(folder: Path, trials: int, workers: int) -> dict[str, Any]:
     """A search on digits, all trials alike but for C."""
     return {
         "name": "overhead",
-        "data": {"name": "digits", "expected_batch_size": 512},
+        "data": {"name": "digits", "expected_batch_size": 512, "evaluation": "public"},
         "augment": {"views": 2, "rotation": 8.0},
         "privacy": {"epsilon": 3.0, "delta": 1e-4, "steps": 50},
         "optimizer": {"lr": 2.0},

@@ -421,7 +421,9 @@ def main() -> None:
     try:
         app(prog_name="dp-ray")
     except DpRayError as error:
-        text = _in_one_line(f"dp-ray: {error}")
+        from dp_ray.cluster.job import message_of
+
+        text = _in_one_line(f"dp-ray: {message_of(error)}")
         Console(stderr=True).print(text, style="bold", markup=False, soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -68,6 +68,12 @@ class DataConfig(Section):
         description="What you declare the test split to be; accuracy is computed on it and is "
         "not covered by ε.",
     )
+    evaluation_noise: Annotated[float, Field(ge=1e-3, allow_inf_nan=False)] | None = Field(
+        None,
+        description="σ: Gaussian noise on the number of test examples that the model is right on, "
+        "each of which moves it by 1, in what is published (privacy.json, cards, public pages). "
+        "Only with evaluation held_out; null publishes exact figures.",
+    )
     cache: str | None = Field(
         None,
         description="Folder for the decoded copy that all workers of a node map into memory; "
@@ -80,6 +86,8 @@ class DataConfig(Section):
             values = getattr(self, name)
             if values is not None and self.channels is not None and len(values) != self.channels:
                 raise ValueError(f"{name} has {len(values)} values for {self.channels} channels")
+        if self.evaluation_noise is not None and self.evaluation == "public":
+            raise ValueError("evaluation_noise is for figures of held_out data: set it to null")
         return self
 
 

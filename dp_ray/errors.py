@@ -10,6 +10,11 @@ _LONGEST = 400
 class DpRayError(Exception):
     """A mistake or a condition outside dp-ray, told in words the user can act on."""
 
+    @property
+    def shared(self) -> str:
+        """The message for a log that others may read: it names no file or folder of the data."""
+        return str(self)
+
 
 def shown(value: Any) -> str:
     """A user's value as a message quotes it: what is long is cut short."""
@@ -38,9 +43,34 @@ class ConfigError(DpRayError):
         field = self.field if self.field.isprintable() else ascii(self.field)
         return f"{field} = {shown(self.value)}: {self.problem}. {self.remedy.rstrip('.')}."
 
+    @property
+    def shared(self) -> str:
+        """See :class:`DpRayError`."""
+        if self.field in _PLACES:
+            return f"{self.field}: the value that is set cannot be used on this node"
+        return str(self)
+
+
+_PLACES = ("data.root", "data.cache")
+"""Fields that say where private data lies."""
+
 
 class DataError(DpRayError):
-    """Data that is missing, or not what the configuration says it is."""
+    """Data that is missing, or not what the configuration says it is.
+
+    Args:
+        message: for the user; it may name private files.
+        shared: the same without names of files or folders; by default the message has none.
+    """
+
+    def __init__(self, message: str, *, shared: str | None = None) -> None:
+        super().__init__(message)
+        self._shared = shared
+
+    @property
+    def shared(self) -> str:
+        """See :class:`DpRayError`."""
+        return str(self) if self._shared is None else self._shared
 
 
 class ModelError(DpRayError):

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from dp_ray.cluster.live import LiveLines, say
-from dp_ray.report.words import duration
+from dp_ray.report.words import about, duration
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import ENGINE, PROGRESS, RunDirectory
 
@@ -46,8 +46,8 @@ class ProgressLine(LiveLines):
         return [self.line()]
 
     def log_line(self) -> str:
-        """See :class:`LiveLines`; without the speed, which shows how many examples join a step."""
-        return self.line(speed=False)
+        """See :class:`LiveLines`; rounded, because speed shows how many examples join a step."""
+        return self.line(exact=False)
 
     def tell_engine(self) -> None:
         """Says once how microbatches are computed, as soon as the workers have agreed on it.
@@ -65,33 +65,43 @@ class ProgressLine(LiveLines):
         if self._console.is_terminal or note:
             say(self._console, line)
 
-    def line(self, *, speed: bool = True) -> str:
-        """The line as it is now."""
+    def line(self, *, exact: bool = True) -> str:
+        """The line as it is now; see :func:`describe_progress`."""
         try:
             progress = json.loads(self._run.private.read(PROGRESS))
-            told = describe_progress(progress, self._plan, speed=speed)
+            told = describe_progress(progress, self._plan, exact=exact)
         except (OSError, ValueError, LookupError, TypeError):
             return f"{self._note} … {duration(self.elapsed_s)}"
         stopping = f"{self._note}, " if self._run.stop_requested() else ""
         return stopping + told
 
 
-def describe_progress(progress: dict[str, Any], plan: PrivacyPlan, *, speed: bool = True) -> str:
+def describe_progress(progress: dict[str, Any], plan: PrivacyPlan, *, exact: bool = True) -> str:
     """One line, for 80 columns, from the contents of progress.json.
 
     ε is shown for the next twentieth of the run, never too low: the accountant takes a moment.
+
+    Args:
+        progress: private, because it has the speed of the last steps.
+        plan: T and the accountant.
+        exact: for the user's eyes. Otherwise the step is that of the twentieth of the run, and
+            speed and time left have one digit: logs are kept, and others may read them.
     """
     accuracy, seconds_left = progress["test_accuracy"], progress["seconds_left"]
     grid = max(plan.steps // 20, 1)
     spent = plan.epsilon_after(min(-(-progress["charges"] // grid) * grid, plan.steps))
     if progress["repaired"] and len(plan.noise_factors) > 1:
         spent = plan.epsilon  # a repair charges the least noise, whatever the place in the run
-    parts = [f"step {progress['step']}/{plan.steps}"]
-    if speed:
-        parts.append(f"{progress['images_per_second']:,.0f} images/s")
+    step, speed = progress["step"], float(progress["images_per_second"])
+    if not exact:
+        step, speed = step - step % grid, float(f"{speed:.1g}")
+    parts = [f"step {step}/{plan.steps}"]
+    if exact or speed:
+        parts.append(f"{'' if exact else 'about '}{speed:,.0f} images/s")
     parts.append(f"ε ≤ {spent:.2f} of {plan.epsilon:.2f}")
     if accuracy is not None:
         parts.append(f"accuracy {accuracy:.3f}")
     if seconds_left is not None:
-        parts.append(f"{duration(seconds_left)} left")
+        left = duration(seconds_left) if exact else about(seconds_left)
+        parts.append(f"{left} left")
     return ", ".join(parts)

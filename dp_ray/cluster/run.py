@@ -14,17 +14,19 @@ from rich.console import Console
 
 from dp_ray.cluster.early import EarlyRay
 from dp_ray.cluster.environment import cluster_address, prepare_environment
-from dp_ray.cluster.job import check_storage_path
+from dp_ray.cluster.job import check_storage_path, errors_for_log
 from dp_ray.cluster.live import say
 from dp_ray.cluster.local import NobodyToTell, train_in_process
 from dp_ray.cluster.progress import ProgressLine
 from dp_ray.config import Config
+from dp_ray.data.cache import cache_path
 from dp_ray.data.canaries import Canaries
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import RunError
 from dp_ray.keys import RunKey
 from dp_ray.privacy.ledger import Ledger
 from dp_ray.report.words import count
+from dp_ray.storage import LocalFolder
 from dp_ray.training.evaluation import METRIC_NAMES
 from dp_ray.training.plan import PrivacyPlan, check_feasible, make_plan
 from dp_ray.training.resume import plan_resumption
@@ -71,7 +73,8 @@ def run_training(
     def tell(text: str) -> None:
         say(console, text)
 
-    with EarlyRay(config.cluster) as early:
+    places = (run.private, LocalFolder(cache_path(config.data)))
+    with errors_for_log(*places), EarlyRay(config.cluster) as early:
         if resume:
             config, plan = take_up(run, config, attempt, tell, break_lock=break_lock)
         else:
@@ -137,7 +140,7 @@ def take_up(
         config, before, plan = resumption.config, resumption.before, resumption.plan
         check_feasible(config, plan.steps)
         _try_data(config)
-        if plan != before:
+        if resumption.adds_steps:
             tell(
                 f"privacy.steps: raised from {before.steps} to {plan.steps}, and the run's ε from "
                 f"{before.epsilon:.4f} to {plan.epsilon:.4f} at δ = {plan.delta:g}",
@@ -148,7 +151,7 @@ def take_up(
                 f"ε = {plan.epsilon:.4f} at δ = {plan.delta:g}",
             )
         _mark_running(run, ledger)
-        if plan != before:
+        if resumption.adds_steps:
             ledger.amend_plan(plan.dump())
         _clear_notes(run)
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 import ray
 
-from dp_ray.cluster.job import variables_of_job
+from dp_ray.cluster.job import IN_JOB, in_job, variables_of_job
 from dp_ray.config import ClusterConfig
 from dp_ray.errors import RunError
 from dp_ray.training.threads import usable_cores
@@ -121,7 +121,8 @@ def training_environment() -> dict[str, str]:
         # Ray trains in a thread, and the arenas of threads cannot hold large blocks.
         "MALLOC_ARENA_MAX": "1",
     }
-    return {name: os.environ.get(name, value) for name, value in settings.items()}
+    known = {IN_JOB: "1"} if in_job() else {}
+    return known | {name: os.environ.get(name, value) for name, value in settings.items()}
 
 
 def _import_paths() -> list[str]:

@@ -12,17 +12,19 @@ from typing import Any
 from rich.console import Console
 
 from dp_ray.cluster.environment import cluster_address, prepare_environment
-from dp_ray.cluster.job import check_storage_path
+from dp_ray.cluster.job import check_storage_path, errors_for_log
 from dp_ray.cluster.live import say
 from dp_ray.cluster.sweep_progress import SweepProgress
 from dp_ray.config import Config
 from dp_ray.config_file import set_field
+from dp_ray.data.cache import cache_path
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import ConfigError, DataError, RunError
 from dp_ray.keys import RunKey
 from dp_ray.privacy.lock import WriterLock
 from dp_ray.report.make import search_report
 from dp_ray.report.sweep import describe_search
+from dp_ray.storage import LocalFolder
 from dp_ray.sweep_config import SweepConfig
 from dp_ray.training.plan import check_feasible
 from dp_ray.tuning.cost import search_cost
@@ -105,7 +107,9 @@ def run_sweep(
             return _run(Search.read(sweep), console, break_lock=break_lock)
     directory.check_free()
     search, key = plan_sweep(sweep, console, replay=replay)
-    _try_data(search.example())
+    example = search.example()
+    with errors_for_log(LocalFolder(cache_path(example.data))):
+        _try_data(example)
     directory.lay_out()
     with _locked(directory):
         directory.check_free()  # still

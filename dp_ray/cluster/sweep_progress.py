@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dp_ray.cluster.live import LiveLines
 from dp_ray.errors import DpRayError
-from dp_ray.report.words import describe_point, duration
+from dp_ray.report.words import about, describe_point, duration
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import PROGRESS, RunDirectory
 from dp_ray.tuning.search import Search, TrialRecord
@@ -65,8 +65,12 @@ class SweepProgress(LiveLines):
         self._settled: dict[str, TrialProgress] = {}
         self._views_before: float | None = None
 
-    def lines(self) -> list[str]:
-        """See :class:`LiveLines`."""
+    def lines(self, *, exact: bool = True) -> list[str]:
+        """See :class:`LiveLines`.
+
+        Args:
+            exact: for the user's eyes; otherwise times have one digit.
+        """
         trials = self._read()
         elapsed = self.elapsed_s
         running = [trial for trial in trials if trial.state == "running"]
@@ -83,12 +87,12 @@ class SweepProgress(LiveLines):
             parts.append(f"best {self._search.sweep.tune.metric} {best.metric:.3f}")
         parts.append(f"ε of the search {self._epsilon:.2f}")
         if (left := self._seconds_left(trials, elapsed)) is not None:
-            parts.append(f"{duration(left)} left")
+            parts.append(f"{duration(left) if exact else about(left)} left")
         return [", ".join(parts), *(_running_line(trial, blind=blind) for trial in running)]
 
     def log_line(self) -> str | None:
         """See :class:`LiveLines`; how many trials there are may be a secret, and logs are kept."""
-        return None if self._search.sweep.tune.only_best_may_be_seen else self.lines()[0]
+        return None if self._search.sweep.tune.only_best_may_be_seen else self.lines(exact=False)[0]
 
     def _best(self, trials: list[TrialProgress]) -> TrialProgress | None:
         sign = 1 if self._search.sweep.tune.larger_is_better else -1

@@ -10,12 +10,13 @@ from typing import Any
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from dp_ray.cluster.job import for_log
 from dp_ray.cluster.local import train_in_process
 from dp_ray.cluster.run import take_up
 from dp_ray.cluster.session import node_name
 from dp_ray.cluster.trainer import train_on_ray
 from dp_ray.config import Config
-from dp_ray.errors import RunError
+from dp_ray.errors import DpRayError, RunError
 from dp_ray.training.evaluation import METRIC_NAMES
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import RunDirectory
@@ -65,6 +66,10 @@ def train_driver_fn(
         record.write(run)
         try:
             _train(search, run, trial, plan, threads, attempt, break_lock=break_lock)
+        except DpRayError as error:
+            told = for_log(error, run.private)
+            record = replace(record, error=str(told))
+            raise told from None
         except Exception as error:
             record = replace(record, error=str(error))
             raise

@@ -8,6 +8,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 
+from dp_ray.cluster.job import for_log
 from dp_ray.cluster.session import node_name
 from dp_ray.config import ClusterConfig
 from dp_ray.errors import DpRayError
@@ -38,8 +39,9 @@ def train_func_per_worker(config: dict[str, Any]) -> None:
     try:
         _train(task)
     except DpRayError as error:
-        task.run.private.write(REFUSED, str(error).encode())
-        raise
+        told = for_log(error, task.run.private)
+        task.run.private.write(REFUSED, str(told).encode())
+        raise told from None
 
 
 def _train(task: Task) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,16 +51,13 @@ class ArraySplit:
 Splits = tuple[Split, Split]
 """Training and test split."""
 
-_FOLDERS = {
+FOLDERS = {
     "mnist": ["MNIST"],
     "fashion_mnist": ["FashionMNIST"],
     "cifar10": ["cifar-10-batches-py"],
     "image_folder": ["train", "test"],
 }
 """Where below data.root the files lie."""
-
-_DECODING = "decoding 2"
-"""Changes with what is made of the same files."""
 
 
 def load_splits(config: DataConfig) -> Splits:
@@ -83,56 +77,6 @@ def load_splits(config: DataConfig) -> Splits:
     if ":" in config.name:
         return _own(config)
     return _torchvision(config)
-
-
-def source_stamp(config: DataConfig) -> str | None:
-    """What changes when the source of the data changes; None if that cannot be told cheaply."""
-    if config.name == "digits":
-        return f"scikit-learn {version('scikit-learn')}"
-    if config.name == "fake":
-        return "fake 2"
-    if ":" in config.name:
-        return None
-    root = _root(config)
-    stamps = [_DECODING]
-    for part in _FOLDERS[config.name]:
-        for path, status in _walk(root / part):
-            stamps.append(f"{path.relative_to(root)} {status.st_size} {status.st_mtime_ns}")
-    return "\n".join(stamps)
-
-
-def _walk(part: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """All files below a folder and what they are, in order, links followed.
-
-    Raises:
-        DataError: one cannot be looked at or is none, such as a pipe, for whose end a reader would
-            wait; or a folder is reached twice, so that its examples would count twice.
-    """
-    reached: dict[str, str] = {}
-    try:
-        for folder, folders, files in os.walk(part, followlinks=True, onerror=_raise):
-            first = reached.setdefault(os.path.realpath(folder), folder)
-            if first != folder:
-                raise DataError(
-                    f"{folder} is {first} once more, by a link: its examples would count twice. "
-                    "Take the link away"
-                )
-            folders.sort()
-            for name in sorted(files):
-                path = Path(folder, name)
-                status = path.stat()
-                if not stat.S_ISREG(status.st_mode):
-                    raise DataError(f"{path} is no file but a pipe or a device. Take it away")
-                yield path, status
-    except OSError as error:
-        raise DataError(
-            f"{error.filename} cannot be read: {error.strerror}. Mend it or take it away"
-        ) from error
-
-
-def _raise(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):  # which data.download may mend
-        raise error
 
 
 def _digits() -> Splits:
@@ -176,17 +120,22 @@ def _parts(num_examples: int, shape: tuple[int, ...]) -> Iterator[slice]:
         yield slice(start, min(start + size, num_examples))
 
 
-def _root(config: DataConfig) -> Path:
+def root_of(config: DataConfig) -> Path:
+    """``data.root`` on this machine.
+
+    Raises:
+        ConfigError: it is not set, or not there.
+    """
     if config.root is None:
         raise ConfigError(
             "data.root",
             None,
-            f"{config.name} needs the folder that holds {_FOLDERS[config.name][0]}/",
+            f"{config.name} needs the folder that holds {FOLDERS[config.name][0]}/",
             "Set data.root to it",
         )
     root = user_path(config.root)
     if not root.is_dir() and not config.download:
-        remedy = f"Give the folder that holds {_FOLDERS[config.name][0]}/"
+        remedy = f"Give the folder that holds {FOLDERS[config.name][0]}/"
         if "$" in str(root):
             remedy = f"Set what is unset in the environment there, or give it in full. {remedy}"
         if config.name != "image_folder":
@@ -204,16 +153,18 @@ def _torchvision(config: DataConfig) -> Splits:
         "fashion_mnist": torchvision.datasets.FashionMNIST,
         "cifar10": torchvision.datasets.CIFAR10,
     }[config.name]
-    root = _root(config)
+    root = root_of(config)
     try:
         parts = [dataset(root, train=train, download=config.download) for train in (True, False)]
         return _arrays(parts[0]), _arrays(parts[1])
     except Exception as error:  # torchvision asserts, and unpacks, what a file claims
-        [folder] = _FOLDERS[config.name]
+        [folder] = FOLDERS[config.name]
         raise DataError(
             f"data.root = {config.root!r}: {config.name} is not below it, or not whole "
             f"({type(error).__name__}: {error}). "
-            f"Give the folder that holds {folder}/ as it was published, or set data.download=true"
+            f"Give the folder that holds {folder}/ as it was published, or set data.download=true",
+            shared=f"data.root: {config.name} is not below it, or not whole. Give the folder that "
+            f"holds {folder}/ as it was published, or set data.download=true",
         ) from error
 
 
@@ -236,7 +187,8 @@ def _own(config: DataConfig) -> Splits:
         raise
     except Exception as error:  # the user's code raises what it likes
         raise DataError(
-            f"data.name = {config.name!r}: load(config) failed: {type(error).__name__}: {error}"
+            f"data.name = {config.name!r}: load(config) failed: {type(error).__name__}: {error}",
+            shared=f"data.name = {config.name!r}: load(config) failed: {type(error).__name__}",
         ) from error
     try:
         (train_images, train_labels), (test_images, test_labels) = splits
@@ -270,6 +222,7 @@ def _own(config: DataConfig) -> Splits:
 class _FolderSplit:
     """Images below one folder a class, decoded, resized and cropped as they are walked through."""
 
+    name: str
     samples: list[tuple[str, int]]
     channels: int
     image_size: int
@@ -280,12 +233,13 @@ class _FolderSplit:
     def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
         for part in _parts(len(self), (self.channels, self.image_size, self.image_size)):
             samples = self.samples[part]
-            images = np.stack([self._decode(path) for path, _ in samples])
+            images = np.stack([self._decode(part.start + i) for i in range(len(samples))])
             yield images, np.array([label for _, label in samples], dtype=np.int64)
 
-    def _decode(self, path: str) -> NDArray[np.uint8]:
+    def _decode(self, index: int) -> NDArray[np.uint8]:
         from PIL import Image, ImageOps
 
+        path, _ = self.samples[index]
         try:
             with Image.open(path) as file:
                 upright = ImageOps.exif_transpose(file)  # as viewers show it
@@ -293,7 +247,10 @@ class _FolderSplit:
         except Exception as error:  # Pillow raises a dozen kinds for broken files
             raise DataError(
                 f"{path} is no readable image: {error}. Mend it, or take it away (then "
-                "data.num_examples is another)"
+                "data.num_examples is another)",
+                shared=f"data.root: image {index} of {self.name}/, counted from 0 in the order of "
+                f"class folders and names, is no readable image ({type(error).__name__}). Mend it, "
+                "or take it away (then data.num_examples is another)",
             ) from error
         # Shorter side to image_size, then the centre.
         square = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BILINEAR)
@@ -323,7 +280,9 @@ def _image_folder(config: DataConfig, facts: DataFacts) -> Splits:
         differing = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
         raise DataError(
             f"data.root = {config.root!r}: train/ and test/ have different class folders "
-            f"({differing}), so equal labels would mean different classes"
+            f"({differing}), so equal labels would mean different classes",
+            shared=f"data.root: train/ and test/ have different class folders ({differing}), so "
+            "equal labels would mean different classes",
         )
     if len(train.classes) != facts.num_classes:
         raise ConfigError(
@@ -333,8 +292,8 @@ def _image_folder(config: DataConfig, facts: DataFacts) -> Splits:
             "Make them agree",
         )
     return (
-        _FolderSplit(train.samples, facts.channels, facts.image_size),
-        _FolderSplit(test.samples, facts.channels, facts.image_size),
+        _FolderSplit("train", train.samples, facts.channels, facts.image_size),
+        _FolderSplit("test", test.samples, facts.channels, facts.image_size),
     )
 
 
@@ -342,8 +301,9 @@ def _open_folder(config: DataConfig, split: str) -> Any:
     import torchvision
 
     try:
-        return torchvision.datasets.ImageFolder(str(_root(config) / split))
+        return torchvision.datasets.ImageFolder(str(root_of(config) / split))
     except (FileNotFoundError, OSError) as error:
         raise DataError(
-            f"data.root = {config.root!r}: expected {split}/<class>/<image> below it: {error}"
+            f"data.root = {config.root!r}: expected {split}/<class>/<image> below it: {error}",
+            shared=f"data.root: expected {split}/<class>/<image> below it",
         ) from error

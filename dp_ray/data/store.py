@@ -1,6 +1,6 @@
 """Decoded images in memory-mapped files: decoded once a node, shared by its workers.
 
-The cache is as private as the data: its folder has mode 0700.
+The cache is as private as the data: see :mod:`dp_ray.data.cache`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from filelock import FileLock
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from dp_ray.config import DataConfig
+from dp_ray.data.cache import Cache, unwritable
 from dp_ray.data.catalog import DataFacts, data_facts
-from dp_ray.data.readers import Split, Splits, load_splits, source_stamp
+from dp_ray.data.readers import Split, Splits, load_splits
+from dp_ray.data.stamp import source_stamp
 from dp_ray.errors import ConfigError, DataError
-from dp_ray.storage import user_path
 
 
 class Examples(Protocol):
@@ -75,26 +75,26 @@ def open_dataset(config: DataConfig) -> Dataset:
         DataError: the data cannot be read, or the decoded copy cannot be written.
     """
     facts = data_facts(config)
-    cache = user_path(config.cache or "~/.cache/dp-ray")
+    cache = Cache.open(config)
     stamp = source_stamp(config)
     splits = None
     if stamp is None:  # a user's own loader: only its output tells whether it changed
         splits = load_splits(config)
         stamp = _content_digest(splits)
-    root = None if config.root is None else str(user_path(config.root))
-    identity = [config.name, root, asdict(facts), stamp]
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:24]
-    folder = cache / key
+    name = cache.name_of([config.name, asdict(facts), stamp])
+    folder = cache.path / name
     try:
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileLock(cache / f"{key}.lock"):
+        with cache.lock(name):
             if not folder.exists():
                 _write(folder, splits or load_splits(config), facts)
+                if splits is None and source_stamp(config) != stamp:
+                    shutil.rmtree(folder)
+                    raise DataError(
+                        "the files of the data were changed while they were read. Start again "
+                        "when nothing writes to them"
+                    )
     except (OSError, ValueError, OverflowError) as error:  # no room, or for nothing so large
-        raise DataError(
-            f"the decoded copy of the data cannot be written to {cache}: {error}; "
-            "set data.cache to another folder"
-        ) from error
+        raise unwritable(cache.path, error) from error
     return _open(folder, facts)
 
 
@@ -104,7 +104,8 @@ def _open(folder: Path, facts: DataFacts) -> Dataset:
         digest = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["train_digest"]
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"the decoded copy {folder} is damaged: {error}. Remove the folder: it is made anew"
+            f"the decoded copy {folder} is damaged: {error}. Remove the folder: it is made anew",
+            shared="the decoded copy of the data is damaged. Empty data.cache: it is made anew",
         ) from error
     if len(train) != facts.num_examples:
         raise ConfigError(

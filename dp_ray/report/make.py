@@ -10,10 +10,11 @@ from dp_ray.report.output import OutputFile
 from dp_ray.report.run_facts import RunFacts, read_release, read_run
 from dp_ray.report.run_page import model_card, run_page
 from dp_ray.report.statement import Statement
-from dp_ray.report.sweep_page import sweep_page
+from dp_ray.report.sweep_page import may_be_published, sweep_page
 from dp_ray.storage import Folder, open_folder
 from dp_ray.training.release import STATEMENT
 from dp_ray.training.run_directory import RELEASE, RunDirectory
+from dp_ray.tuning.publish import with_rough_times
 from dp_ray.tuning.sweep_directory import REPORT, RESULTS, SEARCH, SweepDirectory
 
 PUBLIC_PAGE = "privacy-report.html"
@@ -89,7 +90,8 @@ def _of_search(directory: SweepDirectory) -> tuple[str, bool, OutputFile]:
             f"{directory.private}/{RESULTS} is damaged, or another version of dp-ray wrote it "
             f"({type(error).__name__}: {error}). Restore it from a backup"
         ) from error
-    return text, False, OutputFile(place, REPORT, "--output")
+    public = may_be_published(everything["privacy_mode"])
+    return text, public, OutputFile(place, REPORT, "--output")
 
 
 def search_report(directory: SweepDirectory, everything: dict[str, Any]) -> tuple[Folder, str]:
@@ -99,8 +101,9 @@ def search_report(directory: SweepDirectory, everything: dict[str, Any]) -> tupl
         directory: of the search, its best trial released.
         everything: the contents of private/results.json.
     """
-    only_best = everything["privacy_mode"] == "private_selection"
-    place = directory.private if only_best else directory.root
+    place = directory.private
+    if may_be_published(everything["privacy_mode"]):
+        place, everything = directory.root, with_rough_times(everything)
     statement = None
     if everything["best_trial"] is not None:
         release = directory.root / RELEASE

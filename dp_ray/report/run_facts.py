@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from dp_ray.errors import DpRayError, RunError
+from dp_ray.config_file import parse_config
+from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.balance import Session
 from dp_ray.privacy.ledger import Ledger
@@ -18,10 +19,11 @@ from dp_ray.report.ledger import facts_of
 from dp_ray.report.statement import Statement
 from dp_ray.report.words import without_paths
 from dp_ray.storage import Folder
+from dp_ray.training.consistency import disagreement
 from dp_ray.training.evaluation import METRIC_NAMES, Evaluation
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.release import STATEMENT, Outcome, privacy_statement, public_config
-from dp_ray.training.run_directory import CONFIG, METRICS, RELEASE, RunDirectory
+from dp_ray.training.release import STATEMENT, Outcome, privacy_statement, published_config
+from dp_ray.training.run_directory import CONFIG, METRICS, PROGRESS, RELEASE, RunDirectory
 from dp_ray.tuning.search import TRIAL
 from dp_ray.yaml_text import read_yaml, write_yaml
 
@@ -130,7 +132,10 @@ def read_run(folder: Folder, *, public: bool) -> RunFacts:
         )
     if not facts.checked:
         raise RunError(f"{folder} cannot be reported on in public: {facts.notices[0]}")
-    return replace(facts, private=None)
+    evaluations = facts.evaluations
+    if facts.statement.test_accuracy_noise is not None:  # those of other steps have none
+        evaluations = [replace(e, accuracy=None) for e in evaluations]
+    return replace(facts, evaluations=evaluations, private=None)
 
 
 def read_release(release: Folder) -> RunFacts:
@@ -141,26 +146,24 @@ def read_release(release: Folder) -> RunFacts:
     """
     with _readable(release):
         statement = Statement.read(release.read(STATEMENT), str(release))
-        values = read_yaml(release.read(CONFIG).decode())
+        values = _released_config(release)
         return RunFacts(
             name=str(values["name"]),
             finished=True,
             statement=statement,
             checked=False,
             **_config(values),
-            notices=_notices(statement),
+            notices=[*_notices(statement), *_contradictions(release, values, statement)],
             evaluations=[],
             private=None,
         )
 
 
 def _read_run(run: RunDirectory) -> RunFacts:
-    config = public_config(run.config())
     evaluations, steps = _read_metrics(run)
     result = run.read_result() if run.finished() else {}
-    published = None
+    published, release = None, run.root / RELEASE
     if run.root.exists(RELEASE):
-        release = run.root / RELEASE
         published = Statement.read(release.read(STATEMENT), str(release))
     ledger, damage = _read_ledger(run)
     if ledger is None:
@@ -181,12 +184,18 @@ def _read_run(run: RunDirectory) -> RunFacts:
         notices.insert(0, _OF_A_SEARCH)
     if statement.warning is not None:
         notices.append(statement.warning)
-    values = read_yaml((run.root / RELEASE).read(CONFIG).decode()) if finished else config
+    contradictions: list[str] = []
+    if finished:
+        values = _released_config(release)
+        contradictions = _contradictions(release, values, statement)
+    elif ledger is not None:
+        values = published_config(run.config(), PrivacyPlan.from_dump(ledger.plan))
+    notices = [*contradictions, *notices]
     return RunFacts(
         name=str(values["name"]),
         finished=finished,
         statement=statement,
-        checked=ledger is not None and not statement.understates(),
+        checked=ledger is not None and not contradictions and not statement.understates(),
         **_config(values),
         notices=[without_paths(notice) for notice in dict.fromkeys(notices)],
         evaluations=evaluations,
@@ -194,7 +203,7 @@ def _read_run(run: RunDirectory) -> RunFacts:
             steps=steps,
             ledger=None if ledger is None else facts_of(ledger),
             sessions=[] if ledger is None else ledger.sessions,
-            seconds=result.get("seconds"),
+            seconds=_read_seconds(run),
         ),
     )
 
@@ -225,6 +234,22 @@ _UNDERSTATED = (
     "The ε that is claimed is less than what the accountant makes of the noised sums that the "
     "statement itself lists. Do not rely on it."
 )
+
+
+def _released_config(release: Folder) -> dict[str, Any]:
+    values: dict[str, Any] = read_yaml(release.read(CONFIG).decode())
+    return values
+
+
+def _contradictions(release: Folder, values: dict[str, Any], statement: Statement) -> list[str]:
+    """What the statement and the configuration of a release contradict each other in."""
+    if statement.understates():  # which is a notice by itself
+        return []
+    try:
+        found = disagreement(json.loads(release.read(STATEMENT)), parse_config(values))
+    except ConfigError as error:
+        found = f"config.yaml cannot be read: {error}"
+    return [] if found is None else [f"The published documents contradict each other: {found}."]
 
 
 def _notices(statement: Statement) -> list[str]:
@@ -283,6 +308,14 @@ def _read_metrics(run: RunDirectory) -> tuple[list[Evaluated], list[Stepped]]:
         except (ValueError, KeyError, TypeError):
             continue
     return [evaluated[s] for s in sorted(evaluated)], [stepped[s] for s in sorted(stepped)]
+
+
+def _read_seconds(run: RunDirectory) -> float | None:
+    """What the last session took; result.json has it rounded."""
+    try:
+        return float(json.loads(run.private.read(PROGRESS))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager

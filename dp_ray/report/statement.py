@@ -85,6 +85,8 @@ class Statement(_Part):
     warning: str | None
     test_accuracy: float | None
     test_loss: float | None
+    test_accuracy_noise: Positive | None = None
+    epsilon_of_test_accuracy: NonNegative | None = None
     data_evaluation: Literal["held_out", "public"]
     assumptions: list[str]
     versions: dict[str, str]
@@ -243,8 +245,7 @@ def covered(statement: Statement) -> list[str]:
 def not_covered(statement: Statement) -> list[str]:
     """What ε is not about."""
     lines = [
-        f"The test images, declared {statement.declared}: accuracy is measured on them without "
-        "noise. If they are personal data, each accuracy tells something about them.",
+        _test_images(statement),
         "Several images of one person at once: for m of them ε grows to m times its value, and δ "
         "by more than that.",
         "What is true of people in general. The model is meant to learn it, and may tell it of "
@@ -257,6 +258,24 @@ def not_covered(statement: Statement) -> list[str]:
     if not statement.counts_search:
         lines.append("A choice of this configuration by looking at the same images.")
     return lines
+
+
+def _test_images(statement: Statement) -> str:
+    if statement.test_accuracy_noise is not None:
+        return (
+            f"The test images, declared {statement.declared}: ε does not cover them. Accuracy has "
+            "noise of its own, which hides each of them with another ε; see the figures."
+        )
+    told = (
+        f"The test images, declared {statement.declared}: accuracy is measured on them without "
+        "noise."
+    )
+    if statement.data_evaluation == "public":
+        return told
+    return (
+        f"{told} Whoever knows all of them but one learns from an accuracy whether the model is "
+        "right on that one."
+    )
 
 
 def figures(statement: Statement) -> list[tuple[str, str]]:
@@ -276,6 +295,10 @@ def figures(statement: Statement) -> list[tuple[str, str]]:
     if statement.search is not None:
         found = f"{statement.search.epsilon_of_search:.4f}: {statement.search.how}"
         rows.append(("ε of the search", found))
+    if statement.test_accuracy_noise is not None:
+        cost = f"{_epsilon(statement.epsilon_of_test_accuracy)} at δ = {statement.delta:g}"
+        noise = f"σ = {statement.test_accuracy_noise:g} right answers"
+        rows.append(("ε of the test accuracy, for test images", f"{cost} ({noise})"))
     if others:
         rows.append(("ε by each accountant", others))
     return [
@@ -297,6 +320,11 @@ def accuracy_in_words(statement: Statement) -> str:
     """How good the model is, and on what that was measured."""
     if statement.test_accuracy is None:
         return "There were no test images, so nothing is known of its accuracy."
+    if statement.test_accuracy_noise is not None:
+        return (
+            f"The model is right on about {statement.test_accuracy:.2%} of the test images, which "
+            f"its user declares {statement.declared}; the figure has noise that hides each of them."
+        )
     return (
         f"The model is right on {statement.test_accuracy:.2%} of the test images, which its user "
         f"declares {statement.declared}; ε does not cover them."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dp_ray.report.words import count, describe_epsilon, duration
+from dp_ray.report.words import about, count, describe_epsilon
 from dp_ray.training.release import REPLAYED
 
 
@@ -15,7 +15,7 @@ def describe_result(result: dict[str, Any]) -> str:
     steps, planned = result["steps"], result["steps_planned"]
     taken = count(steps, "step") if steps == planned else f"{steps} of {count(planned, 'step')}"
     lines = [
-        f"{result['status']:13s} {taken} in {duration(result['seconds'])}, start-up not counted",
+        f"{result['status']:13s} {taken} in {about(result['seconds'])}, start-up not counted",
         f"privacy       {describe_epsilon(result['epsilon'], result['delta'])} "
         f"({count(result['charges'], 'noised sum')})",
         *_with_search(result),

@@ -31,10 +31,16 @@ _PRIVATE = (
     "Private: ε holds only while nothing on this page is published or acted upon, the number of "
     "trials included. The best trial alone is in release/."
 )
-_TIMES = (
-    "This page holds times, which ε does not cover. Do not publish it: dp-ray report --public "
-    "makes one of the released model alone."
+PUBLIC = (
+    "This page may be published: every trial was charged or is of public data, scores are of a "
+    "public test split, and times are rounded."
 )
+"""On the page, and in docs/privacy.md."""
+
+
+def may_be_published(privacy_mode: str) -> bool:
+    """Whether the page of a search in that mode holds nothing private."""
+    return privacy_mode != "private_selection"
 
 
 def sweep_page(result: dict[str, Any], statement: Statement | None) -> str:
@@ -45,7 +51,7 @@ def sweep_page(result: dict[str, Any], statement: Statement | None) -> str:
         statement: of the released model; None if none is.
     """
     best = result["best"]
-    notices = [_PRIVATE if result["privacy_mode"] == "private_selection" else _TIMES]
+    notices = [PUBLIC if may_be_published(result["privacy_mode"]) else _PRIVATE]
     if result["warning"] is not None:
         notices.append(result["warning"])
     return render(

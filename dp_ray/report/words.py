@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from dp_ray.privacy.adaptive import AdaptiveClipping
+from dp_ray.training.journal import roughly
 
 
 def count(number: int, thing: str) -> str:
@@ -27,6 +28,15 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def about(seconds: float) -> str:
+    """A time to one digit, for logs: see :func:`~dp_ray.training.journal.roughly`."""
+    rough = roughly(seconds)
+    size, unit = next(
+        (s, u) for s, u in ((3600, "h"), (60, "min"), (1, "s")) if rough >= s or s == 1
+    )
+    return f"about {rough / size:g} {unit}"
 
 
 def describe_point(point: dict[str, Any]) -> str:

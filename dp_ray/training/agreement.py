@@ -35,20 +35,15 @@ def open_same_dataset(config: DataConfig, collective: Collective) -> Dataset:
     except DpRayError as error:
         problem = error
     problems = _from_all(collective, str(problem or ""))
+    shared = _from_all(collective, "" if problem is None else problem.shared)
     digests = _from_all(collective, "" if dataset is None else dataset.digest)
     nodes = _from_all(collective, collective.node or "")
     if dataset is not None and set(digests) == {dataset.digest}:
         return dataset
     if problem is not None and collective.node is None:
         raise problem
-    told = [
-        f"On {_list([n for n, p in zip(nodes, problems, strict=True) if p == text])}: "
-        f"{text.rstrip('.')}."
-        for text in dict.fromkeys(problems)
-        if text
-    ]
-    if told:
-        raise DataError(f"{' '.join(told)} Each node with workers needs the data")
+    if any(problems):
+        raise DataError(_by_node(nodes, problems), shared=_by_node(nodes, shared))
     others = [n for n, digest in zip(nodes, digests, strict=True) if digest != digests[0]]
     where = f" (those on {_list(others)})" if any(others) else ""
     raise DataError(
@@ -56,6 +51,17 @@ def open_same_dataset(config: DataConfig, collective: Collective) -> Dataset:
         f"one{where}: every node needs the same files, and a loader of your own must return the "
         "same examples in the same order each time"
     )
+
+
+def _by_node(nodes: list[str], problems: list[str]) -> str:
+    """Each problem once, with the nodes that have it."""
+    told = [
+        f"On {_list([n for n, p in zip(nodes, problems, strict=True) if p == text])}: "
+        f"{text.rstrip('.')}."
+        for text in dict.fromkeys(problems)
+        if text
+    ]
+    return f"{' '.join(told)} Each node with workers needs the data"
 
 
 def share_untrained(collective: Collective, model: nn.Module, layout: ParameterLayout) -> None:

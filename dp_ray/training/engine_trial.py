@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from dp_ray.config import Config
+from dp_ray.data.cache import cache_path
 from dp_ray.data.catalog import DataFacts
 from dp_ray.privacy.engines import Engine, EngineError, EngineName, in_one_line
 from dp_ray.privacy.gradients import ClippedSum, clipped_gradient_sum
-from dp_ray.storage import user_path
 from dp_ray.training.execution import describe_machine
 from dp_ray.training.layout import trained_parameters
 
@@ -159,7 +159,7 @@ class Measurements:
         self._deadline = time.monotonic() + config.cluster.timeout_s / 3
         self._trial = trial
         self._key = trial.key()
-        self._file = user_path(config.data.cache or "~/.cache/dp-ray") / _FILE
+        self._file = cache_path(config.data) / _FILE
         self._known: dict[str, float] = _read(self._file).get(self._key, {})
         self._unusable: set[str] = set()
         self.failures: dict[EngineName, str] = {}

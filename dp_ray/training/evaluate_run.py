@@ -81,15 +81,16 @@ def _config(folder: Folder, overrides: list[str], *, released: bool) -> Config:
     kept = run.private.exists(CONFIG)  # a search has only what its best trial released
     if kept and not released:
         raise RunError(f"{folder} is unfinished: go on with dp-ray train … --resume")
-    if kept:
-        values = run.config().dump()
-    else:
-        try:
-            release = folder / RELEASE if released else folder
-            values = read_yaml(release.read(CONFIG).decode())
-        except (OSError, ValueError) as error:
-            raise RunError(f"{folder} holds no finished run: {error}") from error
-        check_keys(Config, values)
+    try:
+        release = folder / RELEASE if released else folder
+        values = read_yaml(release.read(CONFIG).decode())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} holds no finished run: {error}") from error
+    check_keys(Config, values)
+    if kept:  # where the data is, which is not published
+        data = run.config().data
+        values["data"].update({name: getattr(data, name) for name in ("root", "cache")})
+        values["model"]["pretrained"] = run.config().model.pretrained
     for override in overrides:
         field = override.partition("=")[0].strip()
         if field not in _MAY_CHANGE:

@@ -29,10 +29,12 @@ class Evaluation:
     Attributes:
         accuracy: share of examples whose largest logit is their label's.
         loss: mean cross-entropy in nats; infinite if it is no number.
+        examples: how many there are.
     """
 
     accuracy: float
     loss: float
+    examples: int = 0
 
     def named(self) -> dict[str, float]:
         """By the names that results have."""
@@ -80,4 +82,4 @@ def shared_evaluation(
     collective.reduce_(total)
     correct, losses = total.tolist()
     loss = losses / len(data)
-    return Evaluation(correct / len(data), math.inf if math.isnan(loss) else loss)
+    return Evaluation(correct / len(data), math.inf if math.isnan(loss) else loss, len(data))

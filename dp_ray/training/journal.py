@@ -22,6 +22,16 @@ _INTERVAL_OF_OBJECTS_S = 2.0
 """Between writings of progress and looks for a stop request: on a disk, in an object store."""
 
 
+def roughly(seconds: float) -> float:
+    """A time to one digit of its largest unit: 97 s are 2 min.
+
+    How long steps take depends on how many examples were drawn. What leaves the private part, a
+    log or result.json, has times no finer than this.
+    """
+    unit = next((unit for unit in (3600.0, 60.0) if seconds >= unit), 1.0)
+    return float(f"{seconds / unit:.1g}") * unit
+
+
 class Journal:
     """Writes metrics.jsonl, TensorBoard files and progress.json, all in the private part.
 
@@ -153,6 +163,7 @@ class Journal:
             # From public numbers and the clock; still private, as the clock shows the batch size.
             "images_per_second": images / per_step if per_step else 0.0,
             "seconds_left": (self._plan.steps - self._step) * per_step or None,
+            "seconds": self.seconds,
         }
         self._run.private.write(PROGRESS, json.dumps(progress).encode())
         self._progress_written = time.monotonic()

@@ -16,11 +16,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dp_ray.config import Config
+from dp_ray.config_file import parse_config
+from dp_ray.errors import RunError
 from dp_ray.privacy.accounting import epsilon_by_accountant
 from dp_ray.privacy.history import History
+from dp_ray.training.consistency import disagreement
 from dp_ray.training.evaluation import METRIC_NAMES, Evaluation
-from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.journal import roughly
+from dp_ray.training.plan import PrivacyPlan, with_budget
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
+from dp_ray.training.score import assumption, published_score
 from dp_ray.yaml_text import write_yaml
 
 MODEL = "model.safetensors"
@@ -30,7 +35,6 @@ ASSUMPTIONS = (
     "Two data sets are neighbours if one has one example more; a person with several examples is "
     "covered for each of them, not for all at once.",
     "The number of examples, the configuration and the labels' names are public.",
-    "The test split is what its user declares it to be (data_evaluation); ε does not cover it.",
     "The configuration was chosen without looking at the private data; a search on it costs more.",
     "Only the release folder is published; the run key and the private folder stay secret.",
     "The run's folder was not copied, or put back as it was earlier, and gone on with twice; nor "
@@ -62,7 +66,7 @@ class Outcome:
         history: noised sums paid for; more than ``steps`` if some were repeated.
         epsilon: what the accountant says of them.
         evaluation: on the test split, of what is released; None without test examples.
-        seconds: wall-clock time of the last session.
+        seconds: wall-clock time of the last session; private.
     """
 
     finished: bool
@@ -106,6 +110,7 @@ def publish(
 
     Raises:
         OSError: it cannot be written; the run can be resumed.
+        RunError: the documents contradict each other; nothing is published.
     """
     result: dict[str, Any] = {
         "name": config.name,
@@ -118,7 +123,7 @@ def publish(
         "delta": plan.delta,
         **(with_search(config, outcome.epsilon) or {}),
         **outcome.metrics,
-        "seconds": round(outcome.seconds, 2),
+        "seconds": roughly(outcome.seconds),
         "replay": run.is_replay(),
     }
     if outcome.finished:
@@ -128,11 +133,17 @@ def publish(
                     parameter.copy_(params[name])
         state = model.state_dict()
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
-        statement = privacy_statement(config, plan, outcome, replay=run.is_replay())
+        saved = save(tensors)
+        score = published_score(
+            config, plan, outcome.evaluation, outcome.metrics, key=run.key(), model=saved
+        )
+        statement = privacy_statement(config, plan, outcome, replay=run.is_replay(), score=score)
         text = json.dumps(statement, indent=2, ensure_ascii=False) + "\n"
+        published = published_config(config, plan)
+        check_agreement(statement, published, outcome.history)
         files = {
-            MODEL: save(tensors),
-            CONFIG: write_yaml(public_config(config)).encode(),
+            MODEL: saved,
+            CONFIG: write_yaml(published).encode(),
             STATEMENT: text.encode(),
         }
         run.root.publish(RELEASE, files)
@@ -159,6 +170,36 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def check_agreement(
+    statement: dict[str, Any], published: dict[str, Any], history: History | None = None
+) -> None:
+    """Refuses to publish documents that contradict each other.
+
+    Args:
+        statement: the contents of privacy.json.
+        published: the contents of config.yaml.
+        history: the ledger's noised sums, as :func:`disagreement` takes them.
+
+    Raises:
+        RunError: they do; the message says where.
+    """
+    found = disagreement(statement, parse_config(published), history)
+    if found is not None:
+        raise RunError(
+            f"the documents of the release contradict each other: {found}. Nothing was published. "
+            "Go on with --resume and the configuration that the run was started with; if that "
+            "does not help, report it as a bug of dp-ray"
+        )
+
+
+def published_config(config: Config, plan: PrivacyPlan) -> dict[str, Any]:
+    """What config.yaml of a release holds: the budget is the plan's σ and T.
+
+    ε is in the statement alone, which has it from the ledger.
+    """
+    return public_config(with_budget(config, plan))
+
+
 def public_config(config: Config) -> dict[str, Any]:
     """The configuration without what helps to undo the noise or to find the data."""
     return without_secrets(config.dump())
@@ -179,11 +220,25 @@ def without_secrets(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def privacy_statement(
-    config: Config, plan: PrivacyPlan, outcome: Outcome, *, replay: bool
+    config: Config,
+    plan: PrivacyPlan,
+    outcome: Outcome,
+    *,
+    replay: bool,
+    score: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What may be claimed, by whose word, under which assumptions."""
+    """What may be claimed, by whose word, under which assumptions.
+
+    Args:
+        config: as trained.
+        plan: the privacy plan.
+        outcome: how the run ended.
+        replay: whether the run repeats another one with its key.
+        score: from :func:`published_score`; exact where nothing is published.
+    """
     spent = epsilon_by_accountant(outcome.history, plan.delta)
-    assumptions, searched = list(ASSUMPTIONS), with_search(config, outcome.epsilon)
+    assumptions = [*ASSUMPTIONS, assumption(config)]
+    searched = with_search(config, outcome.epsilon)
     if searched is not None:
         assumptions[CHOICE] = (
             "The configuration was chosen by a search on the same data: epsilon_with_search counts "
@@ -219,7 +274,7 @@ def privacy_statement(
         "adjacency": "add or remove one example",
         "replay": replay,
         "warning": REPLAYED if replay else None,
-        **outcome.metrics,
+        **(outcome.metrics if score is None else score),
         "data_evaluation": config.data.evaluation,
         "assumptions": assumptions,
         "versions": {

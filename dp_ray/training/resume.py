@@ -10,7 +10,7 @@ from dp_ray.errors import ConfigError, LedgerError, RunError
 from dp_ray.privacy.accounting import BudgetError, solve_steps
 from dp_ray.privacy.ledger import Ledger
 from dp_ray.training.optimizers import depends_on_length
-from dp_ray.training.plan import PrivacyPlan, check_countable, with_budget
+from dp_ray.training.plan import PrivacyPlan, check_countable
 from dp_ray.training.run_directory import RESULT, RunDirectory, deciding_fields
 
 _BUDGET = ("privacy.epsilon", "privacy.noise_multiplier", "privacy.steps")
@@ -21,16 +21,19 @@ class Resumption:
     """What a run goes on as.
 
     Attributes:
-        config: as given, with the execution of the sessions before where it leaves that open, and
-            the budget that holds if it was raised since the start.
+        config: as given, with the execution of the sessions before where it leaves that open.
         before: the plan that the run is held to so far.
-        plan: the plan from here on; it differs from ``before`` in T and ε if more steps were
-            asked for.
+        plan: the plan from here on: ``before`` itself, or with a larger T and ε.
     """
 
     config: Config
     before: PrivacyPlan
     plan: PrivacyPlan
+
+    @property
+    def adds_steps(self) -> bool:
+        """Whether more steps were asked for."""
+        return self.plan.steps > self.before.steps
 
 
 def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resumption:
@@ -50,12 +53,10 @@ def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resump
     _check_fields(started, config)
     plan = before
     if any(_value(started, field) != _value(config, field) for field in _BUDGET):
-        plan = _raise_steps(config, before)
+        plan = _raise_steps(config, before, amended=ledger.amended)
     if run.finished() and plan.steps <= before.steps:
         raise RunError(run.taken())
     _check_result(run, ledger)
-    if ledger.amended or plan != before:
-        config = with_budget(config, plan)  # what holds is published with the model
     if ledger.sessions:
         config = _keep_execution(config, ledger.sessions[-1].execution)
     return Resumption(config, before, plan)
@@ -92,8 +93,17 @@ def _check_fields(started: Config, now: Config) -> None:
             )
 
 
-def _raise_steps(config: Config, before: PrivacyPlan) -> PrivacyPlan:
-    """The plan with the steps that a changed budget asks for, at the run's own noise."""
+def _raise_steps(config: Config, before: PrivacyPlan, *, amended: bool) -> PrivacyPlan:
+    """The plan with the steps that a changed budget asks for, at the run's own noise.
+
+    Args:
+        config: its budget differs from the one that the run was started with.
+        before: the plan that the run is held to so far.
+        amended: whether the run was given more steps before, by a budget that is not on record.
+
+    Raises:
+        ConfigError: the budget asks for other noise, for fewer steps, or for no further one.
+    """
     privacy = config.privacy
     if privacy.noise_multiplier not in (None, before.noise_multiplier):
         raise ConfigError(
@@ -112,7 +122,8 @@ def _raise_steps(config: Config, before: PrivacyPlan) -> PrivacyPlan:
             f"that is {steps} steps, fewer than the run's {before.steps}",
             "A run can be given more steps, not fewer; Ctrl-C stops it at any step",
         )
-    after = before.with_steps(steps)
+    # An accountant may differ in the last digit between processes: the same plan stays as it is.
+    after = before if steps == before.steps else before.with_steps(steps)
     check_countable(after)
     cost = after.epsilon
     if privacy.epsilon is not None and cost > privacy.epsilon:
@@ -122,6 +133,8 @@ def _raise_steps(config: Config, before: PrivacyPlan) -> PrivacyPlan:
             f"{steps} steps at the run's σ = {before.noise_multiplier:.4g} cost ε = {cost:.4f}",
             f"To accept that, set privacy.epsilon to {_round_up(cost)} as well",
         )
+    if steps == before.steps and privacy.epsilon is not None and not amended:
+        raise _changes_nothing(config, before)
     laid_out = [config.optimizer.scheduler] if depends_on_length(config.optimizer) else []
     laid_out += ["privacy.noise_schedule"] if len(before.noise_factors) > 1 else []
     if steps > before.steps and laid_out:
@@ -132,6 +145,23 @@ def _raise_steps(config: Config, before: PrivacyPlan) -> PrivacyPlan:
             "Start a new run with another --name; its privacy cost adds to this one's",
         )
     return after
+
+
+def _changes_nothing(config: Config, before: PrivacyPlan) -> ConfigError:
+    """A larger ε for the same steps: σ was solved when the run was started, and stays."""
+    affordable = _affordable_steps(config, before)
+    if affordable > before.steps:
+        remedy = f"For more steps, set privacy.steps to {affordable} or fewer as well"
+    else:
+        further = before.with_steps(before.steps + 1).epsilon
+        remedy = f"One more step costs ε = {further:.4f}: raise it to {_round_up(further)} or more"
+    return ConfigError(
+        "privacy.epsilon",
+        config.privacy.epsilon,
+        f"the run keeps its noise σ = {before.noise_multiplier:.4g}, and its {before.steps} steps "
+        f"cost ε = {before.epsilon:.4f} whatever is set here",
+        f"{remedy}; or resume the run with the privacy section that it was started with",
+    )
 
 
 def _affordable_steps(config: Config, before: PrivacyPlan) -> int:

@@ -357,7 +357,11 @@ def deciding_fields(config: Config) -> dict[str, Any]:
         for section in ("data", "augment", "model", "privacy", "optimizer")
         for name, value in values[section].items()
     }
-    said = ("data.evaluation", "privacy.search_epsilon")  # by the user, about the run
+    said = (
+        "data.evaluation",
+        "data.evaluation_noise",
+        "privacy.search_epsilon",
+    )  # by the user, about the run
     for may_change in ("data.root", "data.cache", "data.download", *said):
         del fields[may_change]
     return fields | {"train.precision": config.train.precision}

@@ -8,7 +8,8 @@ from typing import Any
 
 from dp_ray.errors import RunError
 from dp_ray.privacy.history import room
-from dp_ray.training.release import CHOICE, MODEL, STATEMENT
+from dp_ray.training.journal import roughly
+from dp_ray.training.release import CHOICE, MODEL, STATEMENT, check_agreement
 from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory, read_object
 from dp_ray.tuning.cost import search_cost
 from dp_ray.tuning.outcome import TrialOutcome, best_of, read_outcomes, settled
@@ -19,6 +20,11 @@ from dp_ray.yaml_text import read_yaml, write_yaml
 REPLAYED = (
     "This search repeats the draws and the noise of another one: publish at most one of the two, "
     "because the difference of two models may show sums of gradients without noise."
+)
+
+CHOSEN = (
+    "The trial was chosen by {metric} on a test split that is public, as the user declares "
+    "(data_evaluation): the choice says nothing about private images beyond what ε covers."
 )
 
 _RESTORE = "Restore it from a backup, and go on with --resume; nothing was published"
@@ -102,8 +108,14 @@ def publish_search(search: Search, everything: dict[str, Any]) -> dict[str, Any]
         directory.root.write(BEST, _best_config(search, everything).encode())
         _release(search, everything)
     if not tune.only_best_may_be_seen:
-        return everything
+        return with_rough_times(everything)
     return {k: v for k, v in everything.items() if k not in ("best_trial", "trials", "seconds")}
+
+
+def with_rough_times(everything: dict[str, Any]) -> dict[str, Any]:
+    """All there is to say, with times that do not show how many examples joined the steps."""
+    trials = [{**trial, "seconds": roughly(trial["seconds"])} for trial in everything["trials"]]
+    return {**everything, "trials": trials, "seconds": roughly(everything["seconds"])}
 
 
 def forget_losers(search: Search, everything: dict[str, Any]) -> None:
@@ -150,7 +162,8 @@ def _best_config(search: Search, everything: dict[str, Any]) -> str:
         values["privacy"]["search_epsilon"] = everything["epsilon_of_search"]
     held = "" if search.sweep.tune.hold is None else ", at the batch size that it stands for"
     lines = [
-        f"# The best trial of {search.sweep.name}{held}.",
+        f"# The best trial of {search.sweep.name}{held},",
+        f"# chosen by {everything['metric']} on a test split that its user declares public.",
         f"# Trained on its own it spends ε = {plan.epsilon:.4f} at δ = {plan.delta:g}.",
     ]
     if search.sweep.tune.privacy_mode != "public":
@@ -185,6 +198,7 @@ def _release(search: Search, everything: dict[str, Any]) -> None:
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{source} is damaged: {error}. {_RESTORE}") from error
     statement = _statement(search, read_object(source, STATEMENT, _RESTORE), everything)
+    check_agreement(statement, config)
     files = {
         MODEL: model,
         CONFIG: write_yaml(config).encode(),
@@ -201,7 +215,7 @@ def _statement(search: Search, alone: dict[str, Any], everything: dict[str, Any]
         "epsilon_of_search": everything["epsilon_of_search"],
         "how": everything["how"],
     }
-    assumptions = list(alone["assumptions"])
+    assumptions = [*alone["assumptions"], CHOSEN.format(metric=everything["metric"])]
     if mode == "public":
         assumptions.append(
             "The data of the search is public, as its user declares: ε is what this run alone "

@@ -58,13 +58,15 @@ class Search:
             tell: told what is going on.
 
         Raises:
-            ConfigError: the space, the budget or the privacy mode do not go together.
+            ConfigError: the space, the budget or the privacy mode do not go together, or the
+                scores by which trials are compared would cost privacy that is not counted.
         """
         check_mode(sweep.tune)
         check_space(sweep)
         check_budget(sweep)
         for corner in corner_points(sweep.tune.space, sweep.tune.budget_levels):
             config_at(sweep, corner)
+        check_scores(sweep)
         points = _draw_points(sweep, key)
         # A private selection is charged for all that it could have drawn.
         fixed = points is not None and sweep.tune.privacy_mode != "private_selection"
@@ -73,7 +75,13 @@ class Search:
 
     @classmethod
     def read(cls, sweep: SweepConfig) -> Search:
-        """A search that was started; see :meth:`SweepDirectory.read_search` for the errors."""
+        """A search that was started.
+
+        Raises:
+            ConfigError: an earlier version started it on held-out data; see :func:`check_scores`.
+            RunError: see :meth:`SweepDirectory.read_search`.
+        """
+        check_scores(sweep)
         directory = SweepDirectory.of(sweep)
         points, budgets = directory.read_search(sweep)
         return cls(sweep, directory, points, budgets)
@@ -151,6 +159,28 @@ def check_mode(tune: TuneConfig) -> None:
             "private_selection needs independent trials, and early stopping compares them while "
             "they run",
             remedy,
+        )
+
+
+def check_scores(sweep: SweepConfig) -> None:
+    """Refuses to compare trials by exact scores of data that is not public.
+
+    ε covers the training examples. Which trial is published, or stopped, is a function of scores on
+    the test split, and one test example can decide it.
+
+    Raises:
+        ConfigError: the test split is not declared public.
+    """
+    data = sweep.training.get("data")
+    declared = data.get("evaluation", "held_out") if isinstance(data, dict) else None
+    if declared != "public":
+        raise ConfigError(
+            "data.evaluation",
+            declared,
+            f"trials are compared by {sweep.tune.metric} on the test split, so one test image can "
+            "decide which of them is published, and nothing is charged for that",
+            "Give a test split of public images and set data.evaluation to public; or, without "
+            "any, train one configuration that was found on other, public data",
         )
 
 

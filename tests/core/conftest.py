@@ -18,6 +18,7 @@ def make_sweep(make_config: MakeConfig) -> MakeSweep:
     def make(training: dict[str, Any] | None = None, **tune: Any) -> SweepConfig:
         values = make_config().dump()
         values["name"] = "search"
+        values["data"]["evaluation"] = "public"
         values["privacy"].update(epsilon=3.0, noise_multiplier=None, steps=None, accountant="rdp")
         for section, fields in (training or {}).items():
             if isinstance(fields, dict):

@@ -397,7 +397,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
         "dp_ray.data.store.open_dataset",
         "dp_ray.data.store.load_splits",
         "dp_ray.data.readers.load_splits",
-        "dp_ray.data.readers.source_stamp",
+        "dp_ray.data.stamp.source_stamp",
         "sklearn.datasets.load_digits",
         "torchvision.datasets.MNIST",
         "torchvision.datasets.ImageFolder",

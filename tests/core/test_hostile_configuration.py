@@ -39,6 +39,7 @@ VALID: dict[str, Any] = {
 SEARCH: dict[str, Any] = {
     **VALID,
     "name": "search",
+    "data": {**VALID["data"], "evaluation": "public"},
     "privacy": {"epsilon": 2, "delta": 1e-4},
     "tune": {"space": {"privacy.steps": {"choice": [2, 4]}}},
 }

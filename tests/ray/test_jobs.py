@@ -70,6 +70,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "job.yaml").write_text(write_yaml(values))
     values["cluster"]["num_workers"] = 1
     values["privacy"] = {"epsilon": 3.0, "delta": 1e-4, "accountant": "rdp"}
+    values["data"] = {**values["data"], "evaluation": "public"}
     values["tune"] = {
         "space": {"augment.views": {"choice": [1, 2]}, "privacy.steps": {"choice": [10]}},
         "num_samples": 2,

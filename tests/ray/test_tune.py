@@ -56,6 +56,7 @@ def sweep_of(make_config: MakeConfig, name: str, **tune: Any) -> SweepConfig:
     """A small search; sections of the training configuration by ``training``."""
     values = make_config(**tune.pop("training", {})).dump()
     values["name"] = name
+    values["data"]["evaluation"] = "public"
     values["privacy"].update(epsilon=3.0, noise_multiplier=None, steps=None, accountant="rdp")
     tune = {"space": SPACE, "num_samples": 3, "privacy_mode": "compose", **tune}
     return parse_sweep({**values, "tune": tune})
