@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from dp_ray.config import Config
 from dp_ray.privacy.accounting import epsilon_by_accountant
@@ -84,8 +84,7 @@ def publish(
     config: Config,
     plan: PrivacyPlan,
     *,
-    model: nn.Module,
-    params: dict[str, Tensor],
+    tensors: dict[str, Tensor],
     outcome: Outcome,
 ) -> None:
     """Writes ``release/`` (of a finished run) and ``result.json``, each whole or not at all.
@@ -94,8 +93,7 @@ def publish(
         run: where.
         config: what was trained; what is private in it is left out.
         plan: the privacy plan.
-        model: for the tensors that were not trained.
-        params: name → tensor of the trained ones.
+        tensors: what the file of the model holds, by name.
         outcome: how the run ended.
 
     Raises:
@@ -115,12 +113,6 @@ def publish(
         "seconds": round(outcome.seconds, 2),
     }
     if outcome.finished:
-        with torch.no_grad():  # through the model, so that tied parameters follow
-            for name, parameter in model.named_parameters():
-                if name in params:
-                    parameter.copy_(params[name])
-        state = model.state_dict()
-        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
         seeded = run.config().seed is not None
         statement = privacy_statement(config, plan, outcome, seeded=seeded)
         text = json.dumps(statement, indent=2, ensure_ascii=False) + "\n"
