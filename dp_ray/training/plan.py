@@ -31,7 +31,7 @@ from dp_ray.privacy.engines import Engine
 from dp_ray.privacy.history import History, first_of
 from dp_ray.privacy.schedule import NoiseSchedule
 from dp_ray.training.estimate import check_memory
-from dp_ray.training.optimizers import build_optimizer
+from dp_ray.training.optimizers import build_optimizer, rehearse_optimizer
 from dp_ray.training.rebuild import check_rebuilt
 from dp_ray.training.rehearsal import Rehearsal
 
@@ -160,7 +160,9 @@ def _build_parts(config: Config) -> nn.Module:
 
 def _check_parts(config: Config, model: nn.Module, steps: int) -> None:
     facts = data_facts(config.data)
-    build_optimizer(config, [p for p in model.parameters() if p.requires_grad], steps)
+    params = [p for p in model.parameters() if p.requires_grad]
+    build_optimizer(config, params, steps)
+    rehearse_optimizer(config, params, steps)
     check_memory(config, facts, model)
     _check_precision(config)
     _rehearse(config, model, facts)
@@ -314,14 +316,14 @@ def _check_precision(config: Config) -> None:
 def _rehearse(config: Config, model: nn.Module, facts: DataFacts) -> None:
     """Try the network on made-up images; a user's own is also checked to be a function.
 
-    Workers do the same again where the run takes place: :func:`~dp_ray.training.session.open_session`.
+    Workers do the same again where the run takes place.
     """
     name = "per_layer" if config.train.engine.startswith("per_layer") else "vmap"
     rehearsal = Rehearsal(config, facts, model, Engine(name, config.train.precision))
     rehearsal.try_out()
     if is_users_own(config.model):
-        check_rebuilt(config, facts, model)
         rehearsal.run(2)
+        check_rebuilt(config, facts, model)
 
 
 def _round_down(value: float) -> float:

@@ -81,4 +81,3 @@ def _what_differs(model: nn.Module, other: nn.Module) -> str:
         return f"the buffer {unsaved[0]} differs, and is not persistent"
     found = first_difference(read_objects(model), read_objects(other))
     return f"{found} differs, and is outside its state_dict" if found else "nobody can tell why"
-

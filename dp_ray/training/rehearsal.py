@@ -123,7 +123,10 @@ class Rehearsal:
         """Gradients and logits of made-up images, to compare two networks by."""
         images, labels = self._images(2)
         found = self._call(_TRAINING, lambda: self._sum(self.engine, images, labels))
-        return [*found.gradients.values(), self._call(_EVALUATION, lambda: self._logits(images[:, 0]))]
+        return [
+            *found.gradients.values(),
+            self._call(_EVALUATION, lambda: self._logits(images[:, 0])),
+        ]
 
     def run(self, size: int, evaluated: Sequence[int] = ()) -> None:
         """Check that gradients and logits are functions; all that :meth:`try_out` does, too.

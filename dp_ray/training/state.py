@@ -15,7 +15,7 @@ import os
 import random
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import chain
 from typing import Any
@@ -43,7 +43,7 @@ _DUNDER_KEPT = ("__dict__", "__slots__")
 def read_state(model: nn.Module, device: torch.device) -> State:
     """Read all that a call of the network could leave behind, apart from its own tensors.
 
-    Parameters and buffers are left out: :class:`~dp_ray.training.untrained.Untrained` compares them.
+    Parameters and buffers are left out: :mod:`dp_ray.training.untrained` compares them.
 
     Args:
         model: the network.
@@ -97,6 +97,8 @@ class _Walk:
             self._visit(*self._stack.pop())
 
     def _visit(self, place: str, value: Any) -> None:
+        while place in self.state:  # one name for two things
+            place += "'"
         if isinstance(value, _PLAIN + _TORCH_PLAIN):
             self.state[place] = f"{type(value).__name__} {value!r}"
             return
@@ -116,31 +118,24 @@ class _Walk:
 
     def _parts(self, value: Any) -> Iterator[tuple[str, Any]]:
         """What a value holds, with how it is reached."""
-        if isinstance(value, Mapping | types.MappingProxyType):
-            for key, part in list(value.items()):
-                yield f"[{_label(key)}]", part
-        elif isinstance(value, list | tuple):
-            yield from ((f"[{i}]", part) for i, part in enumerate(value))
-        elif isinstance(value, types.ModuleType):
-            yield from _globals_of(value)
-        elif isinstance(value, types.FunctionType):
+        if isinstance(value, types.FunctionType):
             yield from _function_parts(value)
-        elif isinstance(value, types.MethodType):
-            yield from (("", value.__self__), ("", value.__func__))
-        elif isinstance(value, classmethod | staticmethod):
-            yield "", value.__func__
-        elif isinstance(value, property):
-            yield from (("", part) for part in (value.fget, value.fset) if part is not None)
-        elif isinstance(value, types.GeneratorType | types.CoroutineType):
-            frame = value.gi_frame if isinstance(value, types.GeneratorType) else value.cr_frame
-            yield "", None if frame is None else frame.f_lasti
-            yield " (its variables)", {} if frame is None else dict(frame.f_locals)
-        elif isinstance(value, types.CellType):
-            yield "", _cell(value)
+            yield from self._globals(value.__globals__, value.__module__)
+        elif isinstance(value, types.ModuleType):
+            yield from self._globals(vars(value), value.__name__)
         elif isinstance(value, type):
             yield from _class_parts(value)
         else:
-            yield from self._object_parts(value)
+            simple = _simple_parts(value)
+            yield from self._object_parts(value) if simple is None else simple
+
+    def _globals(self, namespace: dict[str, Any], module: str) -> Iterator[tuple[str, Any]]:
+        """What a module holds, once."""
+        if id(namespace) not in self._first:
+            self._first[id(namespace)] = module
+            for name, part in list(namespace.items()):
+                if not (name.startswith("__") and name.endswith("__")):
+                    yield f"={name} of the module {module}", part
 
     def _object_parts(self, value: Any) -> Iterator[tuple[str, Any]]:
         cls = type(value)
@@ -164,36 +159,69 @@ class _Walk:
                 yield f".{name}", part
 
 
+def _simple_parts(value: Any) -> Iterable[tuple[str, Any]] | None:
+    """Parts of Python's own containers and wrappers; None of other objects."""
+    parts: Iterable[tuple[str, Any]] | None = None
+    if isinstance(value, Mapping):
+        parts = ((f"[{_label(key)}]", part) for key, part in list(value.items()))
+    elif isinstance(value, list | tuple):
+        parts = ((f"[{i}]", part) for i, part in enumerate(value))
+    elif isinstance(value, types.MethodType):
+        parts = (("", value.__self__), ("", value.__func__))
+    elif isinstance(value, classmethod | staticmethod):
+        parts = (("", value.__func__),)
+    elif isinstance(value, property):
+        parts = (("", part) for part in (value.fget, value.fset) if part is not None)
+    elif isinstance(value, types.CellType):
+        parts = (("", _cell(value)),)
+    elif isinstance(value, types.GeneratorType | types.CoroutineType):
+        frame = value.gi_frame if isinstance(value, types.GeneratorType) else value.cr_frame
+        at, variables = (None, {}) if frame is None else (frame.f_lasti, dict(frame.f_locals))
+        parts = (("", at), (" (its variables)", variables))
+    return parts
+
+
 def _content(value: Any) -> str | None:
     """A digest of a value that is read as a whole; None if it has parts."""
-    cls = type(value)
+    name = type(value).__name__
     if isinstance(value, Tensor):
         return _tensor(value)
     if isinstance(value, np.ndarray | np.generic):
         array = np.asarray(value)
-        if array.dtype.hasobject:
-            return _digest(array.tolist())
-        return f"{cls.__name__} {array.dtype} {array.shape} {_hash(array.tobytes())}"
+        data = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+        return f"{name} {array.dtype} {array.shape} {_hash(data)}"
+    if (numbers := _generator(value)) is not None:
+        return f"{name} {numbers}"
+    if _is_closed(value):
+        return f"{name} {getattr(value, '__qualname__', '')}"
+    try:
+        return f"{name} {_hash(memoryview(value).tobytes())}"
+    except (TypeError, ValueError, BufferError):
+        return None
+
+
+def _is_closed(value: Any) -> bool:
+    """Whether a value belongs to a library, and what it holds is none of the network's state."""
+    if isinstance(value, types.ModuleType):
+        return _is_library(value.__name__)
+    if isinstance(value, types.FunctionType):
+        return _is_library(value.__module__)
+    closed = (types.CodeType, types.BuiltinFunctionType, types.MethodDescriptorType)
+    return isinstance(value, closed) or type(value).__module__.partition(".")[0] in _OPAQUE
+
+
+def _generator(value: Any) -> str | None:
+    """A digest of where a generator of random numbers is; None of other objects."""
     if isinstance(value, torch.Generator):
         return _hash(value.get_state().cpu().numpy().tobytes())
+    if isinstance(value, random.SystemRandom):
+        return ""
     if isinstance(value, random.Random):
-        state = None if isinstance(value, random.SystemRandom) else value.getstate()
-        return _hash(repr(state).encode())
+        return _hash(repr(value.getstate()).encode())
     if isinstance(value, np.random.Generator | np.random.RandomState | np.random.BitGenerator):
         bits = value if isinstance(value, np.random.BitGenerator) else _bit_generator(value)
         return _hash(repr(bits.state).encode())
-    if cls.__module__.partition(".")[0] in _OPAQUE or isinstance(value, types.CodeType):
-        return cls.__name__
-    if isinstance(value, types.ModuleType) and _is_library(value.__name__):
-        return f"module {value.__name__}"
-    if isinstance(value, types.FunctionType) and _is_library(value.__module__):
-        return f"function {value.__qualname__}"
-    if isinstance(value, types.BuiltinFunctionType | types.MethodDescriptorType):
-        return f"function {value.__qualname__}"
-    try:
-        return f"{cls.__name__} {_hash(memoryview(value).tobytes())}"
-    except (TypeError, ValueError, BufferError):
-        return None
+    return None
 
 
 def _bit_generator(value: Any) -> Any:
@@ -254,15 +282,6 @@ def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     yield " (its defaults)", function.__defaults__
     yield " (its keyword defaults)", function.__kwdefaults__
     yield from ((f".{name}", part) for name, part in vars(function).items())
-    module = sys.modules.get(function.__module__)
-    if module is not None and vars(module) is function.__globals__:
-        yield " (its module)", module
-    else:
-        yield from (
-            (f" (its global {name})", function.__globals__[name])
-            for name in function.__code__.co_names
-            if name in function.__globals__
-        )
 
 
 @cache
@@ -293,7 +312,7 @@ def _class_parts(cls: type) -> Iterator[tuple[str, Any]]:
             if library and not isinstance(part, (*_PLAIN, list, dict, set, Tensor, np.ndarray)):
                 continue
             if name not in _DUNDER_KEPT and not isinstance(part, _DESCRIPTORS):
-                yield f".{name}", part
+                yield f"{'' if base is cls else f' (its base {base.__name__})'}.{name}", part
 
 
 _DESCRIPTORS = (
@@ -301,12 +320,6 @@ _DESCRIPTORS = (
     types.MemberDescriptorType,
     types.WrapperDescriptorType,
 )
-
-
-def _globals_of(module: types.ModuleType) -> Iterator[tuple[str, Any]]:
-    for name, part in list(vars(module).items()):
-        if not (name.startswith("__") and name.endswith("__")):
-            yield f"={name} of the module {module.__name__}", part
 
 
 @cache
