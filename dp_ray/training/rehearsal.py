@@ -106,6 +106,7 @@ class Rehearsal:
         self._params = {name: p.clone() for name, p in own.items()}
         self._untrained = Untrained.of(self.model, ParameterLayout.of(self.model))
         self._states: dict[str, State] = {}
+        self._latest: dict[str, Callable[[], object]] = {}
 
     def try_out(self) -> None:
         """Call the network once in each mode.
@@ -159,7 +160,9 @@ class Rehearsal:
         sums, outputs = [first], []
         for neighbours in ([*mine, *others], [*mine, *strangers], [*strangers, *mine]):
             sums.append(self._call(_TRAINING, of_mine(neighbours, plain), "training"))
-            outputs.append(self._call(_EVALUATION, logits([0, *neighbours[-2:]][:3]), "evaluation"))
+            outputs.append(
+                self._call(_EVALUATION, logits([0, *(2 * neighbours)[-2:]]), "evaluation")
+            )
             outputs.append(self._call(_EVALUATION, logits([0]), "evaluation of one"))
         for found in outputs:
             self._compare_logits(outputs[0][:1], found[:1])
@@ -180,8 +183,9 @@ class Rehearsal:
         if key is not None:
             state = read_state(self.model, self.device)
             place = first_difference(self._states.setdefault(key, state), state)
+            self._latest[mode] = function
             if place is not None:
-                self._refuse_state(place, mode, function)
+                self._refuse_state(place)
         return output
 
     def _guarded(self, mode: str, function: Callable[[], _Output]) -> _Output:
@@ -205,8 +209,8 @@ class Rehearsal:
             return ConfigError(
                 "train.precision",
                 "bfloat16",
-                f"{name} works in float32 and fails in bfloat16, where torch.autocast mixes dtypes: "
-                f"{cause}",
+                f"{name} works in float32 and fails in bfloat16, where torch.autocast mixes "
+                f"dtypes: {cause}",
                 "Use float32, or convert what is mixed to one dtype in the network",
             )
         return ModelError(
@@ -239,23 +243,23 @@ class Rehearsal:
                 "many calls there were, which is private: freeze it, or use another layer"
             )
 
-    def _refuse_state(self, place: str, mode: str, function: Callable[[], object]) -> None:
+    def _refuse_state(self, place: str) -> None:
         """Refuse what changed; unless only another thread drew from a generator of this process."""
+        why = "depends on the examples"
         before = read_state(self.model, self.device)
-        for _ in range(2):
+        for mode, function in self._latest.items():
             function()
             state = read_state(self.model, self.device)
             if (again := first_difference(before, state)) is not None:
-                place, why = again, "changes with each call"
+                place, why = again, f"changes with each call in {mode} mode"
                 break
             before = state
         else:
-            if "generator of random numbers" in place and not place.startswith("the network"):
+            if "generator of random numbers" in place:
                 return
-            why = "depends on the examples"
         raise ModelError(
-            f"model.name = {self.config.model.name!r}: {place} {why} in {mode} "
-            "mode, so one example more or less would change the gradients of others. Remove it, or "
+            f"model.name = {self.config.model.name!r}: {place} {why}, so one "
+            "example more or less would change the gradients of others. Remove it, or "
             "make it a function of the input's shape; random layers other than torch's dropout are "
             "not supported"
         )

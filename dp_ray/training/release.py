@@ -35,6 +35,12 @@ ASSUMPTIONS = (
     "Only the release folder is published; the run key and the private folder stay secret.",
     "The run's folder was not copied, or put back as it was earlier, and gone on with twice.",
     "Run time, memory and traffic are not observed by the adversary.",
+    "The network's outputs depend on its tensors, one example and the run's own randomness alone: "
+    "each run checks that on made-up images, as far as Python objects can be read, and assumes it "
+    "of what cannot be: files, clocks, installed packages, extensions in C.",
+    "An example's gradient is rounded alike whichever worker computes it, and wherever in a "
+    "microbatch: each run checks that on made-up images before its first step, and assumes it of "
+    "all others.",
 )
 
 PRETRAINED = (

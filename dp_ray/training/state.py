@@ -37,6 +37,9 @@ _LIBRARIES = {*sys.stdlib_module_names, "dp_ray", "numpy", "opacus", "torch", "t
 _OPAQUE = {"abc", "importlib", "logging", "re", "threading", "typing", "warnings", "weakref"}
 """Packages whose objects change by themselves, and hold nothing that a network computes with."""
 
+_LAYERS = ("layer ", "the network ")
+"""How the names of places inside of modules begin."""
+
 _DUNDER_KEPT = ("__dict__", "__slots__")
 
 
@@ -59,9 +62,10 @@ def read_objects(model: nn.Module) -> State:
 
 
 def first_difference(before: Mapping[str, str], after: Mapping[str, str]) -> str | None:
-    """The first place whose content differs; None if all are equal."""
-    places = chain(after, before)
-    return next((place for place in places if before.get(place) != after.get(place)), None)
+    """The first place whose content differs, if possible an attribute; None if all are equal."""
+    places = [p for p in chain(after, before) if before.get(p) != after.get(p)]
+    attributes = [p for p in places if p.startswith(_LAYERS) and "(its class" not in p]
+    return next(iter(attributes + places), None)
 
 
 def _generators(device: torch.device) -> State:

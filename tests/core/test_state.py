@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -15,7 +14,7 @@ from dp_ray.training.state import first_difference, read_objects, read_state
 
 CPU = torch.device("cpu")
 
-HIDING_PLACES = '''
+HIDING_PLACES = """
 import array, collections, ctypes, functools, io, itertools, os, random, threading, types
 
 import numpy as np
@@ -207,7 +206,7 @@ def make(kind):
             return x
 
     return Net()
-'''
+"""
 PLACES = {
     "attribute": "the network (Net).kept",
     "closure": "(its variable n)",
