@@ -1,20 +1,32 @@
-"""A user's own code, by its import path."""
+"""A user's own code: by its import path, imported anew, and where in it an error arose."""
 
 from __future__ import annotations
 
 import importlib
+import os
+import site
 import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dp_ray.errors import ConfigError
+
+USER_ERRORS = (Exception, SystemExit)
+"""What a user's code may raise; not Ctrl-C."""
+
+_LONGEST = 300
 
 
 def import_object(path: str, field: str) -> Any:
     """The object named ``package.module:name``; the working directory is searched too.
 
     Raises:
-        ConfigError: it cannot be imported; the message says why.
+        ConfigError: it cannot be imported; the message says why, and where.
     """
     module, _, name = path.partition(":")
     here = str(Path.cwd())
@@ -22,7 +34,56 @@ def import_object(path: str, field: str) -> Any:
         sys.path.insert(0, here)
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except USER_ERRORS as error:
         raise ConfigError(
-            field, path, f"cannot be imported: {error}", "Install it or run from its folder"
+            field,
+            path,
+            f"cannot be imported: {cause_of(error)}",
+            "Install it or run from its folder",
         ) from error
+
+
+def cause_of(error: BaseException) -> str:
+    """An error of a user's code in one line, with the file and line that it came from."""
+    text = " ".join(str(error).split())[:_LONGEST]
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f"{said} ({error.filename}, line {error.lineno})" if "line" not in text else said
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
+    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said
+
+
+def is_users(file: str | None) -> bool:
+    """Whether a file of Python code is the user's: not Python's, not installed, not of dp-ray."""
+    if file is None or file.startswith("<"):
+        return False
+    return not any(file.startswith(folder) for folder in _library_folders())
+
+
+@contextmanager
+def imported_anew() -> Iterator[None]:
+    """Import the user's modules again inside, and put those that were there back afterwards."""
+    before = _users_modules()
+    for name in before:
+        del sys.modules[name]
+    try:
+        yield
+    finally:
+        for name in _users_modules():
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _users_modules() -> dict[str, Any]:
+    return {
+        name: module
+        for name, module in list(sys.modules.items())
+        if name != "__main__" and is_users(getattr(module, "__file__", None))
+    }
+
+
+@cache
+def _library_folders() -> tuple[str, ...]:
+    paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    paths += [*site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parent)]
+    return tuple({f"{path}{os.sep}" for path in paths})

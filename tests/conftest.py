@@ -15,7 +15,6 @@ from support import MakeConfig
 from dp_ray.config import Config
 from dp_ray.config_file import parse_config
 
-
 _STARTS_RAY = ("tests/ray/", "tests/faults/test_with_ray.py")
 
 
@@ -33,7 +32,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report: pytest.TestReport = yield
     if report.failed and item.nodeid.startswith(_STARTS_RAY):
         logs = surroundings.FOLDER / "ray"
-        report.sections.append(("Ray's logs", f"{logs}/**/session_*/logs, kept until you delete it"))
+        report.sections.append(
+            ("Ray's logs", f"{logs}/**/session_*/logs, kept until you delete it")
+        )
     return report
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dp_ray.config import DataConfig
 from dp_ray.data.catalog import DataFacts, data_facts
 from dp_ray.errors import ConfigError, DataError
-from dp_ray.imports import import_object
+from dp_ray.imports import USER_ERRORS, cause_of, import_object
 from dp_ray.storage import user_path
 
 if TYPE_CHECKING:
@@ -185,9 +185,9 @@ def _own(config: DataConfig) -> Splits:
         splits = load(config)
     except (ConfigError, DataError):
         raise
-    except Exception as error:  # the user's code raises what it likes
+    except USER_ERRORS as error:
         raise DataError(
-            f"data.name = {config.name!r}: load(config) failed: {type(error).__name__}: {error}",
+            f"data.name = {config.name!r}: load(config) failed: {cause_of(error)}",
             shared=f"data.name = {config.name!r}: load(config) failed: {type(error).__name__}",
         ) from error
     try:
@@ -202,13 +202,19 @@ def _own(config: DataConfig) -> Splits:
         ("train", train_images, train_labels),
         ("test", test_images, test_labels),
     ):
-        numbers = np.asarray(labels)
+        numbers = _array(labels, config, f"{split} labels")
         if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
             raise DataError(
                 f"data.name = {config.name!r}: {split} labels must be a row of whole numbers, not "
                 f"{numbers.dtype} of shape {numbers.shape}"
             )
-        part = ArraySplit(np.asanyarray(images), numbers.astype(np.int64))
+        pixels = _array(images, config, f"{split} images")
+        if pixels.size and pixels.ndim != 4:
+            raise DataError(
+                f"data.name = {config.name!r}: {split} images must be one array of shape "
+                f"[N, C, H, W], not of shape {pixels.shape}"
+            )
+        part = ArraySplit(pixels, numbers.astype(np.int64))
         if len(part.images) != len(part.labels):
             raise DataError(
                 f"data.name = {config.name!r}: {len(part.images)} {split} images and "
@@ -216,6 +222,23 @@ def _own(config: DataConfig) -> Splits:
             )
         parts.append(part)
     return parts[0], parts[1]
+
+
+def _array(values: Any, config: DataConfig, what: str) -> NDArray[Any]:
+    """What a loader returned as one array; an image of another shape than the others makes none."""
+    try:
+        array = np.asanyarray(values)
+        if array.dtype != object:
+            return array
+        problem = f"hold {type(values).__name__}"
+        if isinstance(values, list | tuple) and values:
+            problem = f"hold objects of type {type(values[0]).__name__}"
+    except USER_ERRORS as error:
+        problem = f"are of different shapes ({cause_of(error)})"
+    raise DataError(
+        f"data.name = {config.name!r}: {what} {problem}, and no numbers of one shape: return one "
+        "array, images as uint8 [N, C, H, W] and labels as whole numbers [N]"
+    )
 
 
 @dataclass(frozen=True)

@@ -54,12 +54,17 @@ def build_model(config: ModelConfig, facts: DataFacts, *, init_seed: int = 0) ->
     return model
 
 
+def is_users_own(config: ModelConfig) -> bool:
+    """Whether the network is built by a function of the user's, and not known by its name."""
+    return ":" in config.name
+
+
 def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
     shape = {"channels": facts.channels, "image_size": facts.image_size}
     try:
         if config.name in _OWN:
             return _OWN[config.name](num_classes=facts.num_classes, **shape, **config.arguments)
-        if ":" in config.name:
+        if is_users_own(config):
             build = import_object(config.name, "model.name")
             model = build(num_classes=facts.num_classes, **shape, **config.arguments)
             if not isinstance(model, nn.Module):

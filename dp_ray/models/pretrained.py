@@ -61,7 +61,7 @@ def load_pretrained(model: nn.Module, config: ModelConfig) -> str | None:
     with torch.no_grad():
         for name in own.keys() - fresh:
             own[name].copy_(given[name])
-    return _digest(weights)
+    return digest_of_tensors(weights)
 
 
 def _head_of_other_classes(model: nn.Module, given: Mapping[str, Tensor]) -> set[str]:
@@ -172,10 +172,10 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _digest(weights: Mapping[str, Tensor]) -> str:
+def digest_of_tensors(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of names, types, shapes and contents, in the order of the names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -52,6 +52,7 @@ class Session:
         repeats: steps on record that it had to repeat.
         data: digest of the training data.
         parameters: digest of the parameters' names and shapes.
+        untrained: digest of frozen parameters and buffers; None in ledgers from before it was kept.
     """
 
     execution: Execution
@@ -59,6 +60,7 @@ class Session:
     repeats: int
     data: str
     parameters: str
+    untrained: str | None = None
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -108,7 +108,8 @@ class Engine:
             key = (model, training, loss_fn, clipping, _signature(inputs))
             with torch.no_grad():
                 if key not in self._compiled:
-                    self._compiled[key] = _compile(function, inputs)
+                    with _attributes_kept(model):
+                        self._compiled[key] = _compile(function, inputs)
                 return self._compiled[key](*inputs)
 
     def _sum(
@@ -152,6 +153,18 @@ class Engine:
             enabled=self.precision == "bfloat16",
             cache_enabled=False,
         )
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Put back what modules hold: a helper tensor that a trace leaves behind has no values."""
+    before = {module: dict(vars(module)) for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, attributes in before.items():
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 def in_one_line(error: Exception) -> str:

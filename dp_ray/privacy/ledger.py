@@ -177,12 +177,18 @@ class Ledger:
         return entry is not None and entry.charge.incarnation >= incarnation
 
     def open_session(
-        self, execution: Execution, *, first_step: int, data: str, parameters: str
+        self,
+        execution: Execution,
+        *,
+        first_step: int,
+        data: str,
+        parameters: str,
+        untrained: str | None = None,
     ) -> None:
         """Records how, from where and on what the run goes on; see :class:`Session`."""
         entries = self._balance.newest.values()
         repeats = sum(e.charge.step >= first_step and not e.prepaid for e in entries)
-        session = Session(execution, first_step, repeats, data, parameters)
+        session = Session(execution, first_step, repeats, data, parameters, untrained)
         self._append("session", asdict(session))
 
     def charge(self, charge: Charge) -> Verdict:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from dp_ray.config import DataConfig
+from dp_ray.data.catalog import DataFacts
+from dp_ray.data.sampling import PoissonSampler, Shard
 from dp_ray.data.store import Dataset, open_dataset
-from dp_ray.errors import DataError, DpRayError
+from dp_ray.data.views import ViewMaker
+from dp_ray.errors import DataError, DpRayError, RunError
+from dp_ray.keys import SamplingKeys
+from dp_ray.privacy.clipping import Clipping
+from dp_ray.privacy.engines import Engine
 from dp_ray.training.collective import Collective
+from dp_ray.training.execution import describe_machine
 from dp_ray.training.layout import ParameterLayout
+from dp_ray.training.step import Assignment, ShardWorker
 
 _LENGTH = 2000
 """Bytes of what a worker tells the others; a longer text is cut off."""
@@ -64,11 +78,116 @@ def _by_node(nodes: list[str], problems: list[str]) -> str:
     return f"{' '.join(told)} Each node with workers needs the data"
 
 
-def share_untrained(collective: Collective, model: nn.Module, layout: ParameterLayout) -> None:
-    """Frozen parameters and buffers as rank 0 has them, whatever initialised them elsewhere."""
-    for name, tensor in model.state_dict().items():
-        if name not in layout.shapes:
-            collective.broadcast_(tensor)
+def share_parameters(collective: Collective, model: nn.Module) -> None:
+    """Give all workers rank 0's parameters and buffers, whatever initialised them elsewhere."""
+    for tensor in chain(model.parameters(), model.buffers()):
+        collective.broadcast_(tensor.detach())
+
+
+def stop_together(collective: Collective, problem: DpRayError | None) -> None:
+    """Raise on all workers if one of them has a problem; all take part.
+
+    Raises:
+        DpRayError: this worker's problem, or the first that another one has.
+    """
+    count = torch.tensor([int(problem is not None)])
+    collective.reduce_(count)
+    collective.broadcast_(count)
+    if not count.item():
+        return
+    problems = _from_all(collective, str(problem or ""))
+    raise problem or RunError(next(text for text in problems if text))
+
+
+def check_same_arithmetic(
+    collective: Collective,
+    *,
+    model: nn.Module,
+    layout: ParameterLayout,
+    views: ViewMaker,
+    facts: DataFacts,
+    clipping: Clipping,
+    max_grad_norm: float,
+    microbatch_size: int,
+    engine: Engine,
+    device: torch.device,
+) -> None:
+    """Refuse workers that compute other sums of the same examples, bit for bit; all take part.
+
+    One example more moves the shards' boundaries, so another one may go to another worker. Were its
+    gradient rounded otherwise there, it could lie on the other side of a kink, and the sum would
+    move by more than C. Each worker sums up one microbatch of the same made-up images, with the
+    same views and parameters, as in a step.
+
+    Args:
+        collective: the workers; those that join later are a new group, which is checked again.
+        model: with rank 0's parameters.
+        layout: order of the parameters.
+        views: the K augmentations.
+        facts: shape of the images.
+        clipping: how gradients are brought within C.
+        max_grad_norm: C.
+        microbatch_size: B.
+        engine: computes the sum.
+        device: where this worker computes.
+
+    Raises:
+        RunError: the sums differ; the message names the nodes.
+    """
+    if collective.world_size == 1:
+        return
+    worker = ShardWorker(
+        model=model,
+        layout=layout,
+        data=_MadeUp(facts, microbatch_size),
+        shard=Shard(0, microbatch_size),
+        sampler=PoissonSampler(microbatch_size, microbatch_size),
+        views=views,
+        keys=SamplingKeys.from_bytes(bytes(96)),  # of made-up images: nothing to keep secret
+        clipping=clipping,
+        microbatch_size=microbatch_size,
+        engine=engine,
+        device=device,
+    )
+    params = layout.join(dict(model.named_parameters()))
+    total = worker.clipped_sum(params, Assignment(0, 0, max_grad_norm, done=False))
+    content = [tensor.cpu().numpy().tobytes() for tensor in (total.vector, total.statistics)]
+    digests = _from_all(collective, hashlib.sha256(b"".join(content)).hexdigest())
+    nodes = _from_all(collective, collective.node or "")
+    machines = _from_all(collective, ", ".join(describe_machine(device).values()))
+    others = [i for i, digest in enumerate(digests) if digest != digests[0]]
+    if not others:
+        return
+    where = _list([f"{nodes[i]} ({machines[i]})".strip() for i in others])
+    raise RunError(
+        f"{len(others)} of {collective.world_size} workers round otherwise than the first one "
+        f"({machines[0]}): {where}. One example more could then move others' gradients. Use nodes "
+        "of one kind, or set ATEN_CPU_CAPABILITY, MKL_ENABLE_INSTRUCTIONS and ONEDNN_MAX_CPU_ISA "
+        "to what all of them have"
+    )
+
+
+@dataclass(frozen=True)
+class _MadeUp:
+    """Examples of random pixels, the same everywhere."""
+
+    facts: DataFacts
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """[n]."""
+        return np.arange(self.count) % self.facts.num_classes
+
+    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """See :class:`~dp_ray.data.store.Examples`."""
+        side = self.facts.image_size
+        shape = (self.count, self.facts.channels, side, side)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        return pixels[ids], self.labels[ids]
 
 
 def _from_all(collective: Collective, text: str) -> list[str]:

@@ -44,6 +44,7 @@ class Coordinator:
         data_digest: of the training data; to go on with other data is refused.
         weights_digest: of the pretrained weights; likewise, as frozen parameters come from them
             anew each time.
+        untrained_digest: of frozen parameters and buffers, which no checkpoint holds; likewise.
         execution: how this run is executed: what decides whether sums repeat bit for bit.
         witness: in an audit, who sees every release.
 
@@ -65,6 +66,7 @@ class Coordinator:
         layout: ParameterLayout,
         data_digest: str,
         weights_digest: str | None,
+        untrained_digest: str,
         execution: Execution,
         witness: Witness | None = None,
     ) -> None:
@@ -94,7 +96,7 @@ class Coordinator:
         self._step = 0
         self._diverged = False  # from the run that the ledger's later records are of
         parameters = _parameters_digest(layout, weights_digest)
-        self._check_origin(data_digest, parameters)
+        self._check_origin(data_digest, parameters, untrained_digest)
         if (checkpoint := checkpoints.newest()) is not None:
             self._restore(checkpoint)
         ledger.open_session(
@@ -102,6 +104,7 @@ class Coordinator:
             first_step=self._step,
             data=data_digest,
             parameters=parameters,
+            untrained=untrained_digest,
         )
 
     @property
@@ -219,7 +222,7 @@ class Coordinator:
         assert self._ema_decay is not None
         return min(self._ema_decay, (1 + self._step) / (10 + self._step))
 
-    def _check_origin(self, data_digest: str, parameters: str) -> None:
+    def _check_origin(self, data_digest: str, parameters: str, untrained: str) -> None:
         if not self._ledger.sessions:
             return
         session = self._ledger.sessions[-1]
@@ -233,6 +236,12 @@ class Coordinator:
                 "the network's parameters are not those that the run was started with: their names "
                 "or shapes differ, or what model.pretrained holds. Resume with the same model, or "
                 "start a new run with another --name"
+            )
+        if session.untrained not in (None, untrained):
+            raise RunError(
+                "model.name: the network's frozen parameters or buffers are not those that the run "
+                "was started with: they are drawn anew, or read from what has changed. Nothing "
+                "was charged. Resume with the same network, or start a new run with another --name"
             )
 
     def _restore(self, checkpoint: Checkpoint) -> None:

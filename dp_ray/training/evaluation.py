@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -63,19 +63,31 @@ def logits_by_batch(
         model.train(was_training)
 
 
+def evaluation_sizes(num_examples: int, rank: int, world_size: int) -> list[int]:
+    """The numbers of images that a worker passes through the network at a time."""
+    shard = Shard.of(rank, world_size, num_examples)
+    whole, rest = divmod(shard.stop - shard.start, _BATCH)
+    return [size for size, there in ((_BATCH, whole), (rest, rest)) if there]
+
+
 def shared_evaluation(
     model: nn.Module,
     layout: ParameterLayout,
     vector: Tensor,
+    untrained: Mapping[str, Tensor],
     data: StoredSplit,
     views: ViewMaker,
     collective: Collective,
 ) -> Evaluation | None:
-    """Evaluates parameters [P]; right on rank 0 only, None without test examples."""
+    """Evaluates parameters [P] with ``untrained`` tensors, as a release has them.
+
+    The result is right on rank 0 only, and None without test examples.
+    """
     if len(data) == 0:
         return None
     shard = Shard.of(collective.rank, collective.world_size, len(data))
-    params, total = layout.split(vector), torch.zeros(2, dtype=torch.float64)
+    params = {**untrained, **layout.split(vector)}
+    total = torch.zeros(2, dtype=torch.float64)
     for logits, labels in logits_by_batch(model, params, data, views, vector.device, shard):
         total[0] += float((logits.argmax(dim=1) == labels).sum())
         total[1] += float(cross_entropy(logits, labels, reduction="sum"))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dp_ray.errors import RunError
+from dp_ray.training.agreement import stop_together
 from dp_ray.training.evaluation import shared_evaluation
 from dp_ray.training.profile import Clock, part, profiler
 from dp_ray.training.release import Outcome, publish
@@ -70,6 +71,9 @@ def _take_steps(session: Session, observer: Observer, clock: Clock) -> None:
         evaluate = assignment.done or step % evaluate_every == 0
         save = assignment.done or step % checkpoint_every == 0
         if handled not in (None, step) or assignment.done:
+            if save or evaluate:
+                changed = session.untrained.changed_in(worker.model)
+                _check_untrained(session, changed, "training")
             if save and lead is not None:
                 lead.coordinator.save()
             if evaluate:
@@ -119,14 +123,17 @@ def _evaluate(session: Session, step: int) -> None:
     worker, lead = session.worker, session.lead
     published = torch.zeros(worker.layout.size, device=worker.device)
     _broadcast(session, published, None if lead is None else lead.coordinator.published_params)
+    untrained = session.untrained.copy()
     evaluation = shared_evaluation(
         worker.model,
         worker.layout,
         published,
+        untrained,
         session.dataset.test,
         worker.views,
         session.collective,
     )
+    _check_untrained(session, session.untrained.changed(untrained), "evaluation")
     if lead is not None:
         lead.journal.evaluated(
             step,
@@ -137,6 +144,18 @@ def _evaluate(session: Session, step: int) -> None:
         )
 
 
+def _check_untrained(session: Session, changed: str | None, mode: str) -> None:
+    """Stop all workers if one of them has other untrained tensors than before the first step."""
+    problem = None
+    if changed is not None:
+        problem = RunError(
+            f"{changed} is not trained, and the network changed it in {mode}: released, it would "
+            "show what it saw of the data. Nothing was published, what was charged is in the "
+            "ledger, and the run goes on with --resume once the network leaves it as it is"
+        )
+    stop_together(session.collective, problem)
+
+
 def _finish(session: Session, lead: Lead) -> None:
     coordinator, journal = lead.coordinator, lead.journal
     assignment = coordinator.assignment()
@@ -144,8 +163,9 @@ def _finish(session: Session, lead: Lead) -> None:
         session.task.run,
         session.task.config,
         session.task.plan,
-        model=session.worker.model,
-        params=session.worker.layout.split(coordinator.published_params),
+        tensors=session.untrained.released(
+            session.worker.layout.split(coordinator.published_params)
+        ),
         outcome=Outcome(
             finished=assignment.done,
             steps=assignment.step,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
+import math
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dp_ray.config import Config, OptimizerConfig
 from dp_ray.errors import ConfigError
+from dp_ray.imports import cause_of
 
 _NEEDS_LENGTH = {
     "CosineAnnealingLR": "T_max",
@@ -81,7 +84,6 @@ def _build_scheduler(
     if name in _NEEDS_LENGTH:
         arguments.setdefault(_NEEDS_LENGTH[name], steps)
     try:
-        _try_schedule(factory, arguments)
         return factory(optimizer, **arguments)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(
@@ -89,12 +91,62 @@ def _build_scheduler(
         ) from error
 
 
-def _try_schedule(
-    factory: type[torch.optim.lr_scheduler.LRScheduler], arguments: dict[str, Any]
+def rehearse_optimizer(config: Config, params: Sequence[Tensor], steps: int) -> None:
+    """Take the optimizer and the schedule through a run, as far as it can fail.
+
+    Tensors of one or two numbers a dimension stand for the parameters: what the optimizer accepts
+    depends on their dimensions alone. The schedule takes all T steps, and those that a resumed run
+    adds: some end. The optimizer takes two, the second with state, and that state is written and
+    read as a checkpoint's.
+
+    Args:
+        config: names both.
+        params: the trained parameters.
+        steps: T.
+
+    Raises:
+        ConfigError: they fail, or a learning rate is no finite number.
+    """
+    section = config.optimizer
+    small = [nn.Parameter(torch.zeros([min(n, 2) for n in p.shape])) for p in params]
+    optimizer, scheduler = build_optimizer(config, small, steps)
+    try:
+        for _ in range(2):
+            for parameter in small:
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+        buffer = io.BytesIO()
+        torch.save(optimizer.state_dict(), buffer)
+        buffer.seek(0)
+        optimizer.load_state_dict(torch.load(buffer, weights_only=True))
+    except Exception as error:  # torch's optimizers raise what they like
+        raise ConfigError(
+            "optimizer.arguments",
+            section.arguments,
+            f"{section.name} fails when it is used: {cause_of(error)}",
+            "See torch.optim",
+        ) from error
+    if scheduler is not None:
+        _rehearse_schedule(config, optimizer, scheduler, steps)
+
+
+def _rehearse_schedule(
+    config: Config,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    steps: int,
 ) -> None:
-    """Some arguments fail only when the schedule is stepped: better before data is read."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.5)
-    scheduler = factory(optimizer, **arguments)
-    for _ in range(2):
-        optimizer.step()
-        scheduler.step()
+    section, taken = config.optimizer, 0
+    try:
+        for step in range(steps):
+            taken = step + 1
+            scheduler.step()
+            if not all(math.isfinite(group["lr"]) for group in optimizer.param_groups):
+                raise OverflowError("the learning rate is no finite number")
+    except Exception as error:  # torch's schedules raise what they like
+        raise ConfigError(
+            "optimizer.scheduler_arguments",
+            section.scheduler_arguments,
+            f"{section.scheduler} fails at step {taken} of {steps}: {cause_of(error)}",
+            "Lay it out for as many steps as the run takes, or leave its length out",
+        ) from error

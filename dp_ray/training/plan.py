@@ -15,8 +15,8 @@ from torch import nn
 from dp_ray.config import Config
 from dp_ray.data.catalog import DataFacts, data_facts
 from dp_ray.data.views import ViewMaker
-from dp_ray.errors import ConfigError, ModelError
-from dp_ray.models.build import build_model
+from dp_ray.errors import ConfigError
+from dp_ray.models.build import build_model, is_users_own
 from dp_ray.models.pretrained import load_pretrained
 from dp_ray.privacy.accounting import (
     AccountantName,
@@ -27,12 +27,13 @@ from dp_ray.privacy.accounting import (
 )
 from dp_ray.privacy.adaptive import AdaptiveClipping
 from dp_ray.privacy.clipping import Clipping
-from dp_ray.privacy.gradients import clipped_gradient_sum
+from dp_ray.privacy.engines import Engine
 from dp_ray.privacy.history import History, first_of
 from dp_ray.privacy.schedule import NoiseSchedule
 from dp_ray.training.estimate import check_memory
-from dp_ray.training.layout import trained_parameters
-from dp_ray.training.optimizers import build_optimizer
+from dp_ray.training.optimizers import build_optimizer, rehearse_optimizer
+from dp_ray.training.rebuild import check_rebuilt
+from dp_ray.training.rehearsal import Rehearsal
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,12 @@ def _build_parts(config: Config) -> nn.Module:
 
 def _check_parts(config: Config, model: nn.Module, steps: int) -> None:
     facts = data_facts(config.data)
-    build_optimizer(config, [p for p in model.parameters() if p.requires_grad], steps)
+    params = [p for p in model.parameters() if p.requires_grad]
+    build_optimizer(config, params, steps)
+    rehearse_optimizer(config, params, steps)
     check_memory(config, facts, model)
     _check_precision(config)
-    _try_step(config, model, facts)
+    _rehearse(config, model, facts)
 
 
 def solve_budget(config: Config, *, near: float | None = None) -> PrivacyPlan:
@@ -310,31 +313,17 @@ def _check_precision(config: Config) -> None:
         )
 
 
-def _try_step(config: Config, model: nn.Module, facts: DataFacts) -> None:
-    """Differentiates one blank example: what vmap cannot do shows before any data is read."""
-    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    shape = (1, config.augment.views, facts.channels, facts.image_size, facts.image_size)
-    try:
-        clipped_gradient_sum(
-            model,
-            trained_parameters(model),
-            torch.zeros(shape),
-            torch.zeros(1, dtype=torch.int64),
-            max_grad_norm=1.0,
-            dropout_seeds=torch.zeros(1, dtype=torch.int64),
-        )
-    except Exception as error:  # the network may be the user's own, and raise anything
-        raise ModelError(
-            f"model.name = {config.model.name!r}: no per-example gradient can be taken by "
-            f"torch.func: {error}. Random layers other than dropout, in-place changes of buffers "
-            "and control flow that depends on values are not supported"
-        ) from error
-    for name, buffer in model.named_buffers():
-        if not torch.equal(before[name], buffer):
-            raise ModelError(
-                f"model.name = {config.model.name!r}: buffer {name} changes in training, by as "
-                "much as there are microbatches, which is private: freeze it, or use another layer"
-            )
+def _rehearse(config: Config, model: nn.Module, facts: DataFacts) -> None:
+    """Try the network on made-up images; a user's own is also checked to be a function.
+
+    Workers do the same again where the run takes place.
+    """
+    name = "per_layer" if config.train.engine.startswith("per_layer") else "vmap"
+    rehearsal = Rehearsal(config, facts, model, Engine(name, config.train.precision))
+    rehearsal.try_out()
+    if is_users_own(config.model):
+        rehearsal.run(2)
+        check_rebuilt(config, facts, model)
 
 
 def _round_down(value: float) -> float:

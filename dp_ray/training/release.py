@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from dp_ray.config import Config
 from dp_ray.config_file import parse_config
@@ -40,6 +40,12 @@ ASSUMPTIONS = (
     "The run's folder was not copied, or put back as it was earlier, and gone on with twice; nor "
     "was a model published that another run made with the same key (--replay-key).",
     "Run time, memory and traffic are not observed by the adversary.",
+    "The network's outputs depend on its tensors, one example and the run's own randomness alone: "
+    "each run checks that on made-up images, as far as Python objects can be read, and assumes it "
+    "of what cannot be: files, clocks, installed packages, extensions in C.",
+    "An example's gradient is rounded alike whichever worker computes it, and wherever in a "
+    "microbatch: each run checks that on made-up images before its first step, and assumes it of "
+    "all others.",
 )
 
 REPLAYED = (
@@ -94,8 +100,7 @@ def publish(
     config: Config,
     plan: PrivacyPlan,
     *,
-    model: nn.Module,
-    params: dict[str, Tensor],
+    tensors: dict[str, Tensor],
     outcome: Outcome,
 ) -> None:
     """Writes ``release/`` (of a finished run) and ``result.json``, each whole or not at all.
@@ -104,8 +109,7 @@ def publish(
         run: where.
         config: what was trained; what is private in it is left out.
         plan: the privacy plan.
-        model: for the tensors that were not trained.
-        params: name → tensor of the trained ones.
+        tensors: what the file of the model holds, by name.
         outcome: how the run ended.
 
     Raises:
@@ -127,12 +131,6 @@ def publish(
         "replay": run.is_replay(),
     }
     if outcome.finished:
-        with torch.no_grad():  # through the model, so that tied parameters follow
-            for name, parameter in model.named_parameters():
-                if name in params:
-                    parameter.copy_(params[name])
-        state = model.state_dict()
-        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
         saved = save(tensors)
         score = published_score(
             config, plan, outcome.evaluation, outcome.metrics, key=run.key(), model=saved

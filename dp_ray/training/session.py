@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,23 +14,33 @@ from dp_ray.data.canaries import Canaries, plant
 from dp_ray.data.sampling import PoissonSampler, Shard
 from dp_ray.data.store import Dataset
 from dp_ray.data.views import ViewMaker
+from dp_ray.errors import DpRayError
 from dp_ray.keys import SamplingKeys
 from dp_ray.models.build import build_model
 from dp_ray.models.pretrained import load_pretrained
 from dp_ray.privacy.balance import Execution
+from dp_ray.privacy.engines import Engine
 from dp_ray.privacy.ledger import Ledger
-from dp_ray.training.agreement import open_same_dataset, share_untrained
+from dp_ray.training.agreement import (
+    check_same_arithmetic,
+    open_same_dataset,
+    share_parameters,
+    stop_together,
+)
 from dp_ray.training.allocator import keep_freed_memory
 from dp_ray.training.checkpoint import Checkpoints
 from dp_ray.training.collective import Collective
-from dp_ray.training.engine_choice import agree_on_engine
+from dp_ray.training.engine_choice import Choice, agree_on_engine
+from dp_ray.training.evaluation import evaluation_sizes
 from dp_ray.training.execution import describe_execution
 from dp_ray.training.journal import Journal
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.planted import PlantedGradients
+from dp_ray.training.rehearsal import rehearse
 from dp_ray.training.run_directory import ENGINE, RunDirectory, deciding_fields
 from dp_ray.training.step import ShardWorker
+from dp_ray.training.untrained import Untrained
 from dp_ray.training.witness import Witness, open_witness
 
 if TYPE_CHECKING:
@@ -115,6 +125,7 @@ class Session:
         collective: the other workers.
         dataset: the examples; the same on all workers.
         worker: this worker's part of a step.
+        untrained: what is not trained, as it was before the first step.
         lead: on rank 0, the coordinator and its files.
     """
 
@@ -122,6 +133,7 @@ class Session:
     collective: Collective
     dataset: Dataset
     worker: ShardWorker
+    untrained: Untrained
     lead: Lead | None
 
 
@@ -151,7 +163,8 @@ def open_session(
     weights_digest = load_pretrained(model, task.config.model) if collective.rank == 0 else None
     model = model.to(device)
     layout = ParameterLayout.of(model)
-    share_untrained(collective, model, layout)
+    share_parameters(collective, model)
+    untrained = Untrained.of(model, layout)
     choice, engine = agree_on_engine(
         _settled(task) if collective.rank == 0 else task.config,
         dataset.facts,
@@ -160,6 +173,7 @@ def open_session(
         collective=collective,
         device=device,
     )
+    choice = _rehearse(task, dataset, model, choice, engine, collective, device)
     if collective.rank == 0:
         task.run.private.write(ENGINE, json.dumps(choice.dump()).encode())
     execution = describe_execution(
@@ -170,6 +184,18 @@ def open_session(
         microbatch_size=choice.microbatch_size,
     )
     views = ViewMaker(task.config.augment, dataset.facts, device)
+    check_same_arithmetic(
+        collective,
+        model=model,
+        layout=layout,
+        views=views,
+        facts=dataset.facts,
+        clipping=plan.clipping,
+        max_grad_norm=plan.max_grad_norm,
+        microbatch_size=choice.microbatch_size,
+        engine=engine,
+        device=device,
+    )
     planted = PlantedGradients.of(
         task.canaries,
         layout,
@@ -191,7 +217,9 @@ def open_session(
                 views=views,
                 planted=planted,
             )
-        lead = _open_lead(task, model, layout, dataset, weights_digest, execution, witness)
+        lead = _open_lead(
+            task, model, layout, dataset, weights_digest, untrained.digest(), execution, witness
+        )
     try:
         worker = ShardWorker(
             model=model,
@@ -211,7 +239,35 @@ def open_session(
         if lead is not None:
             lead.close()
         raise
-    return Session(task, collective, dataset, worker, lead)
+    return Session(task, collective, dataset, worker, untrained, lead)
+
+
+def _rehearse(
+    task: Task,
+    dataset: Dataset,
+    model: nn.Module,
+    choice: Choice,
+    engine: Engine,
+    collective: Collective,
+    device: torch.device,
+) -> Choice:
+    """Rehearse the run on this worker; all stop if one of them must. Returns the choice, noted."""
+    problem, notes = None, ()
+    sizes = evaluation_sizes(len(dataset.test), collective.rank, collective.world_size)
+    try:
+        notes = rehearse(
+            task.config,
+            dataset.facts,
+            model,
+            engine=engine,
+            microbatch_size=choice.microbatch_size,
+            device=device,
+            evaluated=sizes,
+        )
+    except DpRayError as error:
+        problem = error
+    stop_together(collective, problem)
+    return replace(choice, note="; ".join(filter(None, (choice.note, *notes))))
 
 
 def _settled(task: Task) -> Config:
@@ -230,6 +286,7 @@ def _open_lead(
     layout: ParameterLayout,
     dataset: Dataset,
     weights_digest: str | None,
+    untrained_digest: str,
     execution: Execution,
     witness: Witness | None,
 ) -> Lead:
@@ -252,6 +309,7 @@ def _open_lead(
             layout=layout,
             data_digest=dataset.digest,
             weights_digest=weights_digest,
+            untrained_digest=untrained_digest,
             execution=execution,
             witness=witness,
         )

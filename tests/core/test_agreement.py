@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from support import MakeConfig
-from torch import Tensor
+from torch import Tensor, nn
 
-from dp_ray.config import DataConfig
+from dp_ray.config import AugmentConfig, DataConfig
+from dp_ray.data.catalog import DataFacts
 from dp_ray.data.store import open_dataset
-from dp_ray.errors import ConfigError, DataError
-from dp_ray.training.agreement import open_same_dataset
+from dp_ray.data.views import ViewMaker
+from dp_ray.errors import ConfigError, DpRayError, ModelError, RunError
+from dp_ray.privacy.engines import Engine, Sums
+from dp_ray.training.agreement import check_same_arithmetic, open_same_dataset, stop_together
 from dp_ray.training.collective import Alone
+from dp_ray.training.layout import ParameterLayout
 
 
 class _Threads:
@@ -42,15 +48,19 @@ class _Threads:
 
 def opened_on(nodes: list[str], configs: list[DataConfig]) -> list[str]:
     """What becomes of it on each node: the digest, or the message."""
+    return on_all(nodes, lambda worker: open_same_dataset(configs[worker.rank], worker).digest)
+
+
+def on_all(nodes: list[str], task: Callable[[_Threads], str]) -> list[str]:
+    """What a task returns on each node, or the message of what it raises."""
     line = threading.Barrier(len(nodes))
     board = [torch.empty(0)] * len(nodes)
     told = [""] * len(nodes)
 
     def work(rank: int) -> None:
         try:
-            worker = _Threads(rank, nodes[rank], board, line)
-            told[rank] = open_same_dataset(configs[rank], worker).digest
-        except DataError as error:
+            told[rank] = task(_Threads(rank, nodes[rank], board, line))
+        except DpRayError as error:
             told[rank] = str(error)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(nodes))]
@@ -120,3 +130,61 @@ def test_a_root_is_what_it_is_on_the_node(
     monkeypatch.setenv("DISK", str(tmp_path))
     with pytest.raises(ConfigError, match=f"no such folder as {tmp_path}/images"):
         open_same_dataset(config, Alone())
+
+
+class Rounding(Engine):
+    """Rounds one number of a sum otherwise, as another kind of processor does."""
+
+    def microbatch_sum(self, *arguments: Any, **keywords: Any) -> Sums:
+        """See the base class."""
+        total, norms, losses = super().microbatch_sum(*arguments, **keywords)
+        first = next(iter(total.values())).flatten()
+        first[0] = torch.nextafter(first[0], torch.tensor(torch.inf, dtype=torch.float64))
+        return total, norms, losses
+
+
+def compared(engines: list[Engine]) -> list[str]:
+    """What each worker is told of the comparison; empty if it may go on."""
+    facts = DataFacts(20, 3, 4, 1, (0.5,), (0.5,))
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+    def task(worker: _Threads) -> str:
+        check_same_arithmetic(
+            worker,
+            model=model,
+            layout=ParameterLayout.of(model),
+            views=ViewMaker(AugmentConfig(views=2, rotation=5), facts, torch.device("cpu")),
+            facts=facts,
+            clipping="flat",
+            max_grad_norm=1.0,
+            microbatch_size=3,
+            engine=engines[worker.rank],
+            device=torch.device("cpu"),
+        )
+        return ""
+
+    return on_all(["a", "b", "c"][: len(engines)], task)
+
+
+def test_workers_that_round_otherwise_are_refused() -> None:
+    """In the last bit of one number; an example that changes workers would be another there."""
+    assert compared([Engine(), Engine(), Engine()]) == ["", "", ""]
+    told = compared([Engine(), Rounding(), Engine()])
+    assert told[0].startswith("1 of 3 workers round otherwise than the first one (cpu, ")
+    assert "): b (cpu, " in told[0]
+    assert "ATEN_CPU_CAPABILITY" in told[0]
+    assert told == [told[0]] * 3
+
+
+def test_all_stop_where_one_has_a_problem() -> None:
+    """Each with its own problem, or else with the first that another one has."""
+    problems = [None, ModelError("that of b"), RunError("that of c")]
+
+    def task(worker: _Threads) -> str:
+        stop_together(worker, problems[worker.rank])
+        return "goes on"
+
+    assert on_all(["a", "b", "c"], task) == ["that of b", "that of b", "that of c"]
+    problems[:] = [None, None, None]
+    assert on_all(["a", "b", "c"], task) == ["goes on"] * 3

@@ -29,8 +29,8 @@ COMPILED: tuple[EngineName, ...] = ("vmap_compiled", "per_layer_compiled")
 IN_TURN = pytest.mark.xdist_group("compiler")
 """For tests that compile: one process loads the compiler, and finds graphs that it has compiled.
 
-Compiling takes seconds of a core for each operation, so the properties of compiled graphs are tested
-on a tiny network, always of five examples.
+Compiling takes seconds of a core for each operation, so the properties of compiled graphs are
+tested on a tiny network, with five examples each time.
 """
 
 

@@ -9,7 +9,6 @@ import pytest
 from faults.harness import STEPS, at_a_point, at_random, undisturbed
 from faults.judge import keys_used_twice
 
-
 pytestmark = pytest.mark.slow
 
 

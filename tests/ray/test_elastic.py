@@ -17,7 +17,6 @@ from torch import Tensor
 from dp_ray.config import Config
 from dp_ray.training.run_directory import RunDirectory
 
-
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray")]
 
 

@@ -22,7 +22,6 @@ from dp_ray.errors import ConfigError, RunError
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import PROGRESS, RELEASE, STOP, RunDirectory
 
-
 pytestmark = pytest.mark.usefixtures("shared_ray")
 
 

@@ -1,0 +1,289 @@
+"""What a network could remember between calls is found, wherever it is kept."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from dp_ray.training.state import first_difference, read_objects, read_state
+
+CPU = torch.device("cpu")
+
+HIDING_PLACES = """
+import array, collections, ctypes, functools, io, itertools, os, random, threading, types
+
+import numpy as np
+import torch
+from torch import nn
+
+COUNT = 0
+BOX = types.SimpleNamespace(n=0)
+LOCAL = threading.local()
+LOCAL.n = 0
+
+
+@functools.lru_cache
+def cached():
+    return [0]
+
+
+class Slotted:
+    __slots__ = ("n",)
+
+
+class WithProperty:
+    n = 0
+
+    @property
+    def next(self):
+        WithProperty.n += 1
+
+
+def endless():
+    i = 0
+    while True:
+        i += 1
+        yield i
+
+
+def closure():
+    n = 0
+
+    def tick(net):
+        nonlocal n
+        n += 1
+
+    return tick
+
+
+def module_global(net):
+    global COUNT
+    COUNT += 1
+
+
+def default_argument(net, kept=[]):
+    kept.append(1)
+
+
+def class_attribute(net):
+    type(net).calls = getattr(type(net), "calls", 0) + 1
+
+
+def base_class_of_torch(net):
+    nn.Module.calls = getattr(nn.Module, "calls", 0) + 1
+
+
+def function_attribute(net):
+    function_attribute.n = getattr(function_attribute, "n", 0) + 1
+
+
+def namespace(net):
+    BOX.n += 1
+
+
+def thread_local(net):
+    LOCAL.n += 1
+
+
+def lru_cache(net):
+    cached()[0] += 1
+
+
+def property_of_another(net):
+    net.kept.next
+
+
+def environment(net):
+    os.environ["CALLS"] = str(int(os.environ.get("CALLS", 0)) + 1)
+
+
+def attribute(net):
+    net.kept += 1
+
+
+def generator(net):
+    next(net.kept)
+
+
+def append(net):
+    net.kept.append(0)
+
+
+def nested(net):
+    net.kept["a"][0].z[0] += 1
+
+
+def count(net):
+    net.kept.value += 1
+
+
+def element(net):
+    net.kept[0] += 1
+
+
+def slot(net):
+    net.kept.n += 1
+
+
+def write(net):
+    net.kept.write("x")
+
+
+def draw(net):
+    net.kept.random()
+
+
+def draw_from_torch(net):
+    torch.rand(1, generator=net.kept)
+
+
+def numpy_global(net):
+    np.random.rand()
+
+
+def python_global(net):
+    random.random()
+
+
+def torch_global(net):
+    torch.seed()
+
+
+def slotted():
+    made = Slotted()
+    made.n = 0
+    return made
+
+
+KEPT = {
+    "attribute": (attribute, lambda: 0),
+    "list": (append, list),
+    "deque": (append, collections.deque),
+    "nested": (nested, lambda: {"a": [types.SimpleNamespace(z=[0])]}),
+    "generator": (generator, endless),
+    "itertools.count": (generator, itertools.count),
+    "list iterator": (generator, lambda: iter([1] * 100)),
+    "itertools.cycle": (generator, lambda: itertools.cycle([1, 2, 3])),
+    "ctypes": (count, ctypes.c_long),
+    "array": (element, lambda: array.array("l", [0])),
+    "tensor": (element, lambda: torch.zeros(1)),
+    "numpy array": (element, lambda: np.zeros(1)),
+    "layer in a list": (lambda net: net.kept[0].bias.data.add_(1), lambda: [nn.Linear(1, 1)]),
+    "slots": (slot, slotted),
+    "property": (property_of_another, WithProperty),
+    "StringIO": (write, io.StringIO),
+    "Python's Random": (draw, lambda: random.Random(0)),
+    "numpy's Generator": (draw, lambda: np.random.default_rng(0)),
+    "numpy's RandomState": (lambda net: net.kept.rand(), lambda: np.random.RandomState(0)),
+    "torch's Generator": (draw_from_torch, torch.Generator),
+    **{
+        tick.__name__: (tick, int)
+        for tick in (
+            module_global, default_argument, class_attribute, base_class_of_torch, namespace,
+            function_attribute, thread_local, lru_cache, environment, numpy_global,
+            python_global, torch_global,
+        )
+    },
+    "closure": (closure(), int),
+}
+
+
+def make(kind):
+    tick, kept = KEPT[kind]
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kept = kept()
+
+        def forward(self, x):
+            tick(self)
+            return x
+
+    return Net()
+"""
+PLACES = {
+    "attribute": "the network (Net).kept",
+    "closure": "(its variable n)",
+    "module_global": "COUNT of the module hiding_places",
+    "default_argument": "(its defaults)[0]",
+    "class_attribute": "(its class Net).calls",
+    "nested": "the network (Net).kept['a'][0].z[0]",
+    "namespace": "BOX of the module hiding_places.n",
+    "numpy_global": "numpy's generator of random numbers",
+    "python_global": "Python's generator of random numbers",
+    "torch_global": "torch's generator of random numbers",
+    "environment": "os.environ",
+}
+KINDS = (
+    *("attribute", "list", "deque", "nested", "generator", "itertools.count", "list iterator"),
+    *("itertools.cycle", "ctypes", "array", "tensor", "numpy array", "layer in a list", "slots"),
+    *("property", "StringIO", "Python's Random", "numpy's Generator", "numpy's RandomState"),
+    *("torch's Generator", "module_global", "default_argument", "class_attribute", "closure"),
+    *("base_class_of_torch", "namespace", "function_attribute", "thread_local", "lru_cache"),
+    *("environment", "numpy_global", "python_global", "torch_global"),
+)
+
+
+@pytest.fixture(scope="module")
+def hiding_places(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """A user's module of networks that count their calls."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "hiding_places.py").write_text(HIDING_PLACES, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        return importlib.import_module("hiding_places")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_count_of_calls_is_found_wherever_it_is_kept(
+    hiding_places: ModuleType, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CALLS", "0")
+    monkeypatch.setattr(nn.Module, "calls", 0, raising=False)
+    assert set(hiding_places.KEPT) == set(KINDS)
+    net = hiding_places.make(kind)
+    net(torch.zeros(1))
+    before = read_state(net, CPU)
+    assert first_difference(before, read_state(net, CPU)) is None
+    net(torch.zeros(1))
+    place = first_difference(before, read_state(net, CPU))
+    assert place is not None
+    assert PLACES.get(kind, "") in place
+
+
+class Keeps(nn.Module):
+    """Keeps whatever it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Keep the input."""
+        self.kept = x
+        return x
+
+
+def test_what_vmap_leaves_behind_is_compared_by_content() -> None:
+    """A wrapped tensor that is equal for all examples is as good as one that is not wrapped."""
+    net, states = Keeps(), []
+    for images in (torch.ones(3, 2), torch.ones(1, 2), torch.tensor([[1.0, 1], [1, 2]])):
+        vmap(net)(images)
+        states.append(read_objects(net))
+    net(torch.ones(2))
+    states.append(read_objects(net))
+    same, same_again, other, plain = states
+    assert same == same_again == plain
+    assert first_difference(same, other) == "the network (Keeps).kept"
+
+
+def test_parameters_and_buffers_are_left_to_others() -> None:
+    """They are compared bit by bit, and not once more by a digest."""
+    net = nn.BatchNorm1d(2)
+    before = read_objects(net)
+    net(torch.randn(3, 2))
+    with torch.no_grad():
+        net.weight.add_(1)
+    assert read_objects(net) == before
