@@ -23,6 +23,7 @@ from dp_ray.training.agreement import open_same_dataset, share_untrained
 from dp_ray.training.allocator import keep_freed_memory
 from dp_ray.training.checkpoint import Checkpoints
 from dp_ray.training.collective import Collective
+from dp_ray.training.device import prepare_device
 from dp_ray.training.engine_choice import agree_on_engine
 from dp_ray.training.execution import describe_execution
 from dp_ray.training.journal import Journal
@@ -140,6 +141,7 @@ def open_session(
         DpRayError: the data, the model, the run's files or its ledger cannot be used.
     """
     torch.set_num_threads(threads)
+    prepare_device(device)
     keep_freed_memory()
     plan, loaded = task.plan, open_same_dataset(task.config.data, collective)
     dataset = loaded if task.canaries is None else plant(loaded, task.canaries)
