@@ -151,6 +151,7 @@ class Checks:
             "seed": 5,
             "data.expected_batch_size": 128,
             "augment.views": 2,
+            **({"cluster.threads_per_worker": 1} if self.options.smoke else {}),
             **fields,
         }
         shutil.rmtree(self.options.work / "runs" / name, ignore_errors=True)
@@ -181,7 +182,7 @@ class Checks:
         """A run that crashed after step 9, checkpointed at 8, continued on the other device."""
         name = f"resumed-on-{'device' if to_device else 'host'}"
         config = self.config(name, on_device=not to_device, **{"train.checkpoint_every": 8})
-        with patch.object(runs, "NobodyToTell", _Crash), contextlib.suppress(_Lost):
+        with patch.object(runs, "NobodyToTell", _Crash), contextlib.suppress(_LostError):
             _train(config)
         gpus = int(to_device and self.device.type == "cuda")
         moved = config.cluster.model_copy(update={"gpus_per_worker": gpus})
@@ -214,7 +215,7 @@ class Checks:
         return True, 0.0, "no copy to the host from draw to sum"
 
 
-class _Lost(Exception):
+class _LostError(Exception):
     """A process that is no more."""
 
 
@@ -222,7 +223,7 @@ class _Crash:
     def report(self, metrics: dict[str, float]) -> None:
         """Ends the run as a lost process does: without a checkpoint."""
         del metrics
-        raise _Lost
+        raise _LostError
 
 
 def _train(config: Config, *, resume: bool = False) -> dict[str, Any]:

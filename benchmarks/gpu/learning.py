@@ -48,18 +48,27 @@ def source(options: argparse.Namespace, until: float) -> dict[str, Any]:
         while not done.exists() and options.data.exists() and time.monotonic() < until - 60:
             time.sleep(0.5)
         if done.exists():
-            count = sum(1 for _ in (options.data / "train").rglob("*.jpg"))
-            return {
-                "data.name": "image_folder",
-                "data.root": options.data,
-                "data.num_examples": count,
-                "data.num_classes": 10,
-                "data.image_size": 32,
-                "data.channels": 3,
-                "data.mean": "[0.4914, 0.4822, 0.4465]",
-                "data.std": "[0.2470, 0.2435, 0.2616]",
-            }
+            return cifar10(options.data)
     return {"data.name": "fake", "data.root": "null", "data.num_examples": 5000}
+
+
+def cifar10(folder: Path) -> dict[str, Any]:
+    """CIFAR-10 as images below one folder a class."""
+    return {
+        "data.name": "image_folder",
+        "data.root": folder,
+        "data.num_examples": sum(1 for _ in (folder / "train").rglob("*.jpg")),
+        "data.num_classes": 10,
+        "data.image_size": 32,
+        "data.channels": 3,
+        "data.mean": "[0.4914, 0.4822, 0.4465]",
+        "data.std": "[0.2470, 0.2435, 0.2616]",
+    }
+
+
+def cache(work: Path) -> Path:
+    """Where decoded images are kept."""
+    return work / "cache"
 
 
 def fields(options: argparse.Namespace, views: int) -> dict[str, Any]:
@@ -71,13 +80,14 @@ def fields(options: argparse.Namespace, views: int) -> dict[str, Any]:
         "train.precision": precision,
         "train.microbatch_size": IMAGES // views,
         "train.storage_path": options.work / "runs",
-        "data.cache": options.work / "cache",
+        "data.cache": cache(options.work),
         "cluster.num_workers": 0,
         "cluster.gpus_per_worker": int(options.device == "cuda"),
         "seed": 0,
     }
     if options.smoke:
         found |= {"train.engine": "per_layer", "train.microbatch_size": 8}
+        found |= {"cluster.threads_per_worker": 1}
         found |= {"model.name": "gn_cnn", "model.arguments": "{widths: [8, 8]}"}
     return found
 
@@ -177,7 +187,6 @@ def learn(
         "privacy.noise_multiplier": "null",
         "privacy.steps": steps,
         "train.evaluate_every": max(steps // EVALUATIONS, 1),
-        "optimizer.lr": 2,
     }
     problem = train(options, "learning", values, until - time.monotonic() - 10)
     elapsed, common = 0.0, {"run": "learning", "K": views, "batch": batch}

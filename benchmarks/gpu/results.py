@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -68,7 +67,7 @@ def write(path: Path, text: str) -> None:
     """Whole or not at all."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
         file.write(text)
-    os.chmod(file.name, 0o644)
+    Path(file.name).chmod(0o644)
     Path(file.name).replace(path)
 
 

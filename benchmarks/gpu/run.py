@@ -49,7 +49,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def run_stage(name: str, command: list[str], seconds: float) -> str:
+def run_stage(command: list[str], seconds: float) -> str:
     """Runs one stage to its end or its limit; says how it ended."""
     process = subprocess.Popen(command, start_new_session=True)
     try:
@@ -112,7 +112,7 @@ def main() -> None:
                 *(["--smoke"] if options.smoke else []),
             ]
             started = time.monotonic()
-            ended = run_stage(stage, command, seconds)
+            ended = run_stage(command, seconds)
             results.add(stage=STAGES[stage], ended=ended, seconds=time.monotonic() - started)
     finally:
         if decoding is not None:
