@@ -26,7 +26,8 @@ class Job:
         precision: float32, tf32 or bfloat16.
         steps: engines, or ``non-private`` and ``non-private compiled``.
         limit_s: after which the process is killed.
-        variant: what else is set: ``cudagraphs``, ``no cudnn.benchmark`` or nothing.
+        variant: what else is set: ``cudagraphs``, ``no cudnn.benchmark``, ``math attention`` (whose
+            gradients vmap takes as products of matrices) or nothing.
         profile: whether a profile of one call of each step is left.
     """
 
@@ -68,6 +69,7 @@ def _all(device: str) -> Iterator[Job]:
     vit, resnet = _case("ViT-B/16", 4, device), _case("NF-ResNet-50", 4, device)
     yield Job(vit, "bfloat16", ("vmap", "non-private"), EAGER_S)
     yield Job(resnet, "bfloat16", ("per_layer", "non-private"), EAGER_S)
+    yield Job(vit, "bfloat16", ("vmap",), EAGER_S, variant="math attention")
     yield Job(vit, "bfloat16", ("vmap_compiled",), COMPILING_S)
     yield Job(vit, "bfloat16", (baseline,), COMPILING_S)
     yield Job(first, "bfloat16", ("vmap",), EAGER_S)

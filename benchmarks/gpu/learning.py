@@ -115,7 +115,7 @@ def train(options: argparse.Namespace, name: str, values: dict[str, Any], limit:
         command.append("--profile")
     with (options.work / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
-        for moment, sign in ((limit, signal.SIGTERM), (15.0, signal.SIGKILL)):
+        for moment, sign in ((limit, signal.SIGTERM), (12.0, signal.SIGKILL)):
             try:
                 code = process.wait(timeout=max(moment, 1.0))
             except subprocess.TimeoutExpired:
@@ -188,7 +188,7 @@ def learn(
         "privacy.steps": steps,
         "train.evaluate_every": max(steps // EVALUATIONS, 1),
     }
-    problem = train(options, "learning", values, until - time.monotonic() - 10)
+    problem = train(options, "learning", values, until - time.monotonic() - 20)
     elapsed, common = 0.0, {"run": "learning", "K": views, "batch": batch}
     common |= {"engine": values["train.engine"], "precision": values["train.precision"]}
     for line in lines(options, "learning"):

@@ -156,6 +156,10 @@ def measure(job: Job, file: Path, folder: Path) -> None:
     prepare_device(device)
     if job.variant == "no cudnn.benchmark":
         torch.backends.cudnn.benchmark = False
+    if job.variant == "math attention":
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if job.variant == "cudagraphs":
         import torch._inductor.config as inductor
 

@@ -16,6 +16,9 @@ from torch import Tensor
 
 _T = TypeVar("_T")
 
+READ_AHEAD = ("cuda",)
+"""Kinds of devices that compute while the host prepares what comes next."""
+
 _DEPTH = 2
 """Microbatches that are ready before they are needed: one being copied, one waiting."""
 

@@ -21,6 +21,7 @@ from dp_ray.keys import KeyedStream, SamplingKeys
 from dp_ray.privacy.clipping import Clipping
 from dp_ray.privacy.engines import Engine
 from dp_ray.privacy.gradients import clipped_gradient_sum
+from dp_ray.training import feed
 from dp_ray.training.feed import MicrobatchInputs, ahead
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.planted import PlantedGradients
@@ -146,7 +147,7 @@ class ShardWorker:
                 )
 
         batches = map(prepare, microbatches(drawn, self.microbatch_size))
-        if self.device.type != "cuda":
+        if self.device.type not in feed.READ_AHEAD:
             yield from batches
             return
         with closing(ahead(batch.pinned(self.device) for batch in batches)) as pinned:
