@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 RUN ?= digits
 
-.PHONY: demo clean-demo test test-all test-core verify faults docs docs-check check help
+.PHONY: demo clean-demo test test-all test-core verify faults gpu-bundle docs docs-check check help
 
 # Three processes on two cores: tests that start Ray run in one, and mostly wait.
 PYTEST = $(BIN)/python -m pytest --numprocesses 3 --dist loadgroup
@@ -43,6 +43,9 @@ verify: $(VENV)/.installed-dev  ## Break each guarantee on purpose, and see its 
 
 faults: $(VENV)/.installed-dev  ## Kill processes at every point of a step and at random moments: an hour
 	PYTHONPATH=tests $(BIN)/python -m faults.harness
+
+gpu-bundle: $(VENV)/.installed-dev  ## Pack build/gpu for a machine with a GPU; DATA=cifar10_jpeg.tar.xz
+	$(BIN)/python benchmarks/gpu/bundle.py --out build/gpu $(if $(DATA),--data $(DATA))
 
 docs: $(VENV)/.installed-dev  ## Write docs/configuration.md from the code
 	$(BIN)/python -m dp_ray.report.reference docs/configuration.md

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from dp_ray.config import ModelConfig
 from dp_ray.data.catalog import DataFacts
 from dp_ray.models.build import build_model
-from dp_ray.privacy.engines import Engine, EngineName, Precision
+from dp_ray.privacy.engines import Engine, EngineName, Precision, allow_tf32
 from dp_ray.privacy.gradients import clipped_gradient_sum
 
 MAX_GRAD_NORM = 1.0
@@ -37,11 +37,18 @@ class Case:
         network: a name of :data:`NETWORKS`.
         examples: B.
         views: K.
+        device: where.
     """
 
     network: str
     examples: int
     views: int
+    device: str = "cpu"
+
+    @property
+    def shape(self) -> tuple[str, int, int]:
+        """Network, B, K."""
+        return self.network, self.examples, self.views
 
     @property
     def name(self) -> str:
@@ -58,6 +65,18 @@ NETWORKS: dict[str, tuple[ModelConfig, DataFacts]] = {
         ModelConfig(name="wrn_16_4", arguments={"standardized": False}),
         DataFacts(50_000, 10, 32, 3, (0.5,) * 3, (0.5,) * 3),
     ),
+    "WRN-40-4": (
+        ModelConfig(name="wrn_40_4"),
+        DataFacts(50_000, 10, 32, 3, (0.5,) * 3, (0.5,) * 3),
+    ),
+    "NF-ResNet-50": (
+        ModelConfig(name="nf_resnet_50"),
+        DataFacts(1_281_167, 1000, 224, 3, (0.5,) * 3, (0.5,) * 3),
+    ),
+    "ViT-B/16": (
+        ModelConfig(name="vit_b_16"),
+        DataFacts(1_281_167, 1000, 224, 3, (0.5,) * 3, (0.5,) * 3),
+    ),
     "small CNN": (ModelConfig(name="tanh_cnn"), DataFacts(60_000, 10, 28, 1, (0.5,), (0.5,))),
 }
 
@@ -65,13 +84,13 @@ NETWORKS: dict[str, tuple[ModelConfig, DataFacts]] = {
 def inputs(case: Case) -> tuple[nn.Module, dict[str, Tensor], Tensor, Tensor]:
     """Network, parameters, views [B, K, C, H, W] and labels [B]; the same for a given case."""
     config, facts = NETWORKS[case.network]
-    network = build_model(config, facts, init_seed=0)
+    network = build_model(config, facts, init_seed=0).to(case.device)
     params = {name: p.detach() for name, p in network.named_parameters()}
     generator = torch.Generator().manual_seed(1)
     shape = (case.examples, case.views, facts.channels, facts.image_size, facts.image_size)
     views = torch.randn(shape, generator=generator)
     labels = torch.randint(facts.num_classes, (case.examples,), generator=generator)
-    return network, params, views, labels
+    return network, params, views.to(case.device), labels.to(case.device)
 
 
 def ours(case: Case, name: EngineName, precision: Precision = "float32") -> Call:
@@ -102,14 +121,21 @@ def in_float64(case: Case) -> Tensor:
     return torch.cat([found.gradients[name].flatten() for name in params])
 
 
-def non_private(case: Case, *, compiled: bool) -> Call:
+def non_private(case: Case, *, compiled: bool, precision: Precision = "float32") -> Call:
     """The gradient of the mean loss over the same B·K images: the limit."""
     network, params, views, labels = inputs(case)
     images, labels = views.flatten(0, 1), labels.repeat_interleave(case.views)
 
     def step(params: dict[str, Tensor], images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         def loss(params: dict[str, Tensor]) -> Tensor:
-            return F.cross_entropy(functional_call(network, params, (images,)), labels)
+            with torch.autocast(
+                case.device,
+                torch.bfloat16,
+                enabled=precision == "bfloat16",
+                cache_enabled=False,
+            ):
+                logits = functional_call(network, params, (images,))
+            return F.cross_entropy(logits.float(), labels)
 
         gradients: dict[str, Tensor] = grad(loss)(params)
         return gradients
@@ -120,7 +146,8 @@ def non_private(case: Case, *, compiled: bool) -> Call:
         run = torch.compile(graph, dynamic=False, fullgraph=True)
 
     def call() -> None:
-        run(params, images, labels)
+        with allow_tf32(precision == "tf32"):
+            run(params, images, labels)
 
     return call
 

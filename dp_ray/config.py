@@ -293,10 +293,12 @@ class TrainConfig(Section):
         "has a rule of its own for convolutions. auto takes the fastest, by measurements that are "
         "remembered in data.cache; compiling is tried in runs of five minutes and more.",
     )
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",
         description="In what the network computes; norms, sums, noise and parameters are float32 "
-        "or better with both. bfloat16 is faster where the processor has it.",
+        "or better with each. tf32 uses the tensor cores of NVIDIA GPUs for float32 products, "
+        "whose factors they round to 11 bits; on a CPU it is float32. bfloat16 is faster where the "
+        "processor has it.",
     )
     microbatch_size: Count | None = Field(
         None,

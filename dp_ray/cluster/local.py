@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from dp_ray.training.collective import Alone
+from dp_ray.training.device import local_device
 from dp_ray.training.loop import Observer, train
 from dp_ray.training.session import Task, open_session
 from dp_ray.training.threads import usable_cores
@@ -26,7 +25,7 @@ def train_in_process(task: Task, observer: Observer, *, node: str | None = None)
         node: of a cluster, where this process runs.
     """
     cluster = task.config.cluster
-    device = torch.device("cuda" if cluster.gpus_per_worker else "cpu")
+    device = local_device(cluster)
     threads = cluster.threads_per_worker or usable_cores()
     session = open_session(task, Alone(node), device=device, threads=threads)
     train(session, observer)

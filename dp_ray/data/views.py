@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -87,12 +88,20 @@ class ViewMaker:
 
         A view's parameters are a function of the stream, its example's id and its number.
         """
-        config, views = self._config, self._config.views
+        return self.parameters(self.numbers(stream, ids).to(self._device))
+
+    def numbers(self, stream: KeyedStream, ids: NDArray[np.int64]) -> Tensor:
+        """[11, V] float64 in [0, 1) on the host, from which :meth:`parameters` are made."""
+        views = self._config.views
         view_ids: NDArray[np.uint64] = np.add.outer(
             ids.astype(np.uint64) * np.uint64(views), np.arange(views, dtype=np.uint64)
         )
         numbers = stream.uniform(view_ids.reshape(-1), self._NUMBERS_PER_VIEW)
-        u = torch.from_numpy(numbers.T.copy()).to(self._device, torch.float64)
+        return torch.from_numpy(numbers.T.copy())
+
+    def parameters(self, u: Tensor) -> ViewParameters:
+        """What :meth:`draw` returns, from the numbers [11, V] on the device."""
+        config = self._config
 
         def around(center: float, width: float, row: int) -> Tensor:
             return (center + width * (2 * u[row] - 1)).float()
@@ -191,6 +200,12 @@ def affine(x: Tensor, parameters: ViewParameters, margin: int) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
+@cache
+def _constant(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Copied to a device once: each copy from the host waits for all work before it."""
+    return torch.tensor(values, device=device, dtype=dtype)
+
+
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     return (factor.view(-1, 1, 1, 1) * (x - other) + other).clamp(0, 1)
 
@@ -198,7 +213,7 @@ def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 def _grey(x: Tensor) -> Tensor:
     if x.shape[1] == 1:
         return x
-    weights = torch.tensor([0.2989, 0.587, 0.114], device=x.device, dtype=x.dtype)
+    weights = _constant((0.2989, 0.587, 0.114), x.device, x.dtype)
     return torch.einsum("vchw,c->vhw", x, weights)[:, None]
 
 
@@ -230,7 +245,7 @@ def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
     )
     hue = (torch.where(chroma == 0, torch.zeros_like(hue), hue) / 6 + turn.view(-1, 1, 1)) % 1
     # A channel is the value, less the chroma as far as the hue lies from that channel's colour.
-    offset = torch.tensor([5.0, 3.0, 1.0], device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
+    offset = _constant((5.0, 3.0, 1.0), x.device, x.dtype).view(1, 3, 1, 1)
     k = (offset + 6 * hue[:, None]) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 

@@ -31,7 +31,7 @@ LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 EngineName = Literal["vmap", "per_layer", "vmap_compiled", "per_layer_compiled"]
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 Sums = tuple[dict[str, Tensor], Tensor, Tensor]
 """Clipped sum per parameter, norms [B], losses [B]."""
@@ -54,7 +54,9 @@ class Engine:
     Args:
         name: ``vmap``, or ``per_layer`` with its own rule for convolutions; or these, compiled.
         precision: in what the network computes. Parameters, per-example gradients, their norms and
-            the sum are those of the parameters' type all the same, at least float32.
+            the sum are those of the parameters' type all the same, at least float32. ``tf32`` lets
+            an NVIDIA GPU round the factors of products and convolutions to 11 bits; on a CPU it is
+            float32.
     """
 
     def __init__(self, name: EngineName = "vmap", precision: Precision = "float32") -> None:
@@ -98,10 +100,11 @@ class Engine:
             return self._sum(model, clipping, loss_fn, *inputs)
 
         # An input of the graph and no constant of it: it may change from step to step.
-        norm = torch.tensor(max_grad_norm, dtype=torch.float64, device=views.device)
+        # Filled on the device: a copy from the host would wait for all work before it.
+        norm = torch.full((), max_grad_norm, dtype=torch.float64, device=views.device)
         inputs: _Inputs = (dict(params), constants, views, labels, mask, norm, dropout_seeds)
         # Whatever the caller computes in: norms and sums are not shortened.
-        with torch.autocast(views.device.type, enabled=False):
+        with torch.autocast(views.device.type, enabled=False), self._tf32(views.device):
             if not self.is_compiled:
                 return function(*inputs)
             training = tuple(module.training for module in model.modules())
@@ -145,6 +148,9 @@ class Engine:
         per_layer = self.name.startswith("per_layer")
         return PerExampleConvolutions() if per_layer else nullcontext()
 
+    def _tf32(self, device: torch.device) -> AbstractContextManager[None]:
+        return allow_tf32(self.precision == "tf32") if device.type == "cuda" else nullcontext()
+
     def _autocast(self, device: torch.device) -> AbstractContextManager[object]:
         # Without the cache of cast weights, which would outlive vmap's wrappers.
         return torch.autocast(
@@ -165,6 +171,21 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
         for module, attributes in before.items():
             vars(module).clear()
             vars(module).update(attributes)
+
+
+@contextmanager
+def allow_tf32(allowed: bool) -> Iterator[None]:
+    """Chooses, for as long as it is active, whether CUDA products of float32 may use TF32.
+
+    torch allows it by default for convolutions and not for matrices; here both are alike.
+    """
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 def in_one_line(error: Exception) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
 from dp_ray.storage import Folder
@@ -79,13 +80,22 @@ def profiler(folder: Folder | None, rank: int) -> Iterator[Clock]:
 
 
 def _table(profile: torch.profiler.profile) -> str:
-    """Seconds a step and share of each part."""
-    seconds = dict.fromkeys(PARTS, 0.0)
+    """Seconds a step and share of each part; and what its kernels took on a GPU, if there is one.
+
+    A GPU works behind the host, which waits for it in "release", where the sum is copied.
+    """
+    seconds, on_gpu = dict.fromkeys(PARTS, 0.0), dict.fromkeys(PARTS, 0.0)
     for event in profile.key_averages():
         name = event.key.removeprefix("dp_ray ")
-        if event.key.startswith("dp_ray ") and name in seconds:
+        if not event.key.startswith("dp_ray ") or name not in seconds:
+            continue
+        if event.device_type is DeviceType.CPU:  # not the shadow of a part on the GPU's own row
             seconds[name] += event.cpu_time_total / 1e6 / _STEPS
+            on_gpu[name] += event.device_time_total / 1e6 / _STEPS
     whole = sum(seconds.values()) or 1.0
     lines = [f"{'part':12s} {'s a step':>10s} {'share':>7s}"]
     lines += [f"{name:12s} {s:10.5f} {100 * s / whole:6.2f}%" for name, s in seconds.items()]
+    if any(on_gpu.values()):
+        lines += ["", f"{'on the GPU':12s} {'s a step':>10s}"]
+        lines += [f"{name:12s} {s:10.5f}" for name, s in on_gpu.items()]
     return "\n".join(lines) + "\n"

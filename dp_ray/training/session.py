@@ -30,6 +30,7 @@ from dp_ray.training.agreement import (
 from dp_ray.training.allocator import keep_freed_memory
 from dp_ray.training.checkpoint import Checkpoints
 from dp_ray.training.collective import Collective
+from dp_ray.training.device import prepare_device
 from dp_ray.training.engine_choice import Choice, agree_on_engine
 from dp_ray.training.evaluation import evaluation_sizes
 from dp_ray.training.execution import describe_execution
@@ -152,6 +153,7 @@ def open_session(
         DpRayError: the data, the model, the run's files or its ledger cannot be used.
     """
     torch.set_num_threads(threads)
+    prepare_device(device)
     keep_freed_memory()
     plan, loaded = task.plan, open_same_dataset(task.config.data, collective)
     dataset = loaded if task.canaries is None else plant(loaded, task.canaries)

@@ -5,9 +5,13 @@ Everything here is a function of (parameters, step, incarnation); nothing can dr
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dp_ray.data.sampling import Microbatch, PoissonSampler, Shard, microbatches
@@ -17,6 +21,8 @@ from dp_ray.keys import KeyedStream, SamplingKeys
 from dp_ray.privacy.clipping import Clipping
 from dp_ray.privacy.engines import Engine
 from dp_ray.privacy.gradients import clipped_gradient_sum
+from dp_ray.training import feed
+from dp_ray.training.feed import MicrobatchInputs, ahead
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.planted import PlantedGradients
 from dp_ray.training.profile import part
@@ -113,50 +119,76 @@ class ShardWorker:
                 some = canaries[start : start + self.microbatch_size]
                 given, norms = self.planted.clipped_sum(some, norm)
                 vector += given
-                _count(norms, torch.zeros_like(norms), norm, statistics)
-        for batch in microbatches(drawn, self.microbatch_size):
-            self._add(batch, params, norm, view_stream, dropout_stream, vector, statistics)
+                _count(
+                    norms, torch.zeros_like(norms), torch.ones_like(norms).bool(), norm, statistics
+                )
+        with closing(self._inputs(drawn, view_stream, dropout_stream)) as batches:
+            for batch in batches:
+                self._add(batch, params, norm, vector, statistics)
         return ShardSum(vector, statistics, norm)
+
+    def _inputs(
+        self, drawn: NDArray[np.int64], view_stream: KeyedStream, dropout_stream: KeyedStream
+    ) -> Generator[MicrobatchInputs, None, None]:
+        """The microbatches of a draw; for a GPU, prepared by a thread while it computes."""
+
+        def prepare(batch: Microbatch) -> MicrobatchInputs:
+            with part("views"):
+                images, labels = self.data.read(batch.ids)
+                images[~batch.mask] = 0  # padding holds no example, not even under a mask
+                labels[~batch.mask] = 0
+                seeds = dropout_stream.words(batch.ids.astype("u8"), 1)[:, 0].astype("i8")
+                return MicrobatchInputs(
+                    images=torch.from_numpy(images),
+                    labels=torch.from_numpy(labels),
+                    mask=torch.from_numpy(batch.mask),
+                    dropout_seeds=torch.from_numpy(seeds),
+                    view_numbers=self.views.numbers(view_stream, batch.ids),
+                )
+
+        batches = map(prepare, microbatches(drawn, self.microbatch_size))
+        if self.device.type not in feed.READ_AHEAD:
+            yield from batches
+            return
+        with closing(ahead(batch.pinned(self.device) for batch in batches)) as pinned:
+            for batch in pinned:
+                yield batch.to(self.device)
 
     def _add(
         self,
-        batch: Microbatch,
+        batch: MicrobatchInputs,
         params: Tensor,
         max_grad_norm: float,
-        view_stream: KeyedStream,
-        dropout_stream: KeyedStream,
         vector: Tensor,
         statistics: Tensor,
     ) -> None:
+        """Adds a microbatch; on a GPU, without waiting for it: nothing is copied to the host."""
         with part("views"):
-            images, labels = map(torch.from_numpy, self.data.read(batch.ids))
-            labels = labels.to(self.device)
-            mask = torch.from_numpy(batch.mask).to(self.device)
-            images[~mask.cpu()] = 0  # padding holds no example, not even under a mask
-            labels = labels.where(mask, 0)
-            seeds = dropout_stream.words(batch.ids.astype("u8"), 1)[:, 0].astype("i8")
-            views = self.views.make(images, self.views.draw(view_stream, batch.ids))
+            views = self.views.make(batch.images, self.views.parameters(batch.view_numbers))
         with part("gradients"):
             piece = clipped_gradient_sum(
                 self.model,
                 self.layout.split(params),
                 views,
-                labels,
+                batch.labels,
                 max_grad_norm=max_grad_norm,
                 clipping=self.clipping,
-                mask=mask,
-                dropout_seeds=torch.from_numpy(seeds).to(self.device),
+                mask=batch.mask,
+                dropout_seeds=batch.dropout_seeds,
                 engine=self.engine,
             )
         with part("add up"):
             vector += self.layout.join(piece.gradients)
-            _count(piece.norms[mask], piece.losses[mask], max_grad_norm, statistics)
+            _count(piece.norms, piece.losses, batch.mask, max_grad_norm, statistics)
 
 
-def _count(norms: Tensor, losses: Tensor, max_grad_norm: float, statistics: Tensor) -> None:
-    """Adds examples with these norms and losses [b] to the statistics."""
+def _count(
+    norms: Tensor, losses: Tensor, mask: Tensor, max_grad_norm: float, statistics: Tensor
+) -> None:
+    """Adds the unmasked of the examples with these norms and losses [b] to the statistics."""
     norms, losses = norms.double(), losses.double()
     clipped = (norms > max_grad_norm).double()
     ones = torch.ones_like(norms)
     within = torch.where(norms.isfinite(), 0.5 - clipped, 0.0)
-    statistics += torch.stack([ones, losses, clipped, norms, within]).sum(dim=1)
+    counted = torch.stack([ones, losses, clipped, norms, within]).where(mask, 0.0)
+    statistics += counted.sum(dim=1)
