@@ -434,8 +434,8 @@ class Config(Section):
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     seed: Annotated[int, Field(ge=0)] | None = Field(
         None,
-        description="Decides the initial parameters, and the trials of a search where all may be "
-        "seen. Draws and noise never follow from it: it may be published.",
+        description="Decides the initial parameters, and the trials of a random search where all "
+        "may be seen. Draws and noise never follow from it: it may be published.",
     )
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
         "run",

@@ -25,7 +25,7 @@ QUIET = Console(quiet=True)
 
 def key_of(number: int) -> RunKey:
     """A key that can be had again; the product draws its keys from the operating system alone."""
-    return RunKey(hashlib.sha256(f"key {number} of the tests".encode()).digest())
+    return RunKey(hashlib.sha256(f"dp-ray run key from seed {number}".encode()).digest())
 
 
 def replay_of(config: Config) -> RunKey | None:

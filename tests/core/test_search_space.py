@@ -52,7 +52,7 @@ def test_levels_of_a_range_are_few_and_equally_likely() -> None:
     [
         ({"privacy.epsilon": {"choice": [1, 2]}}, "tune.space.privacy.epsilon", "equal budget"),
         ({"data.name": {"choice": ["mnist"]}}, "tune.space.data.name", "one data set"),
-        ({"seed": {"choice": [1, 2]}}, "tune.space.seed", "own randomness"),
+        ({"seed": {"choice": [1, 2]}}, "tune.space.seed", "same initial parameters"),
         ({"train.charge_every": {"choice": [1]}}, "tune.space.train.charge_every", "learns"),
         ({"augment.views": {"grid": [1, 2]}}, "tune.space.augment.views", "choice instead"),
         ({"augment.viewz": {"choice": [1]}}, "tune.space.augment.viewz", "mean augment.views"),
