@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -34,6 +34,8 @@ DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
 
 FARTHEST = {"float32": 1e-5, "tf32": 1e-2, "bfloat16": 5e-2}
 """Of a clipped sum from float64, over its largest entry, for a network without kinks."""
+
+PLAIN: tuple[EngineName, ...] = ("vmap", "per_layer")
 
 ULPS = 2
 """Between normal numbers of two machines."""
@@ -251,12 +253,6 @@ def _charges(config: Config) -> list[tuple[int, int]]:
     return [(b["step"], b["incarnation"]) for b in bodies if b["kind"] == "charge"]
 
 
-def _engines(compiled: bool) -> Iterator[EngineName]:
-    for name in get_args(EngineName):
-        if name.endswith("_compiled") == compiled:
-            yield name
-
-
 def main() -> None:
     """Runs all checks, the most telling first."""
     options = arguments(str(__doc__)).parse_args()
@@ -267,22 +263,24 @@ def main() -> None:
     checks.run("views: whole shifts, mirror", lambda: checks.views(SHIFTED, 1e-6))
     checks.run("views: all transforms", lambda: checks.views(ALL_VIEWS, 1e-2))
 
-    def sums(network: str, names: Iterator[EngineName], *precisions: Precision) -> None:
+    def sums(network: str, names: Sequence[EngineName], *precisions: Precision) -> None:
         for name in names:
             for precision in precisions:
                 item = f"sum: {network}, {name}, {precision}"
                 checks.run(item, lambda n=name, p=precision: checks.sums(network, n, p))
 
-    sums("small CNN", _engines(False), *get_args(Precision))
+    sums("small CNN", PLAIN, *get_args(Precision))
     checks.run("20 steps on each device", checks.steps)
     checks.run("resume on the device", lambda: checks.resume(to_device=True))
     checks.run("resume on the host", lambda: checks.resume(to_device=False))
-    for name in _engines(False):
+    for name in PLAIN:
         checks.run(f"no hidden waits: {name}", lambda n=name: checks.unhindered(n))
     checks.run("two runs on the device", checks.repeat)
-    sums("small CNN", _engines(True), *get_args(Precision))
+    sums("small CNN", ["per_layer_compiled"], "float32", "bfloat16")
     checks.run("no hidden waits: compiled", lambda: checks.unhindered("per_layer_compiled"))
-    sums("WRN-16-4", _engines(False), "float32", "bfloat16")
+    sums("small CNN", ["vmap_compiled"], *get_args(Precision))
+    sums("small CNN", ["per_layer_compiled"], "tf32")
+    sums("WRN-16-4", PLAIN, "float32", "bfloat16")
 
 
 if __name__ == "__main__":

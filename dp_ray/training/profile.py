@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
 from dp_ray.storage import Folder
@@ -89,7 +88,7 @@ def _table(profile: torch.profiler.profile) -> str:
         name = event.key.removeprefix("dp_ray ")
         if not event.key.startswith("dp_ray ") or name not in seconds:
             continue
-        if event.device_type is DeviceType.CPU:  # not the shadow of a part on the GPU's own row
+        if event.device_type.name == "CPU":  # not the shadow of a part on the GPU's own row
             seconds[name] += event.cpu_time_total / 1e6 / _STEPS
             on_gpu[name] += event.device_time_total / 1e6 / _STEPS
     whole = sum(seconds.values()) or 1.0

@@ -60,6 +60,12 @@ NOT_HERE: dict[str, tuple[str, str]] = {
     "ray rsync-up": (CLOUD, "tests/core/test_cluster_files.py"),
     "ray exec": (CLOUD, "tests/core/test_cluster_files.py"),
     "ray down": (CLOUD, "tests/core/test_cluster_files.py"),
+    "dp-ray train configs/cifar10/wrn_16_4_eps8.yaml": (
+        "it needs a GPU",
+        "benchmarks/gpu/learning.py",
+    ),
+    "make gpu-bundle": ("it packs what pip downloads", "tests/core/test_gpu_bundle.py"),
+    "bash build/gpu/": ("it needs a GPU", "tests/core/test_gpu_bundle.py"),
     "python benchmarks/collectives.py": ("it measures for minutes", "docs/scaling.md"),
 }
 """How commands begin that are not run by this test: why not; where they, or their figures, are."""
