@@ -227,7 +227,7 @@ def _own(config: DataConfig) -> Splits:
 def _array(values: Any, config: DataConfig, what: str) -> NDArray[Any]:
     """What a loader returned as one array; an image of another shape than the others makes none."""
     try:
-        array = np.asanyarray(values)
+        array: NDArray[Any] = np.asanyarray(values)
         if array.dtype != object:
             return array
         problem = f"hold {type(values).__name__}"

@@ -558,6 +558,34 @@ def test_a_scheduler_without_its_arguments_is_refused_and_lengths_default_to_t()
         assert make_plan(parse_config(values(optimizer={"scheduler": name}))).steps == 10
 
 
+@pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize(
+    ("name", "arguments", "words"),
+    [
+        ("OneCycleLR", {"max_lr": 1.0, "total_steps": 5}, "fails at step 6 of 10: ValueError"),
+        ("ExponentialLR", {"gamma": 1e50}, "fails at step 7 of 10: OverflowError"),
+        ("ExponentialLR", {"gamma": 1e40}, "fails at step 8 of 10: OverflowError"),
+    ],
+)
+def test_a_schedule_that_does_not_last_the_run_is_refused(
+    name: str, arguments: dict[str, Any], words: str
+) -> None:
+    """By the plan, which takes it through all T steps."""
+    optimizer = {"scheduler": name, "scheduler_arguments": arguments}
+    message = str(plan_refused(optimizer=optimizer))
+    assert message.startswith("optimizer.scheduler_arguments = {")
+    assert f"{name} {words}" in message
+    fits = {"scheduler": "OneCycleLR", "scheduler_arguments": {"max_lr": 1.0, "total_steps": 10}}
+    assert make_plan(parse_config(values(optimizer=fits))).steps == 10
+
+
+@pytest.mark.usefixtures("no_data")
+def test_an_optimizer_that_fails_when_it_is_used_is_refused() -> None:
+    """Not at its first step, when it is paid for."""
+    message = str(plan_refused(optimizer={"name": "Adam", "arguments": {"betas": [0.9, "0.99"]}}))
+    assert message.startswith("optimizer.arguments = {'betas'")
+
+
 # Documentation made from the code
 
 

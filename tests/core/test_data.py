@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import threading
 from collections.abc import Callable
@@ -632,3 +633,63 @@ def test_own_labels_that_are_no_row_of_whole_numbers_are_refused(
     config = config.model_copy(update={"name": f"{name}:images"})
     with pytest.raises(ConfigError, match=r"data\.name.*no function"):
         open_dataset(config)
+
+
+RETURNED = {
+    "ragged": ("[zeros((1, 4, 4)), zeros((1, 4, 5))]", "[0, 1]", "train images .*shape"),
+    "grey among RGB": ("[zeros((3, 4, 4)), zeros((1, 4, 4))]", "[0, 1]", "train images .*shape"),
+    "nothing": ("None", "[0, 1]", "train images hold NoneType"),
+    "Pillow's": ("[Image.new('L', (4, 4)), object()]", "[0, 1]", "train images hold objects of"),
+    "flat": ("zeros((2, 16))", "[0, 1]", r"\[N, C, H, W\], not of shape \(2, 16\)"),
+    "several labels": ("zeros((2, 1, 4, 4))", "[[0], [0, 1]]", "train labels .*shape"),
+    "words": ("zeros((2, 1, 4, 4))", "['cat', 'dog']", "train labels must be .* whole numbers"),
+}
+
+
+@pytest.mark.parametrize("kind", RETURNED)
+def test_what_a_loader_returns_instead_of_arrays_is_named(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, with the part and the cause; never numpy's own words alone."""
+    images, labels, words = RETURNED[kind]
+    name = f"returned_{kind.encode().hex()}"
+    (tmp_path / f"{name}.py").write_text(
+        "from numpy import uint8, zeros as of\nfrom PIL import Image\n"
+        "def zeros(shape):\n    return of(shape, uint8)\n"
+        f"def load(config):\n    return ({images}, {labels}), (zeros((1, 1, 4, 4)), [0])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    facts = {"num_examples": 2, "num_classes": 2, "image_size": 4, "channels": 1}
+    config = DataConfig(
+        name=f"{name}:load", expected_batch_size=2, cache=str(tmp_path / "cache"), **facts
+    )
+    with pytest.raises(DataError, match=rf"data\.name = '{name}:load': .*{words}") as caught:
+        open_dataset(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_error_of_a_loader_is_told_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text, words in (
+        (
+            "exits",
+            "import sys\ndef load(config):\n    sys.exit('no data')\n",
+            "SystemExit: no data",
+        ),
+        ("typo", "def load(config) return None\n", "SyntaxError: "),
+        ("key", "CLASSES = {}['a']\ndef load(config): ...\n", "KeyError: 'a'"),
+    ):
+        (tmp_path / f"loader_{name}.py").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        config = DataConfig(
+            name=f"loader_{name}:load",
+            expected_batch_size=2,
+            cache=str(tmp_path / "cache"),
+            **{"num_examples": 2, "num_classes": 2, "image_size": 4, "channels": 1},
+        )
+        with pytest.raises((ConfigError, DataError)) as caught:
+            open_dataset(config)
+        message = str(caught.value)
+        assert words in message
+        assert re.search(rf"loader_{name}\.py, line \d", message)

@@ -16,6 +16,7 @@ from dp_ray.data.catalog import DataFacts
 from dp_ray.errors import ConfigError, DpRayError, ModelError
 from dp_ray.models.build import build_model
 from dp_ray.privacy.engines import Engine
+from dp_ray.training.plan import make_plan
 from dp_ray.training.rehearsal import Rehearsal, rehearse
 
 FACTS = DataFacts(100, 3, 4, 1, (0.5,), (0.5,))
@@ -287,6 +288,19 @@ def test_a_network_that_fails_in_bfloat16_alone_is_told_so(make_config: MakeConf
     rehearsal(make_config, MixesTypes())
     with pytest.raises(ConfigError, match=r"train\.precision = 'bfloat16'.*dtype.*Use float32"):
         rehearsal(make_config, MixesTypes(), precision="bfloat16")
+
+
+def test_a_plan_tries_the_run_s_precision(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = "out = x.new_zeros(len(x), 10); out[:, torch.arange(10)] = self.head(x); return out"
+    config = own(make_config, tmp_path, monkeypatch, NET.format(init="", forward=forward))
+    assert make_plan(config).steps == 4
+    short = config.model_copy(
+        update={"train": config.train.model_copy(update={"precision": "bfloat16"})}
+    )
+    with pytest.raises(ConfigError, match=r"train\.precision = 'bfloat16'"):
+        make_plan(short)
 
 
 def test_a_rehearsal_leaves_the_generators_as_they_were(make_config: MakeConfig) -> None:

@@ -538,3 +538,16 @@ def test_a_missing_run_key_is_told(make_config: MakeConfig) -> None:
     (folder(config) / "private/run_key").unlink()
     with pytest.raises(RunError, match=r"run_key.*backup"):
         start(config, resume=True)
+
+
+def test_a_schedule_laid_out_for_fewer_steps_is_refused_before_more_are_charged(
+    make_config: MakeConfig,
+) -> None:
+    cycle = {"scheduler": "OneCycleLR", "scheduler_arguments": {"max_lr": 1.0, "total_steps": 4}}
+    config = make_config(optimizer=cycle)
+    start(config)
+    longer = make_config(optimizer=cycle, privacy={"steps": 6})
+    with pytest.raises(ConfigError, match=r"optimizer\.scheduler_arguments.*fails at step 5 of 6"):
+        start(longer, resume=True)
+    assert RunDirectory.of(config).read_ledger().plan["steps"] == 4
+    assert len(charged(config)) == 4
