@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -27,6 +29,19 @@ _OWN: dict[str, Callable[..., nn.Module]] = {
     "wrn_28_10": partial(WideResNet, depth=28, width=10),
     "nf_resnet_50": NormFreeResNet,
 }
+
+
+_FROM_FACTS: dict[str, Callable[[DataFacts], dict[str, Any]]] = {
+    # Their second heads give several rows of logits an image, in training only.
+    "googlenet": lambda _: {"aux_logits": False, "init_weights": True},
+    "inception_v3": lambda _: {"aux_logits": False, "init_weights": True},
+    "vit_*": lambda facts: {"image_size": facts.image_size},
+    "maxvit_*": lambda facts: {"input_size": [facts.image_size] * 2},
+}
+"""Arguments of torchvision's networks, by patterns of their names, that suit the images."""
+
+_SIZES = (32, 64, 75, 96, 128, 224, 256, 384)
+"""Of images, tried in this order to say which a network takes."""
 
 
 def build_model(config: ModelConfig, facts: DataFacts, *, init_seed: int = 0) -> nn.Module:
@@ -73,8 +88,8 @@ def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
             "model.arguments",
             config.arguments,
             f"{config.name} cannot be built for {facts.channels}×{facts.image_size}×"
-            f"{facts.image_size} images: {error}",
-            "Check the arguments and the image size",
+            f"{facts.image_size} images: {str(error).rstrip('.!')}",
+            _larger_images(config, facts) or "Check the arguments and the image size",
         ) from error
 
 
@@ -90,14 +105,34 @@ def _torchvision_model(config: ModelConfig, facts: DataFacts) -> nn.Module:
             f"Use {', '.join(_OWN)}, my_pkg.my_module:build, or one of torchvision's "
             f"({', '.join(difflib.get_close_matches(config.name, names, n=4, cutoff=0.0))}, …)",
         )
-    model = torchvision.models.get_model(
-        config.name, weights=None, num_classes=facts.num_classes, **config.arguments
-    )
+    arguments = {"num_classes": facts.num_classes, **config.arguments}
+    for pattern, from_facts in _FROM_FACTS.items():
+        if fnmatchcase(config.name, pattern):
+            arguments = {**from_facts(facts), **arguments}
+    model = torchvision.models.get_model(config.name, weights=None, **arguments)
     if facts.channels != 3:
         raise ConfigError(
             "model.name", config.name, "takes RGB images", "Set data.channels=3 or another model"
         )
     return _with_group_norm(model) if config.pretrained is None else _with_frozen_norm(model)
+
+
+def _larger_images(config: ModelConfig, facts: DataFacts) -> str:
+    """A way out for images that are too small for a network, tried; empty if there is none."""
+    if config.name in _OWN or ":" in config.name:
+        return ""
+    for size in (size for size in _SIZES if size > facts.image_size):
+        try:
+            model = _torchvision_model(config, replace(facts, image_size=size)).eval()
+            with torch.no_grad():
+                model(torch.zeros(1, facts.channels, size, size))
+        except Exception:  # of this size
+            continue
+        return (
+            f"It takes {size}×{size} images: set data.image_size={size} where the data set allows "
+            "it, or choose another network"
+        )
+    return ""
 
 
 def _with_group_norm(model: nn.Module) -> nn.Module:
@@ -175,9 +210,16 @@ def _check_output(model: nn.Module, config: ModelConfig, facts: DataFacts) -> No
         raise ConfigError(
             "model.name",
             config.name,
-            f"does not take images of shape {tuple(image.shape[1:])}: {error}",
-            "Choose another network or image size",
+            f"does not take images of shape {tuple(image.shape[1:])}: {str(error).rstrip('.!')}",
+            _larger_images(config, facts) or "Choose another network or image size",
         ) from error
+    if isinstance(output, tuple) and "aux_logits" in config.arguments:
+        raise ConfigError(
+            "model.arguments.aux_logits",
+            config.arguments["aux_logits"],
+            f"{config.name} returns {type(output).__name__} in training, several rows an image",
+            "Set it to false",
+        )
     shape = tuple(getattr(output, "shape", ()))
     if shape != (1, facts.num_classes):
         raise ConfigError(
