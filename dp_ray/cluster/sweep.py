@@ -30,7 +30,7 @@ from dp_ray.tuning.outcome import read_outcomes
 from dp_ray.tuning.publish import decide, forget_losers, publish_search, read_decision
 from dp_ray.tuning.resources import resources_here, trials_at_once
 from dp_ray.tuning.search import Search
-from dp_ray.tuning.space import corner_points
+from dp_ray.tuning.space import edge_points
 from dp_ray.tuning.sweep_directory import REPORT, SweepDirectory
 
 _MAY_CHANGE = (
@@ -205,7 +205,7 @@ def _at_its_address(sweep: SweepConfig) -> SweepConfig:
 def _check_trials(search: Search) -> None:
     """What is wrong with a trial shows before any of them is started."""
     space, levels = search.sweep.tune.space, search.sweep.tune.budget_levels
-    points = search.points or corner_points(space, levels)
+    points = search.points or edge_points(space, levels)
     seen = set()
     for point in points:
         config, plan = search.budgets.trial_at(point)

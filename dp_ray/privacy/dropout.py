@@ -12,7 +12,6 @@ inside attention, stochastic depth of torchvision and timm, a layer of the user'
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from types import FunctionType, TracebackType
@@ -20,8 +19,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from dp_ray.current_layer import current_layer
 
 _Function = Callable[..., Any]
 
@@ -173,23 +174,7 @@ def _refusal(func: _Function) -> str:
     remedy = "use torch.rand, torch.randn or torch.bernoulli, without a generator"
     if func in _RECURRENT:
         remedy = "set its argument dropout to 0, and put nn.Dropout between layers"
-    return f"{_layer()}{name} draws random numbers that have no keyed form: {remedy}"
-
-
-def _layer() -> str:
-    """Name and type of the layer that is being called, for a message; empty if there is none."""
-    layers = []
-    frame = sys._getframe(1)
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module):
-            layers.append(owner)
-        frame = frame.f_back  # type: ignore[assignment]
-    if not layers:
-        return ""
-    names = [name for name, module in layers[-1].named_modules() if module is layers[0]]
-    place = f"{names[0]} " if names and names[0] else ""
-    return f"layer {place}({type(layers[0]).__name__}): "
+    return f"{current_layer()}{name} draws random numbers that have no keyed form: {remedy}"
 
 
 # What each sampling operation computes. Each takes the mode first, and then torch's arguments.

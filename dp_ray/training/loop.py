@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dp_ray.errors import RunError
-from dp_ray.training.evaluation import shared_evaluation
+from dp_ray.errors import DivergedError, RunError
+from dp_ray.training.evaluation import gives_numbers, shared_evaluation
 from dp_ray.training.profile import Clock, part, profiler
 from dp_ray.training.release import Outcome, publish
 from dp_ray.training.session import Lead, Session
@@ -58,7 +58,7 @@ def train(session: Session, observer: Observer) -> None:
 def _take_steps(session: Session, observer: Observer, clock: Clock) -> None:
     collective, worker, lead = session.collective, session.worker, session.lead
     config, plan = session.task.config.train, session.task.plan
-    evaluate_every = config.evaluate_every or max(plan.steps // 10, 1)
+    evaluate_every = config.steps_between_evaluations(plan.steps)
     checkpoint_every = session.task.checkpoint_every
     params = torch.zeros(worker.layout.size, device=worker.device)
     _broadcast(session, params, None if lead is None else lead.coordinator.params)
@@ -139,13 +139,18 @@ def _evaluate(session: Session, step: int) -> None:
 
 def _finish(session: Session, lead: Lead) -> None:
     coordinator, journal = lead.coordinator, lead.journal
-    assignment = coordinator.assignment()
+    assignment, worker = coordinator.assignment(), session.worker
+    params = worker.layout.split(coordinator.published_params)
+    facts = session.dataset.facts
+    blank = torch.zeros(1, facts.channels, *[facts.image_size] * 2, dtype=torch.uint8)
+    if assignment.done and not gives_numbers(worker.model, params, worker.views.normalize(blank)):
+        raise DivergedError("the network's outputs", lead.ledger.charges)
     publish(
         session.task.run,
         session.task.config,
         session.task.plan,
-        model=session.worker.model,
-        params=session.worker.layout.split(coordinator.published_params),
+        model=worker.model,
+        params=params,
         outcome=Outcome(
             finished=assignment.done,
             steps=assignment.step,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import platform
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from dp_ray.config import Config
+from dp_ray.json_text import write_json
 from dp_ray.privacy.accounting import epsilon_by_accountant
 from dp_ray.privacy.history import History
 from dp_ray.training.evaluation import METRIC_NAMES, Evaluation
@@ -123,7 +123,7 @@ def publish(
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
         seeded = run.config().seed is not None
         statement = privacy_statement(config, plan, outcome, seeded=seeded)
-        text = json.dumps(statement, indent=2, ensure_ascii=False) + "\n"
+        text = write_json(statement, indent=2) + "\n"
         files = {
             MODEL: save(tensors),
             CONFIG: write_yaml(public_config(config)).encode(),

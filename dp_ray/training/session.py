@@ -14,6 +14,7 @@ from dp_ray.data.canaries import Canaries, plant
 from dp_ray.data.sampling import PoissonSampler, Shard
 from dp_ray.data.store import Dataset
 from dp_ray.data.views import ViewMaker
+from dp_ray.json_text import write_json
 from dp_ray.keys import SamplingKeys
 from dp_ray.models.build import build_model
 from dp_ray.models.pretrained import load_pretrained
@@ -159,7 +160,7 @@ def open_session(
         device=device,
     )
     if collective.rank == 0:
-        task.run.private.write(ENGINE, json.dumps(choice.dump()).encode())
+        task.run.private.write(ENGINE, write_json(choice.dump()).encode())
     execution = describe_execution(
         collective,
         threads=threads,
