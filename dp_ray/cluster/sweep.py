@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
-from dp_ray.cluster.environment import cluster_address, prepare_environment
+from dp_ray.cluster.environment import check_environment, cluster_address, prepare_environment
 from dp_ray.cluster.job import check_storage_path
 from dp_ray.cluster.live import say
 from dp_ray.cluster.sweep_progress import SweepProgress
-from dp_ray.config import Config
+from dp_ray.config import ClusterConfig, Config
 from dp_ray.config_file import set_field
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import ConfigError, DataError, RunError
@@ -86,6 +86,8 @@ def run_sweep(
     check_storage_path(sweep.storage_path)
     sweep = _at_its_address(sweep)
     directory = SweepDirectory.of(sweep)
+    cluster = ClusterConfig.model_validate(sweep.training.get("cluster") or {})
+    check_environment(cluster)
     if resume:
         _check_resumable(directory, sweep)
         with _locked(directory, take_over=break_lock):

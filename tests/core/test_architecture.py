@@ -45,7 +45,7 @@ LAYERS: dict[str, set[str]] = {
     "report": BASE | {"privacy", "data", "models", "training", "tuning"},
     "cluster": BASE | {"privacy", "data", "models", "training", "tuning", "report"},
     "cli": BASE | {"training", "tuning", "report", "cluster"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "imports"},
     "__init__": BASE | {"privacy"},
 }
 
