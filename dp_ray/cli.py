@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from enum import StrEnum
@@ -13,6 +12,7 @@ import typer
 from rich.console import Console
 
 from dp_ray.errors import DpRayError
+from dp_ray.json_text import write_json
 
 app = typer.Typer(
     help="Differentially private training of image classifiers on Ray.",
@@ -407,7 +407,7 @@ def _check_break_lock(break_lock: bool, resume: bool) -> None:
 
 def _print_json(value: dict[str, Any], wanted: bool) -> None:
     if wanted:
-        typer.echo(json.dumps(value, ensure_ascii=False))
+        typer.echo(write_json(value))
 
 
 def _in_one_line(text: str) -> str:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dp_ray.weights import Norm, norm_of_weights
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -149,12 +151,27 @@ class ModelConfig(Section):
         "that they were trained on public data: ε does not cover it. A last linear layer of "
         "another number of classes starts afresh.",
     )
+    pretrained_norm: Norm | None = Field(
+        None,
+        description="What the weights hold where a torchvision network has batch norm: frozen "
+        "(its statistics, kept as they are) or group (group norm, as released by a run from "
+        "scratch). Read from the file; frozen for torchvision's weights.",
+    )
     trainable: Literal["all", "head"] | Annotated[list[str], Field(min_length=1)] = Field(
         "all",
         description="all, head (the last nn.Linear), or patterns of parameters' names "
         "([layer4.*, fc.*]). All else is frozen: it gets no gradient and no noise, and counts in "
         "no norm.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _norm_of_file(cls, values: Any) -> Any:
+        """Workers have the configuration and not the file."""
+        if not isinstance(values, dict) or values.get("pretrained_norm") is not None:
+            return values
+        found = norm_of_weights(values.get("pretrained"))
+        return values if found is None else {**values, "pretrained_norm": found}
 
 
 class NoiseScheduleConfig(Section):
@@ -258,7 +275,7 @@ class OptimizerConfig(Section):
     """What happens to the noised gradient."""
 
     name: str = Field("SGD", description="Any optimizer of torch.optim.")
-    lr: Positive = Field(..., description="Learning rate.")
+    lr: Annotated[float, Field(gt=0, le=1e38)] = Field(..., description="Learning rate.")
     arguments: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of the optimizer: momentum, betas, …"
     )
@@ -318,6 +335,10 @@ class TrainConfig(Section):
         description="Steps that the ledger pays for at once; default 1 on a disk, 16 in an object "
         "store. A crash may cost up to so many charges; with 1 on a disk it costs none.",
     )
+
+    def steps_between_evaluations(self, steps: int) -> int:
+        """As configured, or a tenth of the run."""
+        return self.evaluate_every or max(steps // 10, 1)
 
 
 FIELDS_OF_RESOURCES = {"CPU": "cpus_per_worker", "GPU": "gpus_per_worker"}

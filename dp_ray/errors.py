@@ -81,6 +81,27 @@ class RunError(DpRayError):
     """A run directory that cannot be started, resumed or read."""
 
 
+class DivergedError(RunError):
+    """A run whose network gives no numbers any more.
+
+    Args:
+        what: what is not finite.
+        charges: noised sums that were charged.
+    """
+
+    def __init__(self, what: str, charges: int) -> None:
+        super().__init__(
+            f"the run diverged: {what} are not finite (NaN or infinity). Nothing was published; "
+            f"the ledger keeps {charges} noised sums. Start a new run with another --name and a "
+            "lower optimizer.lr"
+        )
+        self.what = what
+        self.charges = charges
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.charges)
+
+
 class LedgerError(RunError):
     """A ledger that is torn, altered or does not belong to the run."""
 

@@ -21,6 +21,21 @@ USER_ERRORS = (Exception, SystemExit)
 
 _LONGEST = 300
 
+USERS_FOLDERS = "DP_RAY_IMPORT_PATHS"
+"""Variable that names the user's folders to workers, which may run in others."""
+
+
+def search_users_folders_last() -> None:
+    """Puts the working directory behind all other places where Python looks for modules.
+
+    So a file of the user's that is named as a module of Python's (``profile.py``, ``secrets.py``)
+    or of a library is not imported in its place.
+    """
+    here = str(Path.cwd())
+    users = [here, *filter(None, os.environ.get(USERS_FOLDERS, "").split(os.pathsep))]
+    others = [path for path in sys.path if path not in ("", *users)]
+    sys.path[:] = [*others, *dict.fromkeys(users)]
+
 
 def import_object(path: str, field: str) -> Any:
     """The object named ``package.module:name``; the working directory is searched too.
@@ -29,9 +44,7 @@ def import_object(path: str, field: str) -> Any:
         ConfigError: it cannot be imported; the message says why, and where.
     """
     module, _, name = path.partition(":")
-    here = str(Path.cwd())
-    if "" not in sys.path and here not in sys.path:
-        sys.path.insert(0, here)
+    search_users_folders_last()
     try:
         return getattr(importlib.import_module(module), name)
     except USER_ERRORS as error:

@@ -6,6 +6,7 @@ The training part is kept as plain values, because it is complete only with a po
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,16 +76,23 @@ class Domain(Section):
         """The value below which that share of the distribution lies.
 
         Args:
-            share: in [0, 1); uniform numbers give values of this distribution.
+            share: in [0, 1], both ends included, as Optuna has it; uniform numbers give values of
+                this distribution.
         """
         if self.values is not None:
-            return self.values[int(share * len(self.values))]
+            return self.values[place(share, len(self.values))]
         low, high = self.bounds
         if self.integer is not None:
-            return int(low) + int(share * (high - low + 1))
-        if self.log_uniform is not None:
-            return float(low * (high / low) ** share)
-        return low + share * (high - low)
+            return int(low) + place(share, int(high) - int(low) + 1)
+        if self.log_uniform is not None and math.isfinite(high / low):
+            value = low * (high / low) ** share
+        elif self.log_uniform is not None:
+            value = math.exp(math.log(low) * (1 - share) + math.log(high) * share)
+        elif math.isfinite(high - low):
+            value = low + share * (high - low)
+        else:
+            value = low * (1 - share) + high * share
+        return min(max(float(value), low), high)  # rounding may pass an end
 
     def levels(self, count: int) -> list[Any]:
         """All values if they are no more than ``count`` or listed, else so many quantiles."""
@@ -95,6 +103,11 @@ class Domain(Section):
             if high - low < count:
                 return list(range(low, high + 1))
         return list(dict.fromkeys(self.at((i + 0.5) / count) for i in range(count)))
+
+
+def place(share: float, count: int) -> int:
+    """Which of ``count`` equal parts of [0, 1] a share lies in; 1 belongs to the last one."""
+    return min(max(int(share * count), 0), count - 1)
 
 
 class TuneConfig(Section):
@@ -127,7 +140,7 @@ class TuneConfig(Section):
     grace_evaluations: Count = Field(
         2, description="asha: evaluations before a trial may be stopped (10 in a run by default)."
     )
-    reduction_factor: Annotated[int, Field(ge=2)] = Field(
+    reduction_factor: Annotated[int, Field(ge=2, le=10**6)] = Field(
         3, description="asha: one in so many goes on at each halt."
     )
     privacy_mode: Literal["private_selection", "compose", "public"] = Field(
@@ -159,7 +172,7 @@ class TuneConfig(Section):
     max_concurrent_trials: Count | None = Field(
         None, description="Trials at a time; default as many as the CPUs (and GPUs) hold."
     )
-    max_failures: Annotated[int, Field(ge=0)] = Field(
+    max_failures: Annotated[int, Field(ge=0, le=10**6)] = Field(
         2, description="Times a failed trial is taken up again, from where its ledger stands."
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from dp_ray.cluster.early import EarlyRay
-from dp_ray.cluster.environment import cluster_address
+from dp_ray.cluster.environment import check_environment, cluster_address
 from dp_ray.cluster.job import check_storage_path
 from dp_ray.cluster.live import say
 from dp_ray.cluster.run import run_training
@@ -80,6 +80,8 @@ def run_audit(
     say(console, describe_start(settings, str(directory.root)))
     address = cluster_address(config.cluster.address)
     cluster = config.cluster.model_copy(update={"address": address})
+    if cluster.num_workers != 0:
+        check_environment(cluster)
     # One Ray for all of the runs, if it is our own.
     with EarlyRay(cluster) as early:
         early.wait()

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from dp_ray.cluster.early import EarlyRay
-from dp_ray.cluster.environment import cluster_address, prepare_environment
+from dp_ray.cluster.environment import check_environment, cluster_address, prepare_environment
 from dp_ray.cluster.job import check_storage_path, errors_for_log
 from dp_ray.cluster.live import say
 from dp_ray.cluster.local import NobodyToTell, train_in_process
@@ -66,6 +66,8 @@ def run_training(
     check_storage_path(config.train.storage_path)
     address = cluster_address(config.cluster.address)
     cluster = config.cluster.model_copy(update={"address": address})
+    if cluster.num_workers != 0:
+        check_environment(cluster)
     config = config.model_copy(update={"cluster": cluster})
     run = RunDirectory.of(config)
     attempt = secrets.token_hex(8)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
 from dp_ray.cluster.job import IN_JOB, in_job, variables_of_job
 from dp_ray.config import ClusterConfig
 from dp_ray.errors import RunError
+from dp_ray.imports import USERS_FOLDERS
 from dp_ray.training.threads import usable_cores
 
 _own: set[str] = set()
@@ -61,12 +63,14 @@ def ray_session(
         "log_to_driver": False,
         "logging_level": logging.ERROR,
     }
-    paths = {"PYTHONPATH": os.pathsep.join(_import_paths())}
+    paths = _import_paths()
+    # Ray would put the user's folder before all others in workers, where it hides Python's modules.
+    job = JobConfig(_py_driver_sys_path=_NothingMore())
     try:
         if address is not None:
             given = variables_of_job()
             variables = {n: v for n, v in {**variables, **paths}.items() if n not in given}
-            ray.init(address, runtime_env={"env_vars": variables}, **options)
+            ray.init(address, job_config=job, runtime_env={"env_vars": variables}, **options)
         else:
             # What Ray is started with its processes have: those that it keeps ready can be taken.
             with _in_environment(paths):
@@ -75,6 +79,7 @@ def ray_session(
                     num_cpus=spare_cpus
                     + max(usable_cores(), cluster.max_workers * cluster.cpus_per_worker),
                     include_dashboard=False,
+                    job_config=job,
                     runtime_env={"env_vars": variables} if variables else None,
                     _node_ip_address="127.0.0.1",
                     **options,
@@ -125,7 +130,21 @@ def training_environment() -> dict[str, str]:
     return known | {name: os.environ.get(name, value) for name, value in settings.items()}
 
 
-def _import_paths() -> list[str]:
-    """Where workers find a user's own loaders and models: here, and where Python looks already."""
+class _NothingMore(list[str]):
+    """A list of folders that Ray cannot add to."""
+
+    def extend(self, _folders: Iterable[str]) -> None:
+        """Leaves the list as it is."""
+
+
+def _import_paths() -> dict[str, str]:
+    """Variables that say where workers find a user's own loaders and models.
+
+    The user's folder is no part of PYTHONPATH, which comes before Python's own modules.
+    """
+    here = str(Path.cwd())
     inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    return [str(Path.cwd()), *inherited]
+    if str(Path(__file__).parents[2]) == here and here not in inherited:
+        inherited.append(here)  # dp_ray itself is there, and may be installed nowhere else
+    variables = {USERS_FOLDERS: here}
+    return {**variables, "PYTHONPATH": os.pathsep.join(inherited)} if inherited else variables

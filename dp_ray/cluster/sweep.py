@@ -11,11 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
-from dp_ray.cluster.environment import cluster_address, prepare_environment
+from dp_ray.cluster.environment import check_environment, cluster_address, prepare_environment
 from dp_ray.cluster.job import check_storage_path, errors_for_log
 from dp_ray.cluster.live import say
 from dp_ray.cluster.sweep_progress import SweepProgress
-from dp_ray.config import Config
+from dp_ray.config import ClusterConfig, Config
 from dp_ray.config_file import set_field
 from dp_ray.data.cache import cache_path
 from dp_ray.data.store import open_dataset
@@ -32,7 +32,7 @@ from dp_ray.tuning.outcome import read_outcomes
 from dp_ray.tuning.publish import decide, forget_losers, publish_search, read_decision
 from dp_ray.tuning.resources import resources_here, trials_at_once
 from dp_ray.tuning.search import Search
-from dp_ray.tuning.space import corner_points
+from dp_ray.tuning.space import edge_points
 from dp_ray.tuning.sweep_directory import REPORT, SweepDirectory
 
 _MAY_CHANGE = (
@@ -101,6 +101,8 @@ def run_sweep(
     check_storage_path(sweep.storage_path)
     sweep = _at_its_address(sweep)
     directory = SweepDirectory.of(sweep)
+    cluster = ClusterConfig.model_validate(sweep.training.get("cluster") or {})
+    check_environment(cluster)
     if resume:
         _check_resumable(directory, sweep)
         with _locked(directory, take_over=break_lock):
@@ -222,7 +224,7 @@ def _at_its_address(sweep: SweepConfig) -> SweepConfig:
 def _check_trials(search: Search) -> None:
     """What is wrong with a trial shows before any of them is started."""
     space, levels = search.sweep.tune.space, search.sweep.tune.budget_levels
-    points = search.points or corner_points(space, levels)
+    points = search.points or edge_points(space, levels)
     seen = set()
     for point in points:
         config, plan = search.budgets.trial_at(point)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from dp_ray.config import ModelConfig
+from dp_ray.current_layer import current_layer
 from dp_ray.data.catalog import DataFacts
 from dp_ray.errors import ConfigError, ModelError
 from dp_ray.imports import import_object
@@ -27,6 +33,19 @@ _OWN: dict[str, Callable[..., nn.Module]] = {
     "wrn_28_10": partial(WideResNet, depth=28, width=10),
     "nf_resnet_50": NormFreeResNet,
 }
+
+
+_FROM_FACTS: dict[str, Callable[[DataFacts], dict[str, Any]]] = {
+    # Their second heads give several rows of logits an image, in training only.
+    "googlenet": lambda _: {"aux_logits": False, "init_weights": True},
+    "inception_v3": lambda _: {"aux_logits": False, "init_weights": True},
+    "vit_*": lambda facts: {"image_size": facts.image_size},
+    "maxvit_*": lambda facts: {"input_size": [facts.image_size] * 2},
+}
+"""Arguments of torchvision's networks, by patterns of their names, that suit the images."""
+
+_SIZES = (32, 64, 75, 96, 128, 224, 256, 384)
+"""Of images, tried in this order to say which a network takes."""
 
 
 def build_model(config: ModelConfig, facts: DataFacts, *, init_seed: int = 0) -> nn.Module:
@@ -48,6 +67,7 @@ def build_model(config: ModelConfig, facts: DataFacts, *, init_seed: int = 0) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)
         model = _construct(config, facts).train()
+        _fill_lazy_layers(model, config, facts)
     choose_trainable(model, config.trainable, facts.num_classes)
     check_model(model)
     _check_output(model, config, facts)
@@ -78,8 +98,8 @@ def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
             "model.arguments",
             config.arguments,
             f"{config.name} cannot be built for {facts.channels}×{facts.image_size}×"
-            f"{facts.image_size} images: {error}",
-            "Check the arguments and the image size",
+            f"{facts.image_size} images: {str(error).rstrip('.!')}",
+            _larger_images(config, facts) or "Check the arguments and the image size",
         ) from error
 
 
@@ -95,14 +115,60 @@ def _torchvision_model(config: ModelConfig, facts: DataFacts) -> nn.Module:
             f"Use {', '.join(_OWN)}, my_pkg.my_module:build, or one of torchvision's "
             f"({', '.join(difflib.get_close_matches(config.name, names, n=4, cutoff=0.0))}, …)",
         )
-    model = torchvision.models.get_model(
-        config.name, weights=None, num_classes=facts.num_classes, **config.arguments
-    )
+    arguments = {"num_classes": facts.num_classes, **config.arguments}
+    for pattern, from_facts in _FROM_FACTS.items():
+        if fnmatchcase(config.name, pattern):
+            arguments = {**from_facts(facts), **arguments}
+    model = torchvision.models.get_model(config.name, weights=None, **arguments)
     if facts.channels != 3:
-        raise ConfigError(
-            "model.name", config.name, "takes RGB images", "Set data.channels=3 or another model"
+        _take_grey_images(model, facts.channels)
+    frozen = config.pretrained is not None and config.pretrained_norm != "group"
+    return _with_frozen_norm(model) if frozen else _with_group_norm(model)
+
+
+def _take_grey_images(model: nn.Module, channels: int) -> None:
+    """Gives the first convolution as many input channels as images have.
+
+    Weights for RGB are added up over the channels when they are loaded, so the network computes
+    what it would of a grey image that is repeated in all three.
+    """
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Conv2d) and child.in_channels == 3:
+                kernel, stride, padding = child.kernel_size, child.stride, child.padding
+                assert not isinstance(padding, str)
+                first = nn.Conv2d(
+                    channels,
+                    child.out_channels,
+                    (kernel[0], kernel[1]),
+                    (stride[0], stride[1]),
+                    (padding[0], padding[1]),
+                    bias=child.bias is not None,
+                )
+                with torch.no_grad():
+                    first.weight.copy_(child.weight.sum(1, keepdim=True))
+                    if child.bias is not None and first.bias is not None:
+                        first.bias.copy_(child.bias)
+                setattr(parent, name, first)
+                return
+
+
+def _larger_images(config: ModelConfig, facts: DataFacts) -> str:
+    """A way out for images that are too small for a network, tried; empty if there is none."""
+    if config.name in _OWN or ":" in config.name:
+        return ""
+    for size in (size for size in _SIZES if size > facts.image_size):
+        try:
+            model = _torchvision_model(config, replace(facts, image_size=size)).eval()
+            with torch.no_grad():
+                model(torch.zeros(1, facts.channels, size, size))
+        except Exception:  # of this size
+            continue
+        return (
+            f"It takes {size}×{size} images: set data.image_size={size} where the data set allows "
+            "it, or choose another network"
         )
-    return _with_group_norm(model) if config.pretrained is None else _with_frozen_norm(model)
+    return ""
 
 
 def _with_group_norm(model: nn.Module) -> nn.Module:
@@ -139,50 +205,148 @@ def check_model(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             # Opacus's validator lets BatchNorm without affine parameters pass; it mixes examples
             # and keeps running statistics of private data all the same.
+            groups = _groups_of_several(module)
             raise ModelError(
                 f"model layer {place} ({type(module).__name__}) mixes the examples of a batch: "
-                "replace it by GroupNorm, or use opacus.validators.ModuleValidator.fix(model)"
+                f"replace it by nn.GroupNorm({groups}, {module.num_features}), whose groups hold "
+                "several values each"
             )
         if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
             raise ModelError(
                 f"model layer {place} keeps running statistics of private data: set "
                 "track_running_stats=False"
             )
-        if _is_hooked(module):
-            raise ModelError(
-                f"model layer {place} carries hooks of Opacus or another library, which clash with "
-                "torch.func (Opacus #626: 'Tensor' object has no attribute '_forward_counter'): "
-                "pass the plain model, before GradSampleModule or make_private touches it, or "
-                "call its remove_hooks() and pass its _module"
-            )
+        _check_hooks(module, f"model layer {place} ({type(module).__name__})")
     if not any(p.requires_grad for p in model.parameters()):
         raise ModelError("the model has no parameter with requires_grad: nothing to train")
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    hooks: tuple[Any, ...] = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    wrapped = type(module).__module__.startswith("opacus.grad_sample")
-    return wrapped or any(hooks)
+def _groups_of_several(norm: nn.modules.batchnorm._BatchNorm) -> int:
+    """Groups for a group norm in its place; one where an image may have one value a channel."""
+    if not isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
+        return 1
+    return math.gcd(32, norm.num_features)
+
+
+def _check_hooks(module: nn.Module, place: str) -> None:
+    """Refuses hooks, and says whose they are.
+
+    Raises:
+        ModelError: a hook may keep state from call to call, or clashes with torch.func.
+    """
+    kinds = {
+        "forward": module._forward_hooks,
+        "forward_pre": module._forward_pre_hooks,
+        "full_backward": module._backward_hooks,
+        "full_backward_pre": module._backward_pre_hooks,
+    }
+    found = [(kind, hook) for kind, hooks in kinds.items() for hook in hooks.values()]
+    owners = [type(module).__module__, *(_owner(hook) for _, hook in found)]
+    if any(owner.partition(".")[0] == "opacus" for owner in owners):
+        raise ModelError(
+            f"{place} carries hooks of Opacus, which clash with "
+            "torch.func (Opacus #626: 'Tensor' object has no attribute '_forward_counter'): "
+            "pass the plain model, before GradSampleModule or make_private touches it, or "
+            "call its remove_hooks() and pass its _module"
+        )
+    for kind, hook in found:
+        owner = _owner(hook)
+        if owner in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"):
+            name = owner.rpartition(".")[2]
+            raise ModelError(
+                f"{place} has the old {name}, which computes its weight in a hook: use "
+                f"torch.nn.utils.parametrizations.{name}"
+            )
+        if owner == "torch.nn.utils.prune":
+            raise ModelError(
+                f"{place} is pruned by a hook: call torch.nn.utils.prune.remove on its parameters"
+            )
+        named = getattr(hook, "__qualname__", type(hook).__qualname__)
+        raise ModelError(
+            f"{place} has a {kind} hook, {named} of {owner}, which may keep state from call to "
+            f"call: remove it by the handle that register_{kind}_hook returned"
+        )
+
+
+def _owner(hook: Any) -> str:
+    """The module that a hook is defined in."""
+    hook = getattr(hook, "func", hook)  # of a functools.partial
+    owner = getattr(hook, "__self__", hook)
+    named = owner if callable(owner) and hasattr(owner, "__qualname__") else type(owner)
+    return str(getattr(named, "__module__", ""))
+
+
+def _fill_lazy_layers(model: nn.Module, config: ModelConfig, facts: DataFacts) -> None:
+    """Runs one blank image through a network that has lazy layers, which gives them shapes."""
+    parameters = [*model.parameters(), *model.buffers()]
+    if not any(nn.parameter.is_lazy(parameter) for parameter in parameters):
+        return
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, facts.channels, facts.image_size, facts.image_size))
+    except Exception as error:  # the network may be the user's own, and raise anything
+        raise ConfigError(
+            "model.name",
+            config.name,
+            f"has lazy layers, and does not take an image that would give them shapes: {error}",
+            "Give the layers their sizes",
+        ) from error
+
+
+class _NormsOfSeveral(TorchFunctionMode):
+    """Refuses normalisation over one value, which is 0 whatever the image.
+
+    torch refuses it too, but only where a batch has one image.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        values, over = 2, ""
+        if func is F.group_norm:
+            x, groups = args[0], args[1] if len(args) > 1 else kwargs["num_groups"]
+            values, over = x[0].numel() // groups, f"each of its {groups} groups"
+        elif func is F.instance_norm:
+            values, over = args[0][0, 0].numel(), "each channel of an image"
+        elif func is F.layer_norm:
+            shape = args[1] if len(args) > 1 else kwargs["normalized_shape"]
+            values, over = math.prod(shape), "what it normalises"
+        if values == 1:
+            raise ModelError(
+                f"{current_layer()}{func.__name__} gives nothing: {over} has one value, which it "
+                "turns into 0. Use fewer groups, so that each has several values, or "
+                "nn.LayerNorm over all features"
+            )
+        return func(*args, **kwargs)
 
 
 def _check_output(model: nn.Module, config: ModelConfig, facts: DataFacts) -> None:
     """Runs one blank image through: shapes are checked before any data is read."""
     image = torch.zeros(1, facts.channels, facts.image_size, facts.image_size)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _NormsOfSeveral():
             output = model(image)
+    except ModelError:
+        raise
     except Exception as error:  # the network may be the user's own, and raise anything
         raise ConfigError(
             "model.name",
             config.name,
-            f"does not take images of shape {tuple(image.shape[1:])}: {error}",
-            "Choose another network or image size",
+            f"does not take images of shape {tuple(image.shape[1:])}: {str(error).rstrip('.!')}",
+            _larger_images(config, facts) or "Choose another network or image size",
         ) from error
+    if isinstance(output, tuple) and "aux_logits" in config.arguments:
+        raise ConfigError(
+            "model.arguments.aux_logits",
+            config.arguments["aux_logits"],
+            f"{config.name} returns {type(output).__name__} in training, several rows an image",
+            "Set it to false",
+        )
     shape = tuple(getattr(output, "shape", ()))
     if shape != (1, facts.num_classes):
         raise ConfigError(

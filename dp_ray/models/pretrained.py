@@ -21,8 +21,8 @@ from dp_ray.config import ModelConfig
 from dp_ray.errors import ConfigError
 from dp_ray.models.trainable import find_head
 from dp_ray.storage import user_path
+from dp_ray.weights import SUFFIXES as _SUFFIXES
 
-_SUFFIXES = (".safetensors", ".pt", ".pth")
 _SHOWN = 3
 
 
@@ -56,12 +56,25 @@ def load_pretrained(model: nn.Module, config: ModelConfig) -> str | None:
         for name, tensor in weights.items()
         if name in own or not name.endswith(".num_batches_tracked")
     }
+    given = {
+        name: _for_channels(tensor, own[name]) if name in own else tensor
+        for name, tensor in given.items()
+        # Second heads of googlenet and inception, which are for training only.
+        if name in own or not name.startswith(("aux1.", "aux2.", "AuxLogits."))
+    }
     fresh = _head_of_other_classes(model, given)
     _check_fit(config.pretrained, own, given, fresh)
     with torch.no_grad():
         for name in own.keys() - fresh:
             own[name].copy_(given[name])
     return digest_of_tensors(weights)
+
+
+def _for_channels(weight: Tensor, own: Tensor) -> Tensor:
+    """A convolution's weight for RGB images, added up for grey ones, whose channels are equal."""
+    grey = own.ndim == 4 and own.shape[1] == 1 and weight.shape[1:2] == (3,)
+    same = weight.ndim == own.ndim and weight.shape[0] == own.shape[0]
+    return weight.sum(1, keepdim=True) if grey and same else weight
 
 
 def _head_of_other_classes(model: nn.Module, given: Mapping[str, Tensor]) -> set[str]:

@@ -10,9 +10,10 @@ mechanism on a Poisson sample (design: q, σ, T). Accountants:
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
@@ -36,6 +37,9 @@ MAX_NOISE_MULTIPLIER = 1e4
 _LEAST_NOISE = 1e-6
 """Less is none: ε would be beyond 10⁶ after one step."""
 
+_LEAST_DELTA = 1e-300
+"""For PRV and PLD, which divide by small parts of δ; RDP takes its logarithm."""
+
 _MOST_POINTS = {"prv": 1e7, "pld": 4e6}
 """Of a grid; so many take ten seconds, and PRV two gigabytes."""
 
@@ -54,8 +58,9 @@ def epsilon_of(accountant: AccountantName, history: History, delta: float) -> fl
         delta: δ in (0, 1).
 
     Returns:
-        An upper bound; ``inf`` without noise, or where the accountant cannot count so much; 0
-        without steps.
+        An upper bound of at least 0, and never NaN; ``inf`` without noise, or where the accountant
+        cannot count so much or fails; 0 without steps. PRV's figures wobble by as much as its
+        error, 0.01: :func:`running_maximum` of them does not fall.
     """
     released = [entry for entry in history if entry[2] > 0]
     if not released:
@@ -64,8 +69,29 @@ def epsilon_of(accountant: AccountantName, history: History, delta: float) -> fl
         return math.inf
     if accountant != "rdp":  # its bound at δ/1000 is about where the others' grids must end
         steps = sum(count for _, _, count in released)
+        if delta < _LEAST_DELTA:
+            return math.inf
         if not _can_count(accountant, epsilon_of("rdp", history, delta / 1000), steps, delta):
             return math.inf
+    try:
+        epsilon = _ask(accountant, released, delta)
+    except (ArithmeticError, ValueError, RuntimeError, IndexError, MemoryError):
+        return math.inf  # beyond what its arithmetic holds; infinity is a bound
+    return math.inf if math.isnan(epsilon) else max(epsilon, 0.0)
+
+
+def running_maximum(epsilons: Iterable[float]) -> list[float]:
+    """Return ε of growing numbers of steps so that no more steps ever cost less.
+
+    Each is an upper bound on what fewer steps cost, as every bound before it is.
+    """
+    return list(itertools.accumulate(epsilons, max))
+
+
+def _ask(
+    accountant: AccountantName, released: list[tuple[float, float, int]], delta: float
+) -> float:
+    """What the accountant says, which may be anything at the edges."""
     if accountant == "pld":
         return float(_pld_accountant(released).get_epsilon(delta))
     from opacus.accountants import PRVAccountant, RDPAccountant
@@ -88,7 +114,7 @@ def _can_count(accountant: AccountantName, epsilon: float, steps: int, delta: fl
     """
     if accountant == "rdp":
         return True
-    fine = 0.01 / math.sqrt(steps * math.log(12_000 / delta) / 2)
+    fine = 0.01 / math.sqrt(steps * (math.log(12_000) - math.log(delta)) / 2)
     points = 2 * epsilon / (fine if accountant == "prv" else 1e-4)
     # PRV's rounding errors are those of all points together, and must stay below δ.
     return points < min(_MOST_POINTS[accountant], delta / float(np.finfo(np.longdouble).eps) / 2)
@@ -112,8 +138,12 @@ def epsilon_curve(history: History, deltas: Sequence[float]) -> list[float]:
     released = [entry for entry in history if entry[2] > 0]
     if not released or any(sigma == 0 for sigma, _, _ in released):
         return [math.inf if released else 0.0 for _ in deltas]
-    accountant = _pld_accountant(released)
-    return [float(accountant.get_epsilon(delta)) for delta in deltas]
+    try:
+        accountant = _pld_accountant(released)
+        found = [float(accountant.get_epsilon(delta)) for delta in deltas]
+    except (ArithmeticError, ValueError, RuntimeError, IndexError, MemoryError):
+        return [math.inf for _ in deltas]
+    return [math.inf if math.isnan(epsilon) else max(epsilon, 0.0) for epsilon in found]
 
 
 def _pld_accountant(released: list[tuple[float, float, int]]) -> PLDAccountant:

@@ -207,6 +207,8 @@ def _compile(function: Callable[..., Sums], inputs: _Inputs) -> Callable[..., Su
     try:
         # That there is no CUDA to compile for is no news.
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        # The error says what failed; the compiler prints its whole program besides.
+        logging.getLogger("torch._inductor.scheduler").setLevel(logging.CRITICAL + 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the compiler's own use of torch
             graph = make_fx(function, tracing_mode="fake")(*inputs)

@@ -67,9 +67,10 @@ def clipped_gradient_sum(
         mask: [B] bool, False for padding; None means that all examples are real.
         microbatch_size: examples differentiated at a time, which bounds memory; None means all.
         loss_fn: mean loss of one example's views, called with logits [K, classes] and labels [K].
-        dropout_seeds: [B] int64; if given, dropout masks are a function of these seeds alone, and
-            so independent of batching, and any other random operation of the model is an error.
-            Otherwise both draw from torch's global generator.
+        dropout_seeds: [B] int64; if given, masks and other numbers of random layers are a function
+            of these seeds alone, and so independent of batching, and a random operation without
+            a keyed form (see :mod:`dp_ray.privacy.dropout`) is an error. Otherwise all draw from
+            torch's global generator.
         engine: how it is computed; None means plain ``vmap``. Results agree to 1e-5, but where
             rounding moves an activation across a kink (ReLU), and in bfloat16.
 

@@ -7,6 +7,7 @@ from typing import Any
 from dp_ray.config import Config
 from dp_ray.data.catalog import data_facts
 from dp_ray.models.build import build_model
+from dp_ray.privacy.accounting import running_maximum
 from dp_ray.report.words import describe_epsilon, duration, noise_in_words
 from dp_ray.training.estimate import (
     GIB,
@@ -38,7 +39,12 @@ def plan_facts(config: Config) -> dict[str, Any]:
     return {
         **plan.dump(),
         "epsilon": finite(plan.epsilon),
-        "epsilon_curve": [[step, finite(plan.epsilon_after(step))] for step in steps],
+        "epsilon_curve": [
+            [step, finite(epsilon)]
+            for step, epsilon in zip(
+                steps, running_maximum(plan.epsilon_after(step) for step in steps), strict=True
+            )
+        ],
         "parameters": parameter_count(model),
         "num_workers": config.cluster.max_workers,
         "microbatch_size": size,

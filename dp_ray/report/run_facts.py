@@ -298,12 +298,14 @@ def _read_metrics(run: RunDirectory) -> tuple[list[Evaluated], list[Stepped]]:
                 accuracy = values.get(METRIC_NAMES[0])
                 evaluated[step] = Evaluated(
                     step,
-                    float(values["epsilon"]),
-                    float(values["max_grad_norm"]),
+                    _number(values["epsilon"], math.inf),
+                    _number(values["max_grad_norm"], math.inf),
                     None if accuracy is None else float(accuracy),
                 )
             else:
-                numbers = {n: float(values[n]) for n in Stepped.__annotations__ if n != "step"}
+                numbers = {
+                    n: _number(values[n], math.nan) for n in Stepped.__annotations__ if n != "step"
+                }
                 stepped[step] = Stepped(step, **numbers)
         except (ValueError, KeyError, TypeError):
             continue
@@ -316,6 +318,11 @@ def _read_seconds(run: RunDirectory) -> float | None:
         return float(json.loads(run.private.read(PROGRESS))["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _number(value: Any, otherwise: float) -> float:
+    """A number from JSON, which has null for what is not finite."""
+    return otherwise if value is None else float(value)
 
 
 @contextmanager

@@ -21,6 +21,10 @@ def describe_result(result: dict[str, Any]) -> str:
         *_with_search(result),
         f"test accuracy {shown}",
     ]
+    if accuracy is not None and result["test_loss"] is None:
+        lines.append(
+            "test loss     not finite: the network gives NaN or infinity for some test images"
+        )
     if result["status"] == "finished" and steps < planned:
         lines.append(
             "budget        used up early: repeated steps were charged again (see dp-ray ledger)"

@@ -21,6 +21,7 @@ from dp_ray.config import Config
 from dp_ray.config_file import parse_config
 from dp_ray.data.canaries import CanaryKind
 from dp_ray.errors import ConfigError, RunError
+from dp_ray.json_text import write_json
 from dp_ray.keys import RunKey
 from dp_ray.storage import Folder, open_folder
 from dp_ray.training.run_directory import CONFIG, RESULT, ResultDirectory, write_key, write_object
@@ -106,7 +107,7 @@ class AuditDirectory(ResultDirectory):
         try:
             self.private.write(CONFIG, write_yaml(config.dump()).encode())
             write_key(self.private, key, replay=replay is not None)
-            self.private.write(AUDIT, json.dumps(asdict(settings)).encode())
+            self.private.write(AUDIT, write_json(asdict(settings)).encode())
         except OSError as error:
             raise self.unwritable(error) from error
 

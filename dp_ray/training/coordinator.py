@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dp_ray.config import Config
-from dp_ray.errors import RunError
+from dp_ray.errors import DivergedError, RunError
 from dp_ray.keys import KeyedStream, RunKey
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.balance import Charge, Execution
@@ -170,6 +170,8 @@ class Coordinator:
             self._scheduler.step()
         if self._average is not None:
             self._average.lerp_(self._vector, 1 - self._warm_decay())
+        if not bool(self.published_params.isfinite().all() & self._vector.isfinite().all()):
+            raise DivergedError(f"the parameters after step {self._step}", self._ledger.charges)
         if self._witness is not None:
             noised = self._noised * self._plan.expected_batch_size
             if not self._optimizer.normalize_update:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dp_ray.config import Config
 from dp_ray.data.cache import cache_path
 from dp_ray.data.catalog import DataFacts
+from dp_ray.json_text import write_json
 from dp_ray.privacy.engines import Engine, EngineError, EngineName, in_one_line
 from dp_ray.privacy.gradients import ClippedSum, clipped_gradient_sum
 from dp_ray.training.execution import describe_machine
@@ -205,7 +206,7 @@ def _write(file: Path, known: dict[str, dict[str, float]]) -> None:
     """Whole or not at all; a place that cannot be written to is no reason to stop."""
     try:
         with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
-            json.dump(known, new, indent=1)
+            new.write(write_json(known, indent=1))
         Path(new.name).replace(file)
     except OSError:
         return

@@ -70,6 +70,18 @@ def evaluation_sizes(num_examples: int, rank: int, world_size: int) -> list[int]
     return [size for size, there in ((_BATCH, whole), (rest, rest)) if there]
 
 
+@torch.no_grad()
+def gives_numbers(model: nn.Module, params: dict[str, Tensor], images: Tensor) -> bool:
+    """Whether the logits of images [n, C, H, W] are finite."""
+    was_training = model.training
+    model.eval()
+    try:
+        logits: Tensor = functional_call(model, params, (images,))
+    finally:
+        model.train(was_training)
+    return bool(logits.isfinite().all())
+
+
 def shared_evaluation(
     model: nn.Module,
     layout: ParameterLayout,

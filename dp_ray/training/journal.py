@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -12,6 +11,7 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
+from dp_ray.json_text import write_json
 from dp_ray.storage import OWNER_ONLY
 from dp_ray.training.evaluation import METRIC_NAMES, Evaluation
 from dp_ray.training.plan import PrivacyPlan
@@ -97,7 +97,7 @@ class Journal:
             "mean_norm": norms / count,
             "seconds": seconds,
         }
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.write(write_json({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._tensorboard.add_scalar(f"private/{name}", value, step)
         self._step, self._charges = step + 1, charges
@@ -118,13 +118,14 @@ class Journal:
     ) -> None:
         """The parameters before ``step`` were evaluated, at ε spent so far and C as it is now."""
         self._step, self._charges = step, charges
+        epsilon = max(epsilon, self._epsilon)  # an accountant's figures wobble
         self._epsilon, self.evaluation = epsilon, evaluation
         self._tensorboard.add_scalar("epsilon", epsilon, step)
         self._tensorboard.add_scalar("max_grad_norm", max_grad_norm, step)
         for name, value in self._evaluated().items():
             self._tensorboard.add_scalar(name, value, step)
         line = {"step": step, "epsilon": epsilon, "max_grad_norm": max_grad_norm}
-        self._metrics.write(json.dumps(line | self._evaluated()) + "\n")
+        self._metrics.write(write_json(line | self._evaluated()) + "\n")
         self._metrics.flush()
         self._write_progress()
         self._copy()
@@ -165,5 +166,5 @@ class Journal:
             "seconds_left": (self._plan.steps - self._step) * per_step or None,
             "seconds": self.seconds,
         }
-        self._run.private.write(PROGRESS, json.dumps(progress).encode())
+        self._run.private.write(PROGRESS, write_json(progress).encode())
         self._progress_written = time.monotonic()

@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dp_ray.errors import RunError
+from dp_ray.errors import DivergedError, RunError
 from dp_ray.training.agreement import stop_together
-from dp_ray.training.evaluation import shared_evaluation
+from dp_ray.training.evaluation import gives_numbers, shared_evaluation
 from dp_ray.training.profile import Clock, part, profiler
 from dp_ray.training.release import Outcome, publish
 from dp_ray.training.session import Lead, Session
@@ -59,7 +59,7 @@ def train(session: Session, observer: Observer) -> None:
 def _take_steps(session: Session, observer: Observer, clock: Clock) -> None:
     collective, worker, lead = session.collective, session.worker, session.lead
     config, plan = session.task.config.train, session.task.plan
-    evaluate_every = config.evaluate_every or max(plan.steps // 10, 1)
+    evaluate_every = config.steps_between_evaluations(plan.steps)
     checkpoint_every = session.task.checkpoint_every
     params = torch.zeros(worker.layout.size, device=worker.device)
     _broadcast(session, params, None if lead is None else lead.coordinator.params)
@@ -158,14 +158,17 @@ def _check_untrained(session: Session, changed: str | None, mode: str) -> None:
 
 def _finish(session: Session, lead: Lead) -> None:
     coordinator, journal = lead.coordinator, lead.journal
-    assignment = coordinator.assignment()
+    assignment, worker = coordinator.assignment(), session.worker
+    params = worker.layout.split(coordinator.published_params)
+    facts = session.dataset.facts
+    blank = torch.zeros(1, facts.channels, *[facts.image_size] * 2, dtype=torch.uint8)
+    if assignment.done and not gives_numbers(worker.model, params, worker.views.normalize(blank)):
+        raise DivergedError("the network's outputs", lead.ledger.charges)
     publish(
         session.task.run,
         session.task.config,
         session.task.plan,
-        tensors=session.untrained.released(
-            session.worker.layout.split(coordinator.published_params)
-        ),
+        tensors=session.untrained.released(params),
         outcome=Outcome(
             finished=assignment.done,
             steps=assignment.step,

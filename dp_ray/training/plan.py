@@ -97,8 +97,9 @@ class PrivacyPlan:
         return replace(changed, epsilon=epsilon_of(self.accountant, changed.releases, self.delta))
 
     def dump(self) -> dict[str, Any]:
-        """Plain values, q included."""
-        return {**asdict(self), "sample_rate": self.sample_rate}
+        """Plain values, q included; an infinite ε is None, which JSON has."""
+        epsilon = self.epsilon if math.isfinite(self.epsilon) else None
+        return {**asdict(self), "epsilon": epsilon, "sample_rate": self.sample_rate}
 
     @classmethod
     def from_dump(cls, values: dict[str, Any]) -> PrivacyPlan:
@@ -106,6 +107,8 @@ class PrivacyPlan:
         known = {name: value for name, value in values.items() if name != "sample_rate"}
         if known.get("adaptive_clipping") is not None:
             known["adaptive_clipping"] = AdaptiveClipping(**known["adaptive_clipping"])
+        if known["epsilon"] is None:
+            known["epsilon"] = math.inf
         known["noise_factors"] = tuple(known.get("noise_factors", (1.0,)))
         return cls(**known)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import platform
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from dp_ray.config import Config
 from dp_ray.config_file import parse_config
 from dp_ray.errors import RunError
+from dp_ray.json_text import write_json
 from dp_ray.privacy.accounting import epsilon_by_accountant
 from dp_ray.privacy.history import History
 from dp_ray.training.consistency import disagreement
@@ -136,7 +136,7 @@ def publish(
             config, plan, outcome.evaluation, outcome.metrics, key=run.key(), model=saved
         )
         statement = privacy_statement(config, plan, outcome, replay=run.is_replay(), score=score)
-        text = json.dumps(statement, indent=2, ensure_ascii=False) + "\n"
+        text = write_json(statement, indent=2) + "\n"
         published = published_config(config, plan)
         check_agreement(statement, published, outcome.history)
         files = {

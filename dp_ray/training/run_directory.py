@@ -21,6 +21,7 @@ from typing import Any
 from dp_ray.config import Config
 from dp_ray.config_file import parse_config
 from dp_ray.errors import ConfigError, RunError
+from dp_ray.json_text import write_json
 from dp_ray.keys import KEY_BYTES, RunKey
 from dp_ray.privacy.ledger import Ledger
 from dp_ray.privacy.lock import WriterLock
@@ -313,7 +314,7 @@ def write_object(folder: Folder, name: str, value: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    text = write_json(value, indent=2) + "\n"
     folder.write(name, text.encode())
 
 
@@ -357,11 +358,9 @@ def deciding_fields(config: Config) -> dict[str, Any]:
         for section in ("data", "augment", "model", "privacy", "optimizer")
         for name, value in values[section].items()
     }
-    said = (
-        "data.evaluation",
-        "data.evaluation_noise",
-        "privacy.search_epsilon",
-    )  # by the user, about the run
+    # By the user, about the run.
+    said = ("data.evaluation", "data.evaluation_noise", "privacy.search_epsilon")
+    del fields["model.pretrained_norm"]  # follows from the weights, whose digest counts
     for may_change in ("data.root", "data.cache", "data.download", *said):
         del fields[may_change]
     return fields | {"train.precision": config.train.precision}

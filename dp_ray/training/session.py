@@ -15,6 +15,7 @@ from dp_ray.data.sampling import PoissonSampler, Shard
 from dp_ray.data.store import Dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import DpRayError
+from dp_ray.json_text import write_json
 from dp_ray.keys import SamplingKeys
 from dp_ray.models.build import build_model
 from dp_ray.models.pretrained import load_pretrained
@@ -177,7 +178,7 @@ def open_session(
     )
     choice = _rehearse(task, dataset, model, choice, engine, collective, device)
     if collective.rank == 0:
-        task.run.private.write(ENGINE, json.dumps(choice.dump()).encode())
+        task.run.private.write(ENGINE, write_json(choice.dump()).encode())
     execution = describe_execution(
         collective,
         threads=threads,

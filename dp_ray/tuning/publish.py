@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 from dp_ray.errors import RunError
+from dp_ray.json_text import write_json
 from dp_ray.privacy.history import room
 from dp_ray.training.journal import roughly
 from dp_ray.training.release import CHOICE, MODEL, STATEMENT, check_agreement
@@ -71,7 +71,7 @@ def decide(search: Search, *, seconds: float) -> dict[str, Any]:
         "trials": [outcome.dump() for outcome in outcomes],
         "seconds": round(seconds, 1),
     }
-    search.directory.private.write(RESULTS, json.dumps(everything, indent=1).encode())
+    search.directory.private.write(RESULTS, write_json(everything, indent=1).encode())
     return everything
 
 
@@ -202,7 +202,7 @@ def _release(search: Search, everything: dict[str, Any]) -> None:
     files = {
         MODEL: model,
         CONFIG: write_yaml(config).encode(),
-        STATEMENT: (json.dumps(statement, indent=2, ensure_ascii=False) + "\n").encode(),
+        STATEMENT: (write_json(statement, indent=2) + "\n").encode(),
     }
     search.directory.root.publish(RELEASE, files)
 

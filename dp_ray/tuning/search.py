@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from dp_ray.config import Config
+from dp_ray.config import Config, TrainConfig
 from dp_ray.errors import ConfigError, RunError
+from dp_ray.json_text import write_json
 from dp_ray.keys import KeyedStream, RunKey, public_bytes
 from dp_ray.privacy.selection import Distribution, TrialCount
 from dp_ray.storage import Folder
@@ -18,10 +20,21 @@ from dp_ray.sweep_config import SweepConfig, TuneConfig
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import RunDirectory
 from dp_ray.tuning.budget import Budgets, check_budget, solve_budgets
-from dp_ray.tuning.space import Point, check_space, config_at, corner_points, grid_points, point_at
+from dp_ray.tuning.space import (
+    Point,
+    check_space,
+    config_at,
+    corner_points,
+    edge_points,
+    grid_points,
+    point_at,
+)
 from dp_ray.tuning.sweep_directory import SweepDirectory
 
 TRIAL = "trial.json"
+
+_MOST_TRIALS = 100_000
+"""As ``tune.num_samples`` allows without a grid."""
 
 _COUNT, _POINTS = 0, 1  # steps of the search's random stream
 
@@ -64,13 +77,14 @@ class Search:
         check_mode(sweep.tune)
         check_space(sweep)
         check_budget(sweep)
-        for corner in corner_points(sweep.tune.space, sweep.tune.budget_levels):
-            config_at(sweep, corner)
+        for point in edge_points(sweep.tune.space, sweep.tune.budget_levels):
+            config_at(sweep, point)
         check_scores(sweep)
         points = _draw_points(sweep, key)
         # A private selection is charged for all that it could have drawn.
         fixed = points is not None and sweep.tune.privacy_mode != "private_selection"
         budgets = solve_budgets(sweep, points if fixed else None, tell=tell)
+        check_scheduler(sweep, max(plan.steps for plan in budgets.solved.values()))
         return cls(sweep, SweepDirectory.of(sweep), points, budgets)
 
     @classmethod
@@ -184,6 +198,31 @@ def check_scores(sweep: SweepConfig) -> None:
         )
 
 
+def check_scheduler(sweep: SweepConfig, steps: int) -> None:
+    """Refuses what Ray's scheduler would refuse, or could not act upon.
+
+    Args:
+        sweep: the search.
+        steps: T of its longest trial.
+
+    Raises:
+        ConfigError: no trial is evaluated often enough to be stopped.
+    """
+    tune = sweep.tune
+    if tune.scheduler == "none":
+        return
+    train = sweep.training.get("train") or {}
+    every = TrainConfig.model_validate(train).steps_between_evaluations(steps)
+    evaluations = math.ceil(steps / every)
+    if tune.grace_evaluations > evaluations:
+        raise ConfigError(
+            "tune.grace_evaluations",
+            tune.grace_evaluations,
+            f"a trial of {steps} steps is evaluated {evaluations} times, every {every} steps",
+            f"Use at most {evaluations}, a lower train.evaluate_every, or tune.scheduler none",
+        )
+
+
 def trial_count(tune: TuneConfig) -> TrialCount:
     """The distribution of the number of trials of a private selection."""
     cheaper: Distribution = "poisson" if tune.num_samples <= _MOST_FOR_POISSON else "geometric"
@@ -201,6 +240,14 @@ def _draw_points(sweep: SweepConfig, key: RunKey) -> list[Point] | None:
     if tune.privacy_mode == "private_selection":
         stream = KeyedStream(secret, incarnation=0, step=_COUNT)
         count = trial_count(tune).draw(float(stream.uniform(np.zeros(1, np.uint64), 1)[0, 0]))
+    grids = [len(d.grid) for d in tune.space.values() if d.grid] if tune.searcher == "grid" else []
+    if count * math.prod(grids) > _MOST_TRIALS:
+        raise ConfigError(
+            "tune.num_samples",
+            tune.num_samples,
+            f"with {math.prod(grids)} points of the grid that is {count * math.prod(grids)} trials",
+            f"Search fewer than {_MOST_TRIALS}",
+        )
     grid = list(grid_points(tune.space)) if tune.searcher == "grid" else [{}]
     fixed = [point for _ in range(count) for point in grid]
     stream = KeyedStream(secret, incarnation=0, step=_POINTS)
@@ -235,7 +282,7 @@ class TrialRecord:
         Raises:
             OSError: it cannot be written.
         """
-        run.root.write(TRIAL, json.dumps(asdict(self)).encode())
+        run.root.write(TRIAL, write_json(asdict(self)).encode())
 
     @classmethod
     def read(cls, folder: Folder) -> TrialRecord | None:

@@ -16,7 +16,7 @@ from typing import Any
 from dp_ray.config import Config
 from dp_ray.config_file import describe_fields, parse_config, set_field
 from dp_ray.errors import ConfigError
-from dp_ray.sweep_config import Domain, SweepConfig
+from dp_ray.sweep_config import Domain, SweepConfig, place
 
 Point = dict[str, Any]
 """Dotted field → value."""
@@ -92,14 +92,15 @@ def point_at(space: Mapping[str, Domain], levels: int, shares: Mapping[str, floa
     Args:
         space: the fields.
         levels: see ``tune.budget_levels``.
-        shares: field → number in [0, 1); uniform ones give the space's distribution.
+        shares: field → number in [0, 1], see :meth:`~dp_ray.sweep_config.Domain.at`; uniform ones
+            give the space's distribution.
     """
     point: Point = {}
     for field, share in shares.items():
         domain = space[field]
         if field in BUDGET_FIELDS:
             values = domain.levels(levels)
-            point[field] = values[int(share * len(values))]
+            point[field] = values[place(share, len(values))]
         else:
             point[field] = domain.at(share)
     return point
@@ -121,8 +122,18 @@ def budget_points(space: Mapping[str, Domain], levels: int) -> Iterator[Point]:
 
 def corner_points(space: Mapping[str, Domain], levels: int) -> list[Point]:
     """The points of all lowest and of all highest values."""
-    low, high = dict.fromkeys(space, 0.0), dict.fromkeys(space, 1 - 1e-9)
+    low, high = dict.fromkeys(space, 0.0), dict.fromkeys(space, 1.0)
     return [point_at(space, levels, low), point_at(space, levels, high)]
+
+
+def edge_points(space: Mapping[str, Domain], levels: int) -> list[Point]:
+    """The corners, and for each value that a field lists the lowest corner with that value.
+
+    What a trial can fail on is a value that is listed, or an end of a range.
+    """
+    corners = corner_points(space, levels)
+    listed = [(field, value) for field, domain in space.items() for value in domain.values or ()]
+    return corners + [{**corners[0], field: value} for field, value in listed]
 
 
 def config_at(sweep: SweepConfig, point: Point) -> Config:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 
 from dp_ray.errors import RunError
+from dp_ray.json_text import write_json
 from dp_ray.keys import RunKey
 from dp_ray.privacy.lock import LOCK
 from dp_ray.storage import Folder, open_folder
@@ -110,7 +111,7 @@ class SweepDirectory(ResultDirectory):
         try:
             self.private.write(SWEEP, write_yaml(sweep.dump()).encode())
             write_key(self.private, key, replay=replay)
-            self.private.write(SEARCH, json.dumps(search, indent=1).encode())
+            self.private.write(SEARCH, write_json(search, indent=1).encode())
         except OSError as error:
             raise self.unwritable(error) from error
 

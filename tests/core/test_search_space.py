@@ -11,7 +11,7 @@ import yaml
 from searches import MakeSweep, draw
 from support import QUIET
 
-from dp_ray.cluster.sweep import run_sweep
+from dp_ray.cluster.sweep import plan_sweep, run_sweep
 from dp_ray.config_file import load_config
 from dp_ray.errors import ConfigError, DpRayError
 from dp_ray.sweep_config import Domain, load_sweep
@@ -165,3 +165,69 @@ def test_private_selection_refuses_what_breaks_its_assumption(
     assert refused.value.field == field
     assert "compose" in str(refused.value)
     assert draw(make_sweep(**tune, privacy_mode="compose")).budgets.solved
+
+
+@pytest.mark.parametrize(
+    "domain",
+    [
+        {"choice": ["a", "b"]},
+        {"uniform": [0.3, 0.7]},
+        {"uniform": [-1.5e308, 1.5e308]},
+        {"log_uniform": [0.1, 0.7]},
+        {"log_uniform": [1e-300, 1e300]},
+        {"integer": [-(10**12), 10**12]},
+    ],
+)
+def test_both_ends_of_the_unit_interval_are_within_a_domain(domain: dict[str, Any]) -> None:
+    """Optuna draws from [0, 1] with both ends."""
+    found = Domain.model_validate(domain)
+    if found.values is not None:
+        assert [found.at(0.0), found.at(1.0)] == [found.values[0], found.values[-1]]
+        return
+    low, high = found.bounds
+    shares = [0.0, 1e-300, 0.5, 1 - 2.0**-53, 1.0]
+    values = [found.at(share) for share in shares]
+    assert values == sorted(values)
+    assert [values[0], values[-1]] == pytest.approx([low, high])
+    assert all(low <= value <= high for value in values)
+    assert point_at({"privacy.steps": found}, 8, {"privacy.steps": 1.0}) == {
+        "privacy.steps": found.levels(8)[-1]
+    }
+
+
+STEPS = {"privacy.steps": {"choice": [4]}}
+
+
+@pytest.mark.parametrize(
+    ("tune", "named"),
+    [
+        ({"scheduler": "asha", "grace_evaluations": 9}, "tune.grace_evaluations"),
+        (
+            {
+                "searcher": "optuna",
+                "space": {"optimizer.name": {"choice": ["SGD", "SDG", "Adam"]}, **STEPS},
+            },
+            "optimizer.name",
+        ),
+        (
+            {
+                "searcher": "grid",
+                "num_samples": 50_000,
+                "space": {"optimizer.lr": {"grid": [1.0, 2.0, 4.0]}, **STEPS},
+            },
+            "tune.num_samples",
+        ),
+        ({"scheduler": "asha", "reduction_factor": 10**400}, "tune.reduction_factor"),
+    ],
+)
+def test_what_ray_or_a_trial_would_refuse_is_found_by_a_dry_run(
+    tune: dict[str, Any], named: str, make_sweep: MakeSweep
+) -> None:
+    """A value in the middle of a list too, which no corner of the space shows."""
+    with pytest.raises(ConfigError) as caught:
+        plan_sweep(make_sweep(**{"privacy_mode": "compose", **tune}), QUIET)
+    assert named in str(caught.value)
+
+
+def test_a_grace_period_within_the_run_is_taken(make_sweep: MakeSweep) -> None:
+    draw(make_sweep(privacy_mode="compose", scheduler="asha", grace_evaluations=8))

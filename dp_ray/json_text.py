@@ -1,0 +1,22 @@
+"""JSON as every reader takes it: the one place where values become JSON text."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def write_json(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as JSON text; NaN and infinities, which JSON does not have, become null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
