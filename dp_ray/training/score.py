@@ -18,7 +18,7 @@ PUBLIC = (
 EXACT = (
     "The test split is held out, as its user declares (data_evaluation), and ε does not cover it: "
     "test_accuracy and test_loss are exact. Whoever knows all test images but one learns from them "
-    "whether the model is right on that one, and its loss."
+    "whether the model is right on that one, and how sure it is."
 )
 NOISED = (
     "The test split is held out, as its user declares (data_evaluation): test_accuracy has "

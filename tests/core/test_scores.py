@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from searches import MakeSweep, begin, draw
-from support import QUIET, MakeConfig, folder, start
+from support import QUIET, MakeConfig, folder, key_of, start
 
 from dp_ray.cluster.sweep import run_sweep
 from dp_ray.config_file import parse_config
@@ -40,7 +40,7 @@ def test_a_search_by_scores_of_held_out_data_is_refused(
     with pytest.raises(ConfigError, match=r"data\.evaluation.*set data\.evaluation to public") as e:
         run_sweep(sweep, resume=False, console=QUIET)
     assert e.value.field == "data.evaluation"
-    assert not Search.draw(make_sweep(), RunKey.from_seed(1)).directory.root.names()
+    assert not Search.draw(make_sweep(), key_of(1)).directory.root.names()
 
 
 @pytest.mark.parametrize("settings", [{"scheduler": "asha"}, {"searcher": "optuna"}])
