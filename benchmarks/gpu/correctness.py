@@ -63,7 +63,7 @@ class Checks:
         self.options = options
         self.device = torch.device(options.device)
         self._results = Results(options.out, "correctness")
-        self._until = time.monotonic() + options.seconds
+        self._until = options.until
 
     def run(self, item: str, check: Callable[[], tuple[bool | None, float, str]]) -> None:
         """Records pass, fail, info or error."""

@@ -31,7 +31,7 @@ EVALUATIONS = 12
 def main() -> None:
     """Both runs."""
     options = arguments(str(__doc__)).parse_args()
-    until = time.monotonic() + options.seconds
+    until = options.until
     results = Results(options.out, "learning")
     data = source(options, until)
     for name, run in (("profiled step", profiled), ("learning", learn)):

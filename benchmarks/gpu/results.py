@@ -24,7 +24,12 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, required=True, help="folder for everything else")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--smoke", action="store_true", help="small sizes: whether it runs")
-    parser.add_argument("--seconds", type=float, default=240.0, help="time for this stage")
+    parser.add_argument(
+        "--until",
+        type=float,
+        default=time.monotonic() + 240,
+        help="when to end, by time.monotonic(), which all processes of a machine share",
+    )
     parser.add_argument("--data", type=Path, help="folder of CIFAR-10 as JPEG: train/, test/")
     return parser
 

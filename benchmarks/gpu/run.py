@@ -108,7 +108,7 @@ def main() -> None:
                 sys.executable,
                 str(HERE / f"{STAGES[stage]}.py"),
                 *("--out", str(options.out), "--work", str(options.work), "--data", str(data)),
-                *("--device", options.device, "--seconds", f"{seconds - 5:.0f}"),
+                *("--device", options.device, "--until", str(time.monotonic() + seconds - 5)),
                 *(["--smoke"] if options.smoke else []),
             ]
             started = time.monotonic()

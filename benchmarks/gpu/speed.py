@@ -59,7 +59,7 @@ class Board:
     def __init__(self, options: argparse.Namespace, folder: Path, todo: list[Job]) -> None:
         self._folder, self._out = folder, options.out
         self._results = Results(options.out, "speed")
-        self._until = time.monotonic() + options.seconds
+        self._until = options.until
         self._waiting = list(enumerate(todo))
         self._at_once = AT_ONCE[options.device]
         self._running: list[Running] = []
