@@ -27,7 +27,7 @@ from dp_ray.privacy.accounting import (
 )
 from dp_ray.privacy.adaptive import AdaptiveClipping
 from dp_ray.privacy.clipping import Clipping
-from dp_ray.privacy.engines import Engine
+from dp_ray.privacy.engines import Engine, EngineName
 from dp_ray.privacy.history import History, first_of
 from dp_ray.privacy.schedule import NoiseSchedule
 from dp_ray.training.estimate import check_memory
@@ -321,7 +321,7 @@ def _rehearse(config: Config, model: nn.Module, facts: DataFacts) -> None:
 
     Workers do the same again where the run takes place.
     """
-    name = "per_layer" if config.train.engine.startswith("per_layer") else "vmap"
+    name: EngineName = "per_layer" if config.train.engine.startswith("per_layer") else "vmap"
     rehearsal = Rehearsal(config, facts, model, Engine(name, config.train.precision))
     rehearsal.try_out()
     if is_users_own(config.model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -255,7 +256,8 @@ def _rehearse(
     device: torch.device,
 ) -> Choice:
     """Rehearse the run on this worker; all stop if one of them must. Returns the choice, noted."""
-    problem, notes = None, ()
+    problem: DpRayError | None = None
+    notes: Sequence[str] = ()
     sizes = evaluation_sizes(len(dataset.test), collective.rank, collective.world_size)
     try:
         notes = rehearse(

@@ -154,7 +154,7 @@ class _Walk:
             referents = [part for part in gc.get_referents(value) if not isinstance(part, type)]
             yield " (its state)", referents
         attributes = dict(getattr(value, "__dict__", {}))
-        attributes.update((name, getattr(value, name, None)) for name in _slots(cls))
+        attributes.update((n, getattr(value, n, None)) for n in _slots(cls))  # type: ignore[arg-type]
         registered = id(value) in self._registered
         for name, part in attributes.items():
             if registered and name in ("_parameters", "_buffers", "_modules"):

@@ -274,7 +274,7 @@ def test_place_within_rounding_is_noted(make_config: MakeConfig) -> None:
     [
         (lambda logits: (logits, logits), "tuple"),
         (lambda logits: {"logits": logits}, "dict"),
-        (lambda logits: logits[:, :1], r"\(2, 1\)"),
+        (lambda logits: logits[:, :1], r"\(3, 1\)"),
     ],
 )
 def test_another_output_in_evaluation_is_refused(
