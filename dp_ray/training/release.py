@@ -126,7 +126,8 @@ def publish(
                     parameter.copy_(params[name])
         state = model.state_dict()
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
-        saved, seeded = save(tensors), run.config().seed is not None
+        seeded = run.config().seed is not None
+        saved = save(tensors)
         score = published_score(
             config, plan, outcome.evaluation, outcome.metrics, key=run.key(), model=saved
         )
