@@ -226,7 +226,11 @@ def _heads(result: dict[str, Any]) -> list[str]:
 
 
 def _row(result: dict[str, Any], trial: Trial) -> dict[str, Any]:
-    failed = f": {without_paths(trial['error'])}" if trial["error"] else ""
+    failed = ""
+    if trial["error"]:  # which may name a file of the data
+        public = may_be_published(result["privacy_mode"])
+        told = f": {without_paths(trial['error'])}"
+        failed = " (private/results.json says why)" if public else told
     return {
         "best": trial["name"] == result["best_trial"],
         "cells": [

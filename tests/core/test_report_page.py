@@ -91,7 +91,7 @@ def plant(run: Path, factor: float = 1.0) -> None:
     planted = {name: value * factor for name, value in PRIVATE_LINE.items()}
     lines = [line if "epsilon" in line else line | planted for line in lines]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    changed(run, "result.json", seconds=777.0 * factor)
+    changed(run, "private/progress.json", seconds=777.0 * factor)
 
 
 def elements(page: str) -> list[Element]:
@@ -540,9 +540,12 @@ def test_the_page_of_a_search_draws_every_field_and_names_what_failed() -> None:
     text = text_of(page)
     assert "ε = 5.5000 at δ = 0.0001" in text
     assert "which is not the cost" in text
-    assert "failed: …: <script>" in text
     assert "people" not in page
-    assert "Do not publish it" in text
+    assert "failed (private/results.json says why)" in text
+    assert "This page may be published" in text
+    private = text_of(sweep_page(sweep_result(privacy_mode="private_selection"), None))
+    assert "failed: …: <script>" in private
+    assert "may be published" not in private
 
 
 @pytest.mark.parametrize(
