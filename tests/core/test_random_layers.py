@@ -83,7 +83,9 @@ CASES: list[tuple[Layer, tuple[int, ...]]] = [
 
 
 @pytest.mark.filterwarnings("ignore:dropout.d. Received a:UserWarning")
-@pytest.mark.parametrize(("layer", "shape"), CASES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("layer", "shape"), CASES, ids=lambda value: getattr(value, "__name__", str(value)[:40])
+)
 def test_a_layer_has_torchs_distribution(layer: Layer, shape: tuple[int, ...]) -> None:
     """Means, and products of pairs of entries, which show what is dropped together."""
     torch.manual_seed(0)
