@@ -134,8 +134,11 @@ def _next_best(refused: list[EngineName], size: int, measure: Measurements) -> E
         if name not in refused and (name in _COMPILED or measure.knows(name, size))
     ]
     seconds = {name: measure(name, size) for name in left}
-    best = min(left, key=lambda name: seconds[name], default="vmap")
-    return best if math.isfinite(seconds.get(best, math.inf)) else "vmap"
+    best: EngineName = "vmap"
+    for name in left:
+        if seconds[name] < seconds.get(best, math.inf):
+            best = name
+    return best
 
 
 def choose(
