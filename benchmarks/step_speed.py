@@ -82,6 +82,15 @@ def difference(found: torch.Tensor | None, expected: torch.Tensor) -> float | No
     return float((found - expected).norm() / expected.norm())
 
 
+def is_wrong(name: str, difference: float | None) -> bool:
+    """Whether a result is further from float64 than rounding at kinks takes it.
+
+    The limits are those by which a run refuses an engine (``training/engine_trial.py``).
+    """
+    limit = 0.5 if "bfloat16" in name else 0.03
+    return difference is not None and not difference <= limit
+
+
 def peak_memory(call: Callable[[], Any]) -> float:
     """MiB that one call adds at its peak (Linux)."""
 
@@ -112,11 +121,16 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, dict[str, Any]
     expected = in_float64(case)
     rows = {}
     for name, call in calls.items():
+        off = difference(call(), expected)
+        wrong = is_wrong(name, off)
+        if wrong:
+            print(f"  {name}: its result is wrong, off by {off:.0e}", file=sys.stderr)
         rows[name] = {
-            "seconds": medians[name],
-            "fastest": min(seconds[name]),
-            "ratio": medians[name] / medians.get(BASELINE, math.nan),
-            "difference": difference(call(), expected),
+            "seconds": None if wrong else medians[name],
+            "fastest": None if wrong else min(seconds[name]),
+            "ratio": None if wrong else medians[name] / medians.get(BASELINE, math.nan),
+            "difference": off if off is None or math.isfinite(off) else None,
+            "wrong": wrong,
             "peak_mib": None
             if options.no_memory
             else peak_in_a_process(case, name, options.threads),
@@ -155,6 +169,9 @@ def table(results: dict[str, Any]) -> str:
         for name, row in rows.items():
             peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
             off = "" if row["difference"] is None else f"{row['difference']:.0e}"
+            if row.get("wrong"):
+                lines.append(f"| {name} | wrong result | | {peak} | {off} |")
+                continue
             lines.append(f"| {name} | {row['seconds']:.4f} | {row['ratio']:.2f} | {peak} | {off} |")
         lines.append("")
     return "\n".join(lines)
@@ -176,7 +193,7 @@ def draw(results: dict[str, Any], file: Path) -> None:
     for axis in list(axes.flat)[len(cases) :]:
         axis.remove()
     for axis, (case, contenders_of_case) in zip(axes.flat, cases.items(), strict=False):
-        names = list(contenders_of_case)[::-1]
+        names = [n for n, row in contenders_of_case.items() if not row.get("wrong")][::-1]
         ratios = [contenders_of_case[name]["ratio"] for name in names]
         axis.barh(names, ratios, color=[_color(name) for name in names])
         axis.axvline(1.0, color="black", linewidth=0.8)

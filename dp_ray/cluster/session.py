@@ -65,7 +65,8 @@ def ray_session(
     }
     paths = _import_paths()
     # Ray would put the user's folder before all others in workers, where it hides Python's modules.
-    job = JobConfig(_py_driver_sys_path=_NothingMore())
+    job = JobConfig()
+    job._py_driver_sys_path = _NothingMore()
     try:
         if address is not None:
             given = variables_of_job()

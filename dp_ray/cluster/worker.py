@@ -12,6 +12,7 @@ from dp_ray.cluster.job import for_log
 from dp_ray.cluster.session import node_name
 from dp_ray.config import ClusterConfig
 from dp_ray.errors import DpRayError
+from dp_ray.imports import search_users_folders_last
 from dp_ray.training.collective import ProcessGroup
 from dp_ray.training.loop import train
 from dp_ray.training.run_directory import REFUSED
@@ -34,6 +35,7 @@ def train_func_per_worker(config: dict[str, Any]) -> None:
         config: ``{"task": Task}``, the same for every worker.
     """
     task: Task = config["task"]
+    search_users_folders_last()
     if task.run.private.exists(REFUSED):
         return  # Ray starts failed workers anew, and this failure would be the same each time
     try:

@@ -34,11 +34,10 @@ _COMPILED: dict[EngineName, EngineName] = {
 
 
 def _choose_here(
-    config: Config, facts: DataFacts, model: nn.Module, steps: int, trial: EngineTrial
+    config: Config, facts: DataFacts, model: nn.Module, steps: int, measure: Measurements
 ) -> Choice:
     """On this machine. Raises nothing: the other workers wait for the answer."""
     try:
-        measure = Measurements(config, trial)
         choice = choose(config, facts, model, steps=steps, measure=measure)
     except Exception as error:  # of the network at an untried size, say
         note = f"no engine could be chosen: {in_one_line(error)}"
@@ -100,24 +99,46 @@ def agree_on_engine(
 
     Returns:
         The choice (note and seconds on rank 0 only) and the engine, compiled if it is of that kind.
-        Where one worker cannot use it, all use plain ``vmap``, and the note says why.
+        Where one worker cannot use it, all use the fastest that all can, and the note says why.
     """
     trial, choice = EngineTrial(config, facts, model, device), Choice("vmap", 1)
+    measure = Measurements(config, trial)
     if collective.rank == 0:
-        choice = _choose_here(config, facts, model, steps, trial)
+        choice = _choose_here(config, facts, model, steps, measure)
     names: tuple[EngineName, ...] = get_args(EngineName)
-    message = torch.tensor([names.index(choice.engine), choice.microbatch_size])
-    collective.broadcast_(message)
-    index, size = message.tolist()
-    choice = replace(choice, engine=names[index], microbatch_size=size)
-    problem = trial.problem(choice.engine, size)
-    problems = torch.tensor([int(problem != "")])
-    collective.reduce_(problems)
-    collective.broadcast_(problems)
-    if problems.item():
+    refused: list[EngineName] = []
+    while True:
+        message = torch.tensor([names.index(choice.engine), choice.microbatch_size])
+        collective.broadcast_(message)
+        index, size = message.tolist()
+        choice = replace(choice, engine=names[index], microbatch_size=size)
+        problem = trial.problem(choice.engine, size)
+        problems = torch.tensor([int(problem != "")])
+        collective.reduce_(problems)
+        collective.broadcast_(problems)
+        if not problems.item():
+            return choice, trial.engine(choice.engine)
         why = problem or f"{problems.item()} of {collective.world_size} workers cannot use it"
-        choice = Choice("vmap", size, note=f"{choice.engine} cannot be used: {why}")
-    return choice, trial.engine(choice.engine)
+        refused.append(choice.engine)
+        note = "; ".join(filter(None, [choice.note, f"{choice.engine} cannot be used: {why}"]))
+        choice = Choice("vmap", size, note=note)
+        if collective.rank == 0:
+            choice = replace(choice, engine=_next_best(refused, size, measure))
+
+
+def _next_best(refused: list[EngineName], size: int, measure: Measurements) -> EngineName:
+    """The fastest of the others that need no compiling, or are compiled already."""
+    left: list[EngineName] = [
+        name
+        for name in get_args(EngineName)
+        if name not in refused and (name in _COMPILED or measure.knows(name, size))
+    ]
+    seconds = {name: measure(name, size) for name in left}
+    best: EngineName = "vmap"
+    for name in left:
+        if seconds[name] < seconds.get(best, math.inf):
+            best = name
+    return best
 
 
 def choose(

@@ -176,6 +176,10 @@ class Measurements:
         self._unusable: set[str] = set()
         self.failures: dict[EngineName, str] = {}
 
+    def knows(self, name: EngineName, size: int) -> bool:
+        """Whether it was measured, now or in an earlier run."""
+        return f"{name}/{size}" in self._known
+
     def __call__(self, name: EngineName, size: int) -> float:
         """Seconds; infinity for what cannot be used here, or is not known when time is up."""
         label = f"{name}/{size}"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
 from dp_ray.privacy import accounting
 from dp_ray.privacy.accounting import (
+    AccountantName,
     BudgetError,
     epsilon_curve,
     epsilon_of,
+    running_maximum,
     solve_noise_multiplier,
     solve_steps,
 )
@@ -102,3 +105,37 @@ def test_impossible_budgets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
         solve_steps("rdp", target=0.01, noise_multiplier=0.3, sample_rate=0.5, delta=1e-5)
     with pytest.raises(BudgetError, match="no noise multiplier"):
         solve_noise_multiplier("rdp", target=0.01, sample_rate=0.5, steps=100, delta=1e-5)
+
+
+@pytest.mark.parametrize("accountant", ["prv", "rdp", "pld"])
+def test_an_accountant_answers_at_the_edges(accountant: AccountantName) -> None:
+    """Of every δ, σ and q that a configuration may have: a bound, which may be infinite."""
+    for delta in (1e-5, 1e-300, 1e-310, 5e-324):
+        for sigma, rate, steps in ((0.3, 1e-6, 1), (1000.0, 1.0, 10**6), (1e6, 1e-6, 10**7)):
+            if delta == 1e-5 and accountant != "rdp":
+                continue  # seconds; the other tests' business
+            epsilon = epsilon_of(accountant, ((sigma, rate, steps),), delta)
+            assert epsilon >= 0
+            assert accountant != "rdp" or math.isfinite(epsilon)
+
+
+@pytest.mark.parametrize(
+    "answer", [math.nan, -0.5, ZeroDivisionError(), ValueError(), MemoryError(), RuntimeError()]
+)
+def test_an_accountant_that_fails_says_infinity(
+    answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object) -> float:
+        if isinstance(answer, Exception):
+            raise answer
+        return float(answer)
+
+    monkeypatch.setattr("dp_ray.privacy.accounting._ask", ask)
+    epsilon_of.cache_clear()
+    found = epsilon_of("rdp", ((2.0, 0.125, 3),), 1e-5)
+    epsilon_of.cache_clear()
+    assert found == (0.0 if answer == -0.5 else math.inf)
+
+
+def test_no_more_steps_ever_cost_less() -> None:
+    assert running_maximum([1.0, 1.2, 1.19, 1.3, math.inf]) == [1.0, 1.2, 1.2, 1.3, math.inf]

@@ -19,7 +19,7 @@ from torch import nn
 from dp_ray.config import Config, TrainConfig
 from dp_ray.data.catalog import DataFacts, data_facts
 from dp_ray.models.build import build_model
-from dp_ray.privacy.engines import EngineError, EngineName, Precision
+from dp_ray.privacy.engines import Engine, EngineError, EngineName, Precision
 from dp_ray.training.collective import Alone
 from dp_ray.training.engine_choice import Choice, agree_on_engine, choose
 from dp_ray.training.engine_trial import EngineTrial, Measurements
@@ -287,7 +287,67 @@ def test_no_compiler_is_one_line_and_not_the_end(make_config: MakeConfig, tmp_pa
     assert len(told) == 1
     assert "Traceback" not in done.stderr
     (session,) = session_records(config.model_copy(update={"name": "run"}))
-    assert session["execution"]["engine"] == "vmap"
+    assert session["execution"]["engine"] in ("vmap", "per_layer")  # the faster one
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({"vmap": 3.0, "per_layer": 1.0}, "per_layer"),
+        ({"vmap": 1.0, "per_layer": 3.0}, "vmap"),
+        ({"vmap": 3.0, "per_layer": 2.0, "vmap_compiled": 1.0}, "vmap_compiled"),
+    ],
+)
+def test_an_engine_that_gives_nan_is_replaced_by_the_fastest_that_is_right(
+    seconds: dict[str, float],
+    expected: str,
+    make_config: MakeConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As per_layer_compiled does in bfloat16 for WRN-16-4 on processors with AMX."""
+    plain = Engine.microbatch_sum
+
+    def microbatch_sum(self: Engine, *args: Any, **kwargs: Any) -> Any:
+        sums, norms, losses = plain(Engine("vmap", self.precision), *args, **kwargs)
+        if self.name == "per_layer_compiled":
+            return sums, norms * math.nan, losses
+        return sums, norms, losses
+
+    monkeypatch.setattr(Engine, "microbatch_sum", microbatch_sum)
+    monkeypatch.setattr(Measurements, "__call__", lambda _self, name, _size: seconds[name])
+    monkeypatch.setattr(Measurements, "knows", lambda _self, name, _size: name in seconds)
+    config = make_config(
+        train={"engine": "per_layer_compiled", "precision": "bfloat16", "microbatch_size": 4}
+    )
+    choice, engine = agree_on_engine(
+        config, *parts(config), steps=3, collective=Alone(), device=CPU
+    )
+    assert (choice.engine, engine.name) == (expected, expected)
+    assert choice.note.startswith("per_layer_compiled cannot be used: its norms are off by nan")
+
+
+def test_the_benchmark_gives_a_wrong_contender_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    monkeypatch.syspath_prepend(str(benchmarks))
+    import step_speed  # type: ignore[import-not-found]
+
+    right = torch.tensor([3.0, 4.0])
+    calls = {
+        step_speed.BASELINE: lambda: None,
+        "dp-ray vmap": lambda: right * 1.0001,
+        "dp-ray per_layer": lambda: right * 1.1,
+        "dp-ray vmap, bfloat16": lambda: right * 1.1,
+        "dp-ray per_layer_compiled, bfloat16": lambda: right * math.nan,
+        "dp-ray vmap_compiled, bfloat16": lambda: right * 0,
+    }
+    monkeypatch.setattr(step_speed, "build", lambda *_: calls)
+    monkeypatch.setattr(step_speed, "in_float64", lambda _case: right)
+    options = step_speed.argparse.Namespace(only="", rounds=1, no_memory=True, threads=1)
+    rows = step_speed.measure(step_speed.CASES[0], options)
+    timed = [name for name, row in rows.items() if row["seconds"] is not None]
+    assert timed == [step_speed.BASELINE, "dp-ray vmap", "dp-ray vmap, bfloat16"]
+    results = {"machine": {}, "threads": 1, "rounds": 1, "cases": {"case": rows}}
+    assert step_speed.table(results).count("| wrong result | |") == 3
 
 
 def test_a_configuration_names_the_engines_that_there_are() -> None:
