@@ -34,4 +34,5 @@ def _names(path: Path) -> list[str]:
             return list(json.loads(file.read(min(length, 10**8))))
     import torch
 
-    return list(torch.load(path, map_location="meta", weights_only=True))
+    found = torch.load(path, map_location="meta", weights_only=True)
+    return [name for name in found if isinstance(name, str)]

@@ -72,9 +72,10 @@ def load_pretrained(model: nn.Module, config: ModelConfig) -> str | None:
 
 def _for_channels(weight: Tensor, own: Tensor) -> Tensor:
     """A convolution's weight for RGB images, added up for grey ones, whose channels are equal."""
-    grey = own.ndim == 4 and own.shape[1] == 1 and weight.shape[1:2] == (3,)
-    same = weight.ndim == own.ndim and weight.shape[0] == own.shape[0]
-    return weight.sum(1, keepdim=True) if grey and same else weight
+    if own.ndim != 4 or own.shape[1] != 1:
+        return weight
+    fits = weight.shape == (own.shape[0], 3, *own.shape[2:])
+    return weight.sum(1, keepdim=True) if fits else weight
 
 
 def _head_of_other_classes(model: nn.Module, given: Mapping[str, Tensor]) -> set[str]:

@@ -129,7 +129,7 @@ def statement_of(config: Config) -> dict[str, Any]:
     """As a run of the planned steps would state."""
     plan = make_plan(config)
     outcome = Outcome(True, plan.steps, plan.releases, plan.epsilon, None, 1.0)
-    return privacy_statement(config, plan, outcome, seeded=False)
+    return privacy_statement(config, plan, outcome, replay=False)
 
 
 def test_the_statement_says_what_the_test_split_is_declared(make_config: MakeConfig) -> None:

@@ -203,7 +203,7 @@ def test_a_damaged_image_is_an_image_or_an_error(
     path = tmp_path_factory.getbasetemp() / "damaged.png"
     path.write_bytes(data[:start] + inserted + data[start + length :])
     try:
-        [(images, labels)] = _FolderSplit([(str(path), 1)], 3, SIDE).pieces()
+        [(images, labels)] = _FolderSplit("train", [(str(path), 1)], 3, SIDE).pieces()
     except DataError as error:
         assert str(path) in str(error)  # noqa: PT017 (either outcome is right)
     else:

@@ -35,6 +35,7 @@ def test_a_file_system_without_modes_holds_no_run(
         make(path, 0o777, **keywords)
 
     config = make_config()
+    make(str(config.data.cache), 0o700)
     with monkeypatch.context() as patch:
         patch.setattr(os, "mkdir", without_modes)
         with pytest.raises(RunError, match=r"its file system keeps no modes.*train\.storage_path"):

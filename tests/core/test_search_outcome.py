@@ -185,8 +185,9 @@ def test_what_failed_or_was_lost_is_charged(
     assert told["epsilon_of_search"] == pytest.approx(search_cost(search, paid).epsilon)
     shown = describe_sweep_result(told)
     assert "failed (3 starts)" in shown
-    assert "no memory" in sweep_page(told, None)
-    assert "its files are lost" in sweep_page(told, None)
+    page = sweep_page(told, None)  # may be published, and a cause may name a file of the data
+    assert page.count("private/results.json says why") == 3
+    assert "no memory" not in page
 
 
 def remove(path: Path | None) -> None:
