@@ -56,6 +56,10 @@ class RunKey:
         """A 32-byte key for one purpose; keys of two purposes tell nothing about each other."""
         return hmac.digest(self.secret, f"dp-ray/{purpose}".encode(), "sha256")
 
+    def follows_from(self, seed: int) -> bool:
+        """Whether an earlier version derived this key from a seed, which may be public now."""
+        return self.secret == hashlib.sha256(f"dp-ray run key from seed {seed}".encode()).digest()
+
     def seed_of_initial_parameters(self, seed: int | None) -> int:
         """63 bits for torch's generator, which draws the parameters before any training.
 

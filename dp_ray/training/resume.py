@@ -57,6 +57,7 @@ def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resump
     if run.finished() and plan.steps <= before.steps:
         raise RunError(run.taken())
     _check_result(run, ledger)
+    _check_key(run, started)
     if ledger.sessions:
         config = _keep_execution(config, ledger.sessions[-1].execution)
     return Resumption(config, before, plan)
@@ -77,6 +78,18 @@ def _check_result(run: RunDirectory, ledger: Ledger) -> None:
             f"{run.root}/{RESULT} tells of {known} noised sums and the ledger of {ledger.charges}: "
             "private/ is an older copy, and going on from it could add equal noise to two sums. "
             "Restore the newest, or start a new run with another --name"
+        )
+
+
+def _check_key(run: RunDirectory, started: Config) -> None:
+    """Refuse to publish a seed from which the run's draws and noise follow."""
+    if started.seed is not None and not run.is_replay() and run.key().follows_from(started.seed):
+        raise ConfigError(
+            "seed",
+            started.seed,
+            "the run was started by an earlier version, in which its noise followed from the seed; "
+            "a release names the seed now",
+            "Finish it with that version, or start a new run with another --name",
         )
 
 

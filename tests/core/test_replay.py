@@ -21,6 +21,7 @@ from dp_ray.cluster.run import run_training
 from dp_ray.config import Config
 from dp_ray.errors import ConfigError
 from dp_ray.training.audit_directory import AuditDirectory, AuditSettings
+from dp_ray.training.plan import make_plan
 from dp_ray.training.run_directory import RunDirectory, read_replay_key
 from dp_ray.tuning.search import Search
 
@@ -149,3 +150,13 @@ def test_runs_of_an_audit_draw_keys_of_their_own_unless_it_is_a_replay(
         directory.create(config, settings, replay=replay)
         assert (directory.key() == key_of(3)) is (replay is not None)
         assert (directory.replay_of("run 0") is None) is (replay is None)
+
+
+def test_a_run_whose_noise_followed_from_its_seed_is_not_resumed(make_config: MakeConfig) -> None:
+    """As earlier versions started it: a release would name the seed."""
+    config = make_config(seed=7)
+    run = RunDirectory.of(config)
+    run.create(config, make_plan(config))
+    run.private.write("run_key", f"{key_of(7).secret.hex()}\n".encode())
+    with pytest.raises(ConfigError, match=r"seed = 7: .*noise followed from the seed"):
+        run_training(config, resume=True, console=QUIET)
