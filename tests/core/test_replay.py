@@ -156,7 +156,7 @@ def test_a_run_whose_noise_followed_from_its_seed_is_not_resumed(make_config: Ma
     """As earlier versions started it: a release would name the seed."""
     config = make_config(seed=7)
     run = RunDirectory.of(config)
-    run.create(config, make_plan(config))
+    run.create(config, make_plan(config), replay=key_of(7))
     run.private.write("run_key", f"{key_of(7).secret.hex()}\n".encode())
     with pytest.raises(ConfigError, match=r"seed = 7: .*noise followed from the seed"):
         run_training(config, resume=True, console=QUIET)
