@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -139,7 +141,8 @@ def load_in_any_order(config):
 
 def build(num_classes, channels, image_size):
     frozen = nn.Linear(64, 16)
-    frozen.weight = nn.Parameter(torch.from_numpy(np.random.randn(16, 64)).float())
+    weight = np.random.default_rng(0).standard_normal((16, 64))
+    frozen.weight = nn.Parameter(torch.from_numpy(weight).float())
     frozen.requires_grad_(False)
     return nn.Sequential(nn.Flatten(), frozen, nn.Tanh(), nn.Linear(16, num_classes))
 """
@@ -160,7 +163,7 @@ def own_code(shared_ray: SharedRay) -> None:
 
 @pytest.mark.usefixtures("own_code")
 def test_own_loader_and_model_are_found_by_the_workers(make_config: MakeConfig) -> None:
-    """Its frozen layer is random: all workers must use rank 0's, or the model learns nothing."""
+    """With a frozen layer, which is drawn by numpy."""
     config = make_config(
         data={"name": "my_images:load", **OWN_DATA},
         model={"name": "my_images:build"},
@@ -196,8 +199,10 @@ def test_a_mistake_that_only_a_worker_sees_has_no_traceback(
     run = RunDirectory.of(config)
     original = RunDirectory.create
 
-    def create_and_lose_the_key(self: RunDirectory, config: Config, plan: PrivacyPlan) -> None:
-        original(self, config, plan)
+    def create_and_lose_the_key(
+        self: RunDirectory, config: Config, plan: PrivacyPlan, **options: Any
+    ) -> None:
+        original(self, config, plan, **options)
         self.private.delete("run_key")
 
     monkeypatch.setattr(RunDirectory, "create", create_and_lose_the_key)
@@ -207,8 +212,9 @@ def test_a_mistake_that_only_a_worker_sees_has_no_traceback(
 
 
 def test_a_mistake_is_told_before_ray_is_asked(make_config: MakeConfig) -> None:
-    config = make_config(
-        cluster={"num_workers": 2, "address": "127.0.0.1:1"}, privacy={"delta": 0.9}
-    )
-    with pytest.raises(ConfigError, match="delta"):
-        start(config)
+    """Something listens at the address, and it is no Ray."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        config = make_config(cluster={"num_workers": 2, "address": address}, privacy={"delta": 0.9})
+        with pytest.raises(ConfigError, match="delta"):
+            start(config)
