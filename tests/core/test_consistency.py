@@ -132,6 +132,11 @@ def statement_of(config: Config) -> dict[str, Any]:
     return privacy_statement(config, plan, outcome, replay=False)
 
 
+def test_the_statement_adds_what_the_search_spent(make_config: MakeConfig) -> None:
+    statement = statement_of(make_config(privacy={"search_epsilon": 1.5}))
+    assert statement["epsilon_with_search"] == pytest.approx(statement["epsilon"] + 1.5)
+
+
 def test_the_statement_says_what_the_test_split_is_declared(make_config: MakeConfig) -> None:
     for declared in ("public", "held_out"):
         config = make_config(data={"evaluation": declared})
