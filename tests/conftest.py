@@ -16,14 +16,24 @@ from dp_ray.config import Config
 from dp_ray.config_file import parse_config
 
 _STARTS_RAY = ("tests/ray/", "tests/faults/test_with_ray.py")
+_COMPILES = ("tests/core/test_engines.py",)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave all tests that start Ray to one process: they share one Ray, and mostly wait."""
-    for item in items:
-        if item.nodeid.startswith(_STARTS_RAY):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Leave all tests that start Ray to one process, and all that compile to one.
+
+    The former share one Ray and mostly wait; the latter load the compiler once. xdist's own groups
+    (3.8) have no effect with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByWhatIsShared(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            shared = (s for s in (_STARTS_RAY, _COMPILES) if nodeid.startswith(s))
+            return next((scope[0] for scope in shared), nodeid)
+
+    return ByWhatIsShared(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,12 +26,6 @@ RGB = DataFacts(99, 3, 8, 3, (0.5,) * 3, (0.5,) * 3)
 NAMES: tuple[EngineName, ...] = get_args(EngineName)
 PLAIN: tuple[EngineName, ...] = ("vmap", "per_layer")
 COMPILED: tuple[EngineName, ...] = ("vmap_compiled", "per_layer_compiled")
-IN_TURN = pytest.mark.xdist_group("compiler")
-"""For tests that compile: one process loads the compiler, and finds graphs that it has compiled.
-
-Compiling takes seconds of a core for each operation, so the properties of compiled graphs are
-tested on a tiny network, with five examples each time.
-"""
 
 
 def smooth(network: nn.Module) -> nn.Module:
@@ -58,7 +52,11 @@ def tanh_cnn() -> nn.Module:
 
 
 def tiny_cnn() -> nn.Module:
-    """A strided convolution, a norm and a linear layer."""
+    """A strided convolution, a norm and a linear layer.
+
+    Compiling takes seconds of a core for each operation, so the properties of compiled graphs are
+    tested on this network, with five examples each time: a graph of before is found again.
+    """
     torch.manual_seed(4)
     convolution, norm = nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.GroupNorm(2, 4)
     return nn.Sequential(convolution, norm, nn.Tanh(), nn.Flatten(), nn.Linear(64, 3))
@@ -104,9 +102,9 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     ("name", "build"),
     [
         *((name, build) for name in PLAIN for build in (wide_resnet, tanh_cnn)),
-        *(pytest.param(name, tiny_cnn, marks=IN_TURN) for name in COMPILED),
+        *((name, tiny_cnn) for name in COMPILED),
         *(
-            pytest.param(name, build, marks=[IN_TURN, pytest.mark.slow])
+            pytest.param(name, build, marks=pytest.mark.slow)
             for name in COMPILED
             for build in (wide_resnet, tanh_cnn)
         ),
@@ -141,7 +139,7 @@ def test_equals_a_plain_loop(name: EngineName, build: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "build"),
-    [("per_layer", tanh_cnn), pytest.param("vmap_compiled", tiny_cnn, marks=IN_TURN)],
+    [("per_layer", tanh_cnn), ("vmap_compiled", tiny_cnn)],
 )
 @pytest.mark.parametrize("clipping", get_args(Clipping))
 def test_engines_clip_in_every_way(
@@ -184,7 +182,6 @@ def test_the_rule_for_convolutions_is_exact(
     assert distance(ours.gradients, plain.gradients) < 1e-12
 
 
-@IN_TURN
 @pytest.mark.parametrize("name", COMPILED)
 def test_a_run_of_one_shape_compiles_once(name: EngineName) -> None:
     from torch._dynamo.utils import counters
@@ -205,7 +202,6 @@ def test_a_run_of_one_shape_compiles_once(name: EngineName) -> None:
     assert engine.num_compiled == 1
 
 
-@IN_TURN
 def test_what_is_compiled_saw_no_data() -> None:
     """The graph is made from shapes: it is right for values of which it never saw the like."""
     network, engine = tiny_cnn(), Engine("vmap_compiled")
@@ -224,9 +220,9 @@ def test_what_is_compiled_saw_no_data() -> None:
     ("name", "build"),
     [
         *((name, build) for name in PLAIN for build in (wide_resnet, tanh_cnn)),
-        pytest.param("per_layer_compiled", tiny_cnn, marks=IN_TURN),
+        ("per_layer_compiled", tiny_cnn),
         # torch 2.15's compiler writes C++ with a name twice for some other networks: vmap then.
-        pytest.param("per_layer_compiled", tanh_cnn, marks=[IN_TURN, pytest.mark.slow]),
+        pytest.param("per_layer_compiled", tanh_cnn, marks=pytest.mark.slow),
     ],
 )
 def test_bfloat16_computes_shortly_and_sums_in_full(
@@ -259,7 +255,7 @@ class Linear(nn.Module):
         return x.flatten(1) @ self.weight
 
 
-@pytest.mark.parametrize("name", ["vmap", pytest.param("vmap_compiled", marks=IN_TURN)])
+@pytest.mark.parametrize("name", ["vmap", "vmap_compiled"])
 def test_rounding_carries_no_neighbour_past_c(name: EngineName) -> None:
     """Without its first example all others move by a place, into microbatches that round anew.
 
@@ -319,7 +315,6 @@ def test_a_network_that_no_rule_fits_is_left_to_vmap() -> None:
     run(Engine("vmap"), WeightsByExample(), views, labels, mask, 1.0)
 
 
-@IN_TURN
 def test_a_compiler_that_fails_is_told_of() -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
@@ -336,7 +331,6 @@ def test_a_compiler_that_fails_is_told_of() -> None:
         run(Engine("vmap_compiled"), Branching(), views, labels, mask, 1.0)
 
 
-@IN_TURN
 def test_graphs_are_kept_apart_by_model_and_take_any_bound() -> None:
     first, engine = tiny_cnn(), Engine("vmap_compiled")
     second = copy.deepcopy(first)
