@@ -102,7 +102,7 @@ def main() -> None:
             left = deadline - time.monotonic()
             share = SHARES[stage] / sum(SHARES[name] for name in wanted[index:])
             seconds = left * share
-            if stage == "a":  # what it does not need is of use to the others
+            if stage == "a" and not options.smoke:  # what it does not need is of use to the others
                 seconds = min(seconds, 120.0)
             command = [
                 sys.executable,
