@@ -11,6 +11,9 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from dp_ray.cluster.environment import prepare_environment
+from dp_ray.config import ClusterConfig
+
 _FOLDER = "DP_RAY_TEST_FOLDER"
 
 
@@ -30,6 +33,8 @@ def _prepare() -> Path:
         "MPLCONFIGDIR": str(folder / "matplotlib"),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
     }
+    # What Ray reads when it is imported, which any test module may do first.
+    prepare_environment(ClusterConfig(num_workers=[1, 2]))
     # One thread a process: small tensors gain nothing from more, and tests run side by side.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     return folder

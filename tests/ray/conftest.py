@@ -1,18 +1,12 @@
-"""Shared by the tests on Ray: its environment, and one Ray for all tests that can share it."""
+"""Shared by the tests on Ray: one Ray for all tests that can share it."""
 
 from __future__ import annotations
 
-# Ray reads its environment when it is imported: set before any test module imports it.
-from dp_ray.cluster.environment import prepare_environment
-from dp_ray.config import ClusterConfig
+from collections.abc import Iterator
 
-prepare_environment(ClusterConfig(num_workers=[1, 2]))
-
-from collections.abc import Iterator  # noqa: E402
-
-import pytest  # noqa: E402
-import ray  # noqa: E402
-from shared_ray import SharedRay  # noqa: E402
+import pytest
+import ray
+from shared_ray import SharedRay
 
 
 @pytest.fixture(scope="session")
