@@ -156,7 +156,7 @@ def train(
         resume=resume,
         break_lock=break_lock,
         profile=profile,
-        replay=None if replay_key is None else read_replay_key(replay_key),
+        replay=None if replay_key is None else read_replay_key(replay_key, loaded.seed),
         console=Console(stderr=True),
     )
     _print(describe_result(result))

@@ -59,12 +59,13 @@ class StoredSplit:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits, their public facts, and a digest of the training split (private)."""
+    """Both splits, their public facts, and a digest of each split (private)."""
 
     train: Examples
     test: StoredSplit
     facts: DataFacts
     digest: str
+    test_digest: str
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -101,7 +102,8 @@ def open_dataset(config: DataConfig) -> Dataset:
 def _open(folder: Path, facts: DataFacts) -> Dataset:
     try:
         train, test = (_load_split(folder, name) for name in ("train", "test"))
-        digest = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["train_digest"]
+        digests = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        digest, test_digest = digests["train_digest"], digests["test_digest"]
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"the decoded copy {folder} is damaged: {error}. Remove the folder: it is made anew",
@@ -122,7 +124,7 @@ def _open(folder: Path, facts: DataFacts) -> Dataset:
                 f"labels reach from {split.labels.min()} to {split.labels.max()}",
                 "Labels count from 0 to num_classes - 1",
             )
-    return Dataset(train, test, facts, digest)
+    return Dataset(train, test, facts, digest, test_digest)
 
 
 def _load_split(folder: Path, name: str) -> StoredSplit:

@@ -177,4 +177,5 @@ def _finish(session: Session, lead: Lead) -> None:
             evaluation=journal.evaluation,
             seconds=journal.seconds,
         ),
+        test_digest=session.dataset.test_digest,
     )

@@ -43,9 +43,9 @@ ASSUMPTIONS = (
     "The network's outputs depend on its tensors, one example and the run's own randomness alone: "
     "each run checks that on made-up images, as far as Python objects can be read, and assumes it "
     "of what cannot be: files, clocks, installed packages, extensions in C.",
-    "An example's gradient is rounded alike whichever worker computes it, and wherever in a "
-    "microbatch: each run checks that on made-up images before its first step, and assumes it of "
-    "all others.",
+    "An example's gradient is rounded alike whichever worker computes it, and whatever else is in "
+    "its microbatch: each run compares workers bit for bit, and places in a microbatch to within "
+    "rounding, on made-up images before its first step, and assumes it of all others.",
 )
 
 REPLAYED = (
@@ -102,6 +102,7 @@ def publish(
     *,
     tensors: dict[str, Tensor],
     outcome: Outcome,
+    test_digest: str,
 ) -> None:
     """Writes ``release/`` (of a finished run) and ``result.json``, each whole or not at all.
 
@@ -111,6 +112,7 @@ def publish(
         plan: the privacy plan.
         tensors: what the file of the model holds, by name.
         outcome: how the run ended.
+        test_digest: digest of the test split that the outcome's evaluation is of.
 
     Raises:
         OSError: it cannot be written; the run can be resumed.
@@ -133,7 +135,13 @@ def publish(
     if outcome.finished:
         saved = save(tensors)
         score = published_score(
-            config, plan, outcome.evaluation, outcome.metrics, key=run.key(), model=saved
+            config,
+            plan,
+            outcome.evaluation,
+            outcome.metrics,
+            key=run.key(),
+            model=saved,
+            test_digest=test_digest,
         )
         statement = privacy_statement(config, plan, outcome, replay=run.is_replay(), score=score)
         text = write_json(statement, indent=2) + "\n"

@@ -11,7 +11,12 @@ from dp_ray.privacy.accounting import BudgetError, solve_steps
 from dp_ray.privacy.ledger import Ledger
 from dp_ray.training.optimizers import depends_on_length
 from dp_ray.training.plan import PrivacyPlan, check_countable
-from dp_ray.training.run_directory import RESULT, RunDirectory, deciding_fields
+from dp_ray.training.run_directory import (
+    RESULT,
+    RunDirectory,
+    deciding_fields,
+    refuse_key_of_seed,
+)
 
 _BUDGET = ("privacy.epsilon", "privacy.noise_multiplier", "privacy.steps")
 
@@ -83,14 +88,8 @@ def _check_result(run: RunDirectory, ledger: Ledger) -> None:
 
 def _check_key(run: RunDirectory, started: Config) -> None:
     """Refuse to publish a seed from which the run's draws and noise follow."""
-    if started.seed is not None and not run.is_replay() and run.key().follows_from(started.seed):
-        raise ConfigError(
-            "seed",
-            started.seed,
-            "the run was started by an earlier version, in which its noise followed from the seed; "
-            "a release names the seed now",
-            "Finish it with that version, or start a new run with another --name",
-        )
+    if started.seed is not None and not run.is_replay():
+        refuse_key_of_seed(run.key(), started.seed)
 
 
 def _check_fields(started: Config, now: Config) -> None:

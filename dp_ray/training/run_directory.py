@@ -327,14 +327,34 @@ def write_key(private: Folder, key: RunKey, *, replay: bool) -> None:
     private.write(RUN_KEY, f"{key.secret.hex()}{_REPLAY if replay else ''}\n".encode())
 
 
-def read_replay_key(file: Path) -> RunKey:
-    """The key of a run that is to be repeated.
+def refuse_key_of_seed(key: RunKey, seed: int) -> None:
+    """Refuse to go on with a key that a published seed leads to.
 
     Raises:
-        ConfigError: the file holds none.
+        ConfigError: an earlier version derived the key from the seed, which a release names now.
+    """
+    if key.follows_from(seed):
+        raise ConfigError(
+            "seed",
+            seed,
+            "an earlier version started this, in which the noise followed from the seed; a release "
+            "names the seed now",
+            "Finish it with that version, or start anew with another --name",
+        )
+
+
+def read_replay_key(file: Path, seed: int | None) -> RunKey:
+    """Return the key of a run that is to be repeated.
+
+    Args:
+        file: that run's ``private/run_key``.
+        seed: the configuration's.
+
+    Raises:
+        ConfigError: the file holds none, or it follows from the seed.
     """
     try:
-        return _parse_key(file.read_text(encoding="utf-8"))[0]
+        key = _parse_key(file.read_text(encoding="utf-8"))[0]
     except (OSError, ValueError) as error:
         raise ConfigError(
             "--replay-key",
@@ -342,6 +362,9 @@ def read_replay_key(file: Path) -> RunKey:
             f"no run key: {error}",
             f"Give the private/{RUN_KEY} of the run to repeat ({KEY_BYTES} bytes in hex)",
         ) from error
+    if seed is not None:
+        refuse_key_of_seed(key, seed)
+    return key
 
 
 def _parse_key(text: str) -> tuple[RunKey, bool]:

@@ -43,6 +43,7 @@ def published_score(
     *,
     key: RunKey,
     model: bytes,
+    test_digest: str,
 ) -> dict[str, Any]:
     """The figures of the test split for a statement.
 
@@ -52,15 +53,19 @@ def published_score(
         evaluation: of what is released; None without test examples.
         metrics: the same by their names, exact.
         key: the run's secret.
-        model: the released file: another model, or another count, has noise of its own, and the
-            same release repeated has the same noise.
+        model: the released file.
+        test_digest: digest of the test split. Another model, split, count or σ has noise of its
+            own, and the same release repeated has the same noise.
     """
     noise = config.data.evaluation_noise
     said = {"test_accuracy_noise": noise, "epsilon_of_test_accuracy": None}
     if noise is None or evaluation is None:
         return {**metrics, **said}
     right = round(evaluation.accuracy * evaluation.examples)
-    address = f"{hashlib.sha256(model).hexdigest()} {right} of {evaluation.examples}"
+    address = (
+        f"{hashlib.sha256(model).hexdigest()} {right} of {evaluation.examples} of {test_digest} "
+        f"with {noise!r}"
+    )
     secret = key.derive(f"noise of the published accuracy of {address}")
     drawn = float(KeyedStream(secret, incarnation=0, step=0).normal(1)[0])
     # Rounded, so that the low bits of the sum tell nothing of the count.

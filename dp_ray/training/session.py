@@ -15,7 +15,8 @@ from dp_ray.data.canaries import Canaries, plant
 from dp_ray.data.sampling import PoissonSampler, Shard
 from dp_ray.data.store import Dataset
 from dp_ray.data.views import ViewMaker
-from dp_ray.errors import DpRayError
+from dp_ray.errors import DpRayError, ModelError
+from dp_ray.imports import USER_ERRORS, cause_of
 from dp_ray.json_text import write_json
 from dp_ray.keys import SamplingKeys
 from dp_ray.models.build import build_model
@@ -271,6 +272,9 @@ def _rehearse(
         )
     except DpRayError as error:
         problem = error
+    except USER_ERRORS as error:  # the others wait: they must hear of it
+        name = task.config.model.name
+        problem = ModelError(f"model.name = {name!r}: fails in the rehearsal: {cause_of(error)}")
     stop_together(collective, problem)
     return replace(choice, note="; ".join(filter(None, (choice.note, *notes))))
 

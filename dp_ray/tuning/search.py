@@ -18,7 +18,7 @@ from dp_ray.privacy.selection import Distribution, TrialCount
 from dp_ray.storage import Folder
 from dp_ray.sweep_config import SweepConfig, TuneConfig
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.run_directory import RunDirectory
+from dp_ray.training.run_directory import RunDirectory, refuse_key_of_seed
 from dp_ray.tuning.budget import Budgets, check_budget, solve_budgets
 from dp_ray.tuning.space import (
     Point,
@@ -98,6 +98,9 @@ class Search:
         check_scores(sweep)
         directory = SweepDirectory.of(sweep)
         points, budgets = directory.read_search(sweep)
+        seed = sweep.training.get("seed")
+        if isinstance(seed, int) and not directory.is_replay():
+            refuse_key_of_seed(directory.key(), seed)
         return cls(sweep, directory, points, budgets)
 
     @property

@@ -96,16 +96,16 @@ def test_a_recorded_key_repeats_a_run_and_the_repetition_says_so(
         assert ("publish at most one" in (statement["warning"] or "")) is replay
         assert RunDirectory.of(config).is_replay() is replay
     # A key that was repeated once can be repeated again.
-    assert read_replay_key(folder(second) / "private/run_key") == RunDirectory.of(first).key()
+    assert read_replay_key(folder(second) / "private/run_key", None) == RunDirectory.of(first).key()
 
 
 def test_what_is_no_key_is_refused_and_a_run_goes_on_with_its_own(tmp_path: Path) -> None:
     for text in ("", "ab", "replay", "no key"):
         (tmp_path / "key").write_text(text)
         with pytest.raises(ConfigError, match=r"--replay-key = .*no run key.*private/run_key"):
-            read_replay_key(tmp_path / "key")
+            read_replay_key(tmp_path / "key", 5)
     with pytest.raises(ConfigError, match="No such file"):
-        read_replay_key(tmp_path / "nowhere")
+        read_replay_key(tmp_path / "nowhere", 5)
     command = ["train", "configs/digits.yaml", "--resume", "--replay-key", "key"]
     refused = CliRunner().invoke(cli.app, command)
     assert refused.exit_code == 2
@@ -160,3 +160,7 @@ def test_a_run_whose_noise_followed_from_its_seed_is_not_resumed(make_config: Ma
     run.private.write("run_key", f"{key_of(7).secret.hex()}\n".encode())
     with pytest.raises(ConfigError, match=r"seed = 7: .*noise followed from the seed"):
         run_training(config, resume=True, console=QUIET)
+    key = folder(config) / "private/run_key"
+    with pytest.raises(ConfigError, match=r"seed = 7: .*noise followed from the seed"):
+        read_replay_key(key, 7)
+    assert read_replay_key(key, 8) == read_replay_key(key, None) == key_of(7)

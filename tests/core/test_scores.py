@@ -111,7 +111,7 @@ RIGHT = Evaluation(0.75, 0.5, 400)
 
 def score(config: Any, evaluation: Evaluation = RIGHT, **given: Any) -> dict[str, Any]:
     metrics: dict[str, float | None] = dict(evaluation.named())
-    options = {"key": RunKey(bytes(32)), "model": b"model", **given}
+    options = {"key": RunKey(bytes(32)), "model": b"model", "test_digest": "t", **given}
     return published_score(config, make_plan(config), evaluation, metrics, **options)
 
 
@@ -153,10 +153,14 @@ def test_noise_of_an_accuracy_is_drawn_once_and_never_meets_two_counts(
     others = [
         (0.75, score(config, model=b"another")),
         (0.75, score(config, key=RunKey(b"\1" * 32))),
+        (0.75, score(config, test_digest="another")),
         (0.7525, score(config, Evaluation(0.7525, 0.5, 400))),
     ]
     for exact, other in others:
         assert other["test_accuracy"] - exact != pytest.approx(first - 0.75, abs=3e-6)
+    twice = {**NOISED, "evaluation_noise": 2 * NOISED["evaluation_noise"]}
+    other = score(make_config(data=twice, privacy={"accountant": "rdp"}))["test_accuracy"]
+    assert (other - 0.75) / 2 != pytest.approx(first - 0.75, abs=3e-6)
 
 
 def test_nothing_that_is_published_has_the_exact_accuracy(make_config: MakeConfig) -> None:
