@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,8 @@ def charged(config: Config) -> list[tuple[int, int]]:
     text = (folder(config) / "private/ledger/records.jsonl").read_text()
     bodies = [json.loads(json.loads(line)["body"]) for line in text.splitlines()]
     return [(b["step"], b["incarnation"]) for b in bodies if b["kind"] == "charge"]
+
+
+def heed_ctrl_c() -> None:
+    """In a process that is started: take SIGINT, which jobs of a shell's background ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

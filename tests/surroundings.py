@@ -30,6 +30,7 @@ def _prepare() -> Path:
         _FOLDER: str(folder),
         "HOME": str(folder / "home"),  # Ray's token, dp-ray's decoded copies
         "RAY_TMPDIR": str(folder / "ray"),
+        "RAY_worker_niceness": "0",  # else Ray's workers starve beside tests that compute
         "MPLCONFIGDIR": str(folder / "matplotlib"),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
     }

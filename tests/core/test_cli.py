@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support import MakeConfig, folder
+from support import MakeConfig, folder, heed_ctrl_c
 from typer.testing import CliRunner
 
 from dp_ray import cli
@@ -113,7 +113,11 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(config_file: Path) -> None:
     command = [sys.executable, "-m", "dp_ray", "train", str(config_file)]
     many = ["--set", "privacy.steps=4000", "--set", "privacy.accountant=rdp", "--json"]
     with subprocess.Popen(
-        [*command, *many], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, *many],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_ctrl_c,  # noqa: PLW1509
     ) as process:
         while not (private / "progress.json").exists():
             assert process.poll() is None, process.stderr

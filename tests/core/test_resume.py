@@ -185,7 +185,7 @@ def test_resuming_on_other_data_is_refused(make_config: MakeConfig, tmp_path: Pa
     config = make_config()
     start_and_stop(config, 2)
     for digest in (tmp_path / "cache").glob("*/meta.json"):
-        digest.write_text(json.dumps({"train_digest": "00" * 32}))
+        digest.write_text(json.dumps({"train_digest": "00" * 32, "test_digest": "00" * 32}))
     for file in checkpoints(config):
         file.unlink()
     with pytest.raises(RunError, match="training data is not what"):

@@ -145,6 +145,7 @@ def start_head(resources: dict[str, float]) -> Iterator[Head]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else Ray takes the outer address
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # else workers starve beside tests that compute
         # Off by default: what Ray can be made to tell of runs, and to write down of everything.
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
         "RAY_enable_export_api_write": "1",

@@ -17,7 +17,7 @@ import ray
 import torch
 from safetensors.torch import load_file
 from shared_ray import SharedRay
-from support import QUIET, MakeConfig, key_of
+from support import QUIET, MakeConfig, heed_ctrl_c, key_of
 
 from dp_ray.cluster.sweep import run_sweep
 from dp_ray.privacy.accounting import epsilon_of
@@ -187,7 +187,12 @@ def test_a_search_that_was_ended_goes_on(
     file = tmp_path / "ended.yaml"
     file.write_text(write_yaml(sweep.dump()))
     command = [sys.executable, "-m", "dp_ray", "tune", str(file), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=heed_ctrl_c,  # noqa: PLW1509
+    ) as process:
         deadline = time.monotonic() + 120
         while len(trials_of(sweep)) < 3:  # two are there, the third has begun
             assert time.monotonic() < deadline
