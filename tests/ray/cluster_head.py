@@ -21,7 +21,7 @@ from urllib.error import HTTPError
 import psutil
 from surroundings import FOLDER
 
-_START_S = 120
+_START_S = 300
 _SHOWN = (
     "api/jobs/",
     "api/v0/jobs?detail=1",
@@ -119,7 +119,7 @@ def listening(processes: list[psutil.Process]) -> set[str]:
     return found
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 240) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = 600) -> None:
     """Returns when it is so.
 
     Raises:

@@ -7,9 +7,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import ray
 
 from dp_ray.cluster.trainer import ray_session
 from dp_ray.config import ClusterConfig
+from dp_ray.errors import RunError
 
 _TESTS = Path(__file__).parents[1]
 
@@ -36,7 +38,12 @@ class SharedRay:
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             patch.setenv("PYTHONPATH", str(_TESTS), prepend=os.pathsep)
-            self._running.enter_context(ray_session(ClusterConfig(num_workers=4), spare_cpus=1))
+            cluster = ClusterConfig(num_workers=4)
+            try:
+                self._running.enter_context(ray_session(cluster, spare_cpus=1))
+            except RunError:  # Ray gives its processes 30 s to start, which a busy machine exceeds
+                ray.shutdown()
+                self._running.enter_context(ray_session(cluster, spare_cpus=1))
         self._is_running = True
 
     def stop(self) -> None:
