@@ -23,7 +23,7 @@ from results import Results, arguments, in_short, write
 BASELINE = "non-private compiled"
 
 ROUNDS, ENOUGH_S = 15, 4.0
-"""Calls that are timed: so many, or for about so long, but three."""
+"""Time up to 15 calls, stopping after about 4 s, and at least three."""
 
 AT_ONCE = {"cuda": 4, "cpu": 1}
 """Processes."""

@@ -1,4 +1,4 @@
-"""Where a worker computes, and how a GPU is told to compute there."""
+"""The device of a worker, and the settings of a GPU."""
 
 from __future__ import annotations
 
