@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import MakeConfig
-
-from dp_ray.config import Config
-from dp_ray.config_file import parse_config
+from support import MakeConfig, config_maker
 
 _STARTS_RAY = ("tests/ray/", "tests/faults/test_with_ray.py")
 _COMPILES = ("tests/core/test_engines.py",)
@@ -64,25 +61,7 @@ _FAILED = pytest.StashKey[bool]()
 @pytest.fixture
 def make_config(tmp_path: Path) -> MakeConfig:
     """Builds a small configuration; keyword arguments replace fields: ``data={"name": …}``."""
-
-    def make(**sections: Any) -> Config:
-        values: dict[str, Any] = {
-            "data": {"name": "digits", "expected_batch_size": 64, "cache": str(tmp_path / "cache")},
-            "augment": {"views": 2, "rotation": 8.0, "shift": 0.3, "subpixel": True},
-            "privacy": {"noise_multiplier": 1.0, "steps": 4, "delta": 1e-4},
-            "optimizer": {"lr": 0.5},
-            "train": {"storage_path": str(tmp_path / "runs")},
-            "cluster": {"num_workers": 0, "threads_per_worker": 1},
-            "seed": 1,
-        }
-        for name, section in sections.items():
-            if isinstance(section, dict) and isinstance(values.get(name), dict):
-                values[name] = {**values[name], **section}
-            else:
-                values[name] = section
-        return parse_config(values)
-
-    return make
+    return config_maker(tmp_path)
 
 
 @pytest.fixture

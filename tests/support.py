@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dp_ray.cluster.run import run_training
 from dp_ray.config import Config
+from dp_ray.config_file import parse_config
 from dp_ray.keys import RunKey
 from dp_ray.training.run_directory import RunDirectory
 
@@ -22,6 +23,34 @@ MakeConfig = Callable[..., Config]
 """The type of the ``make_config`` fixture."""
 
 QUIET = Console(quiet=True)
+
+
+def config_maker(path: Path) -> MakeConfig:
+    """What the ``make_config`` fixture is, for a folder of one's own."""
+
+    def make(**sections: Any) -> Config:
+        values: dict[str, Any] = {
+            "data": {"name": "digits", "expected_batch_size": 64, "cache": str(path / "cache")},
+            "augment": {"views": 2, "rotation": 8.0, "shift": 0.3, "subpixel": True},
+            "privacy": {
+                "noise_multiplier": 1.0,
+                "steps": 4,
+                "delta": 1e-4,
+                "accountant": "rdp",
+            },
+            "optimizer": {"lr": 0.5},
+            "train": {"storage_path": str(path / "runs")},
+            "cluster": {"num_workers": 0, "threads_per_worker": 1},
+            "seed": 1,
+        }
+        for name, section in sections.items():
+            if isinstance(section, dict) and isinstance(values.get(name), dict):
+                values[name] = {**values[name], **section}
+            else:
+                values[name] = section
+        return parse_config(values)
+
+    return make
 
 
 def key_of(number: int) -> RunKey:

@@ -33,6 +33,9 @@ def _prepare() -> Path:
         "RAY_worker_niceness": "0",  # else Ray's workers starve beside tests that compute
         "MPLCONFIGDIR": str(folder / "matplotlib"),
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+        # Not tried out by compiling for each kind of vector: 16 s, in the empty cache of each run.
+        "TORCHINDUCTOR_VEC_ISA_OK": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
     }
     # What Ray reads when it is imported, which any test module may do first.
     prepare_environment(ClusterConfig(num_workers=[1, 2]))

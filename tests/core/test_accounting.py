@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+from opacus.accountants import RDPAccountant
 
 from dp_ray.privacy import accounting
 from dp_ray.privacy.accounting import (
@@ -65,6 +66,15 @@ def test_accountants_agree(sigma: float, rate: float, steps: int) -> None:
     """PLD, written by others, lies within PRV's error below it; RDP is looser than both."""
     prv, pld, rdp = (cost(name, sigma, rate, steps, 1e-5) for name in ("prv", "pld", "rdp"))
     assert prv - 0.03 < pld <= prv < rdp
+
+
+def test_rdp_is_what_opacus_says_to_the_last_bit() -> None:
+    """The divergences of one step are kept, and Opacus's accountant computes them each time."""
+    history = [(1.5, 0.04, 300), (1.2, 0.04, 50), (0.9, 1.0, 2)]
+    opacus = RDPAccountant()
+    for part in (history[:1], history[1:], history):
+        opacus.history = part
+        assert epsilon_of("rdp", tuple(part), 1e-5) == opacus.get_epsilon(1e-5)
 
 
 def test_limits() -> None:

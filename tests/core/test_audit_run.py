@@ -175,7 +175,7 @@ def test_two_audits_of_one_seed_share_no_noise_with_a_run_of_it(tmp_path: Path) 
     assert the_run(other).read_ledger().sessions[0].data != sessions[0].data
 
 
-@pytest.mark.parametrize("fault", ["none", "noise off"])
+@pytest.mark.parametrize("fault", ["noise off", pytest.param("none", marks=pytest.mark.slow)])
 def test_many_runs_with_and_without_one_canary(tmp_path: Path, fault: str) -> None:
     """Clopper and Pearson need many runs for much; these are enough for a small claim."""
     config = audited(tmp_path, seed=6)

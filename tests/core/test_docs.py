@@ -108,14 +108,10 @@ PREPARE: dict[str, Callable[[Path], None]] = {
     "docs/report.md": trained_run,
 }
 RUN = [name for name, page in PAGES.items() if any(b.commands or b.file for b in page.blocks())]
-SHORT = "docs/privacy.md"
-"""A page that is followed in ``make test`` as well, of which it checks the names alone."""
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n == SHORT else [pytest.mark.slow]) for n in RUN],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUN)
 def test_commands_do_what_the_page_says(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

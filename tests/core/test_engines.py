@@ -138,10 +138,16 @@ def test_equals_a_plain_loop(name: EngineName, build: type[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "build"),
-    [("per_layer", tanh_cnn), ("vmap_compiled", tiny_cnn)],
+    ("name", "build", "clipping"),
+    [
+        *(("per_layer", tanh_cnn, clipping) for clipping in get_args(Clipping)),
+        ("vmap_compiled", tiny_cnn, "flat"),
+        *(
+            pytest.param("vmap_compiled", tiny_cnn, clipping, marks=pytest.mark.slow)
+            for clipping in ("automatic", "per_layer")
+        ),
+    ],
 )
-@pytest.mark.parametrize("clipping", get_args(Clipping))
 def test_engines_clip_in_every_way(
     name: EngineName, build: Callable[[], nn.Module], clipping: Clipping
 ) -> None:
@@ -220,7 +226,7 @@ def test_what_is_compiled_saw_no_data() -> None:
     ("name", "build"),
     [
         *((name, build) for name in PLAIN for build in (wide_resnet, tanh_cnn)),
-        ("per_layer_compiled", tiny_cnn),
+        pytest.param("per_layer_compiled", tiny_cnn, marks=pytest.mark.slow),
         # torch 2.15's compiler writes C++ with a name twice for some other networks: vmap then.
         pytest.param("per_layer_compiled", tanh_cnn, marks=pytest.mark.slow),
     ],

@@ -441,7 +441,7 @@ def test_the_statement_says_that_the_weights_are_declared_public(
             assert str(weights.parent) not in (release / name).read_text()
 
 
-@pytest.mark.parametrize("trainable", ["head", "all"])
+@pytest.mark.parametrize("trainable", ["head", pytest.param("all", marks=pytest.mark.slow)])
 def test_a_run_does_not_go_on_with_other_weights(
     make_config: MakeConfig, weights: Path, trainable: str
 ) -> None:

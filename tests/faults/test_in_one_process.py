@@ -67,14 +67,13 @@ def test_a_killed_run_whose_c_and_noise_move_is_charged_for_all_that_it_tells(
     assert keys_used_twice([run.log]) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("driver", "point"),
     [
         ("faults.driver", "noise - optimizer step"),
-        *(
-            pytest.param(driver, "charge - noise", marks=pytest.mark.slow)
-            for driver in ("faults.driver", "faults.careless")
-        ),
+        ("faults.driver", "charge - noise"),
+        ("faults.careless", "charge - noise"),
     ],
 )
 def test_the_judge_sees_noise_that_meets_two_sums(driver: str, point: str, tmp_path: Path) -> None:

@@ -10,23 +10,23 @@ from shared_ray import SharedRay
 
 
 @pytest.fixture(scope="session")
-def _shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedRay]:
+def session_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedRay]:
     shared = SharedRay(tmp_path_factory.mktemp("shared"))
     yield shared
     shared.stop()
 
 
 @pytest.fixture
-def shared_ray(_shared: SharedRay, monkeypatch: pytest.MonkeyPatch) -> SharedRay:
+def shared_ray(session_ray: SharedRay, monkeypatch: pytest.MonkeyPatch) -> SharedRay:
     """A Ray with room for four workers; the test runs in the folder that it was started in."""
-    _shared.start()
-    monkeypatch.chdir(_shared.folder)
-    monkeypatch.syspath_prepend(str(_shared.folder))
-    return _shared
+    session_ray.start()
+    monkeypatch.chdir(session_ray.folder)
+    monkeypatch.syspath_prepend(str(session_ray.folder))
+    return session_ray
 
 
 @pytest.fixture
-def no_ray(_shared: SharedRay) -> None:
+def no_ray(session_ray: SharedRay) -> None:
     """No Ray in this process: the test starts its own."""
-    _shared.stop()
+    session_ray.stop()
     assert not ray.is_initialized()
