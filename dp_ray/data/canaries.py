@@ -24,8 +24,8 @@ class Canaries:
     """The m canaries of one run.
 
     Attributes:
-        kind: ``mislabelled``: an example with a wrong label. ``gradient``: an example whose
-            gradient is given instead of computed (:mod:`dp_ray.training.planted`).
+        kind: ``mislabelled``: an example with a wrong label. ``gradient``: an example with a
+            label that no class has, of which the loss is made up (:mod:`dp_ray.training.planted`).
         replaced: [m] ids of the examples whose place they take, ascending.
         included: [m] the coins: who is in the data. Secret until the scores are there.
         choice_key: 32 bytes that wrong labels and directions are drawn with; the attack knows it.
@@ -73,12 +73,6 @@ class Canaries:
         here[self.replaced] = self.included
         return np.flatnonzero(here)
 
-    def by_row(self, num_examples: int) -> NDArray[np.int64]:
-        """[n] which canary each row is; -1 if none."""
-        canary = np.full(num_examples, -1)
-        canary[self.replaced] = np.arange(len(self.replaced))
-        return canary[self.rows(num_examples)]
-
     def digest(self) -> str:
         """Of all that decides what the data becomes."""
         parts = (self.kind.encode(), self.replaced.tobytes(), self.included.tobytes())
@@ -119,9 +113,12 @@ def plant(dataset: Dataset, canaries: Canaries) -> Dataset:
         The data set, with a digest of its own, so that keys bound to it are new.
     """
     labels = np.array(dataset.train.labels)
+    num_classes = dataset.facts.num_classes
     if canaries.kind == "mislabelled":
         true = labels[canaries.replaced]
-        labels[canaries.replaced] = canaries.wrong_labels(true, dataset.facts.num_classes)
+        labels[canaries.replaced] = canaries.wrong_labels(true, num_classes)
+    else:
+        labels[canaries.replaced] = num_classes + np.arange(len(canaries.replaced))
     rows = canaries.rows(len(labels))
     split = PlantedSplit(dataset.train, rows, labels[rows])
     digest = hashlib.sha256(f"{dataset.digest} {canaries.digest()}".encode()).hexdigest()

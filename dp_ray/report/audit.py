@@ -41,10 +41,19 @@ def describe_audit(outcome: dict[str, Any]) -> str:
         f"claimed       {describe_epsilon(claimed, delta)}, as pld says of the ledger "
         f"({outcome['accountant']} states {outcome['epsilon_stated']:.4f})"
     )
-    if outcome["refuted"]:
+    moved = outcome["moved"]
+    if moved is not None:
         lines.append(
-            f"verdict       REFUTED: the run shows ε = {lower:.4f}, and its ledger claims "
-            f"{claimed:.4f}. Publish no model of this configuration and code"
+            f"one example   moved a sum by {moved:.4f} C at the most, in "
+            f"{count(outcome['looks'], 'look')}; "
+            "C is what the noise is scaled to"
+        )
+    if outcome["refuted"]:
+        why = f"the run shows ε = {lower:.4f}, and its ledger claims {claimed:.4f}"
+        if lower <= claimed:
+            why = f"one example moved a sum by {moved:.4f} C, and the ledger's ε rests on C"
+        lines.append(
+            f"verdict       REFUTED: {why}. Publish no model of this configuration and code"
         )
     else:
         lines.append(f"verdict       not refuted: {lower:.4f} ≤ {claimed:.4f}")

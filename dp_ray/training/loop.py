@@ -83,6 +83,8 @@ def _take_steps(session: Session, observer: Observer, clock: Clock) -> None:
         if assignment.done:
             return
         total = worker.clipped_sum(params, assignment)
+        if session.neighbours is not None:
+            session.neighbours.look(worker, params, assignment, total.vector)
         with part("reduce"):
             collective.reduce_(total.vector)
             collective.reduce_(total.statistics)

@@ -42,6 +42,7 @@ STOP = "stop"
 REFUSED = "refused"
 ENGINE = "engine.json"
 SEEN = "seen"
+NEIGHBOURS = "neighbours"
 RAY = "ray"
 IGNORE = ".gitignore"
 
@@ -179,6 +180,11 @@ class RunDirectory(ResultDirectory):
     def seen(self) -> Folder:
         """What the witness of an audited run noted."""
         return self.private / SEEN
+
+    @property
+    def neighbours(self) -> Folder:
+        """How far one example moved the sums of an audited run."""
+        return self.private / NEIGHBOURS
 
     def exists(self) -> bool:
         """Whether a run of this name was started."""

@@ -39,8 +39,9 @@ from dp_ray.training.evaluation import evaluation_sizes
 from dp_ray.training.execution import describe_execution
 from dp_ray.training.journal import Journal
 from dp_ray.training.layout import ParameterLayout
+from dp_ray.training.neighbours import Neighbours
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.planted import PlantedGradients
+from dp_ray.training.planted import Planted
 from dp_ray.training.rehearsal import rehearse
 from dp_ray.training.run_directory import ENGINE, RunDirectory, deciding_fields
 from dp_ray.training.step import ShardWorker
@@ -131,6 +132,7 @@ class Session:
         worker: this worker's part of a step.
         untrained: what is not trained, as it was before the first step.
         lead: on rank 0, the coordinator and its files.
+        neighbours: on rank 0 of an audit, takes some sums once more without one of the examples.
     """
 
     task: Task
@@ -139,6 +141,7 @@ class Session:
     worker: ShardWorker
     untrained: Untrained
     lead: Lead | None
+    neighbours: Neighbours | None = None
 
 
 def open_session(
@@ -201,17 +204,20 @@ def open_session(
         engine=engine,
         device=device,
     )
-    planted = PlantedGradients.of(
+    planted = Planted.of(
         task.canaries,
-        layout,
+        model,
         plan.clipping,
-        num_examples=len(loaded.train),
+        num_classes=dataset.facts.num_classes,
+        max_grad_norm=plan.max_grad_norm,
         device=device,
     )
-    lead = None
+    lead, neighbours = None, None
     if collective.rank == 0:
         witness = None
         if task.canaries is not None:
+            key = task.canaries.choice_key
+            neighbours = Neighbours(task.run.neighbours, key, plan.steps)
             witness = open_witness(
                 task.run.seen,
                 task.canaries,
@@ -244,7 +250,7 @@ def open_session(
         if lead is not None:
             lead.close()
         raise
-    return Session(task, collective, dataset, worker, untrained, lead)
+    return Session(task, collective, dataset, worker, untrained, lead, neighbours)
 
 
 def _rehearse(

@@ -30,7 +30,7 @@ State = dict[str, str]
 """Place → digest of what is there."""
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, enum.Enum, range, slice)
-_TORCH_PLAIN = (torch.dtype, torch.device, torch.Size, torch.layout)
+_ALL_PLAIN = (*_PLAIN, torch.dtype, torch.device, torch.Size, torch.layout)
 
 _LIBRARIES = {*sys.stdlib_module_names, "dp_ray", "numpy", "opacus", "torch", "torchvision", "timm"}
 
@@ -103,7 +103,7 @@ class _Walk:
     def _visit(self, place: str, value: Any) -> None:
         while place in self.state:  # one name for two things
             place += "'"
-        if isinstance(value, _PLAIN + _TORCH_PLAIN):
+        if isinstance(value, _ALL_PLAIN):
             self.state[place] = f"{type(value).__name__} {value!r}"
             return
         if id(value) in self._first:
@@ -357,7 +357,7 @@ def _digest(value: Any) -> str:
         value = [(key, _digest(part)) for key, part in value.items()]
     elif isinstance(value, np.ndarray):
         value = value.tobytes()
-    elif not isinstance(value, (*_PLAIN, *_TORCH_PLAIN, list, tuple)):
+    elif not isinstance(value, (*_ALL_PLAIN, list, tuple)):
         return type(value).__name__  # whose representation may be an address
     return _hash(repr(value).encode())
 

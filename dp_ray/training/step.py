@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -19,12 +20,12 @@ from dp_ray.data.store import Examples
 from dp_ray.data.views import ViewMaker
 from dp_ray.keys import KeyedStream, SamplingKeys
 from dp_ray.privacy.clipping import Clipping
-from dp_ray.privacy.engines import Engine
+from dp_ray.privacy.engines import Engine, LossFunction
 from dp_ray.privacy.gradients import clipped_gradient_sum
 from dp_ray.training import feed
 from dp_ray.training.feed import MicrobatchInputs, ahead
 from dp_ray.training.layout import ParameterLayout
-from dp_ray.training.planted import PlantedGradients
+from dp_ray.training.planted import Planted
 from dp_ray.training.profile import part
 
 
@@ -87,7 +88,7 @@ class ShardWorker:
         microbatch_size: B; changes memory and speed alone.
         engine: computes a microbatch's sum; changes speed alone.
         device: where the network runs.
-        planted: in an audit, the examples whose gradients are given.
+        planted: in an audit, what is differentiated instead of ``model``'s loss.
     """
 
     model: nn.Module
@@ -101,27 +102,32 @@ class ShardWorker:
     microbatch_size: int
     engine: Engine
     device: torch.device
-    planted: PlantedGradients | None = None
+    planted: Planted | None = None
 
-    def clipped_sum(self, params: Tensor, assignment: Assignment) -> ShardSum:
-        """The shard's sum at parameters [P]; zero if nothing was drawn."""
+    def drawn(self, assignment: Assignment) -> NDArray[np.int64]:
+        """[n] ids of the shard's examples that take part in a step, ascending."""
+        address = {"incarnation": assignment.incarnation, "step": assignment.step}
+        return self.sampler.draw(KeyedStream(self.keys.draw, **address), self.shard)
+
+    def clipped_sum(
+        self, params: Tensor, assignment: Assignment, *, left_out: int | None = None
+    ) -> ShardSum:
+        """The shard's sum at parameters [P]; zero if nothing was drawn.
+
+        Args:
+            params: [P].
+            assignment: the step.
+            left_out: in an audit, the id of an example that is as if it had not been drawn.
+        """
         address = {"incarnation": assignment.incarnation, "step": assignment.step}
         norm = assignment.max_grad_norm
         with part("draw"):
-            drawn = self.sampler.draw(KeyedStream(self.keys.draw, **address), self.shard)
+            drawn = self.drawn(assignment)
+            drawn = drawn if left_out is None else drawn[drawn != left_out]
         view_stream = KeyedStream(self.keys.views, **address)
         dropout_stream = KeyedStream(self.keys.dropout, **address)
         vector = torch.zeros_like(params, dtype=torch.float64)
         statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=self.device)
-        if self.planted is not None:
-            drawn, canaries = self.planted.split(drawn)
-            for start in range(0, len(canaries), self.microbatch_size):
-                some = canaries[start : start + self.microbatch_size]
-                given, norms = self.planted.clipped_sum(some, norm)
-                vector += given
-                _count(
-                    norms, torch.zeros_like(norms), torch.ones_like(norms).bool(), norm, statistics
-                )
         with closing(self._inputs(drawn, view_stream, dropout_stream)) as batches:
             for batch in batches:
                 self._add(batch, params, norm, vector, statistics)
@@ -165,21 +171,28 @@ class ShardWorker:
         """Adds a microbatch; on a GPU, without waiting for it: nothing is copied to the host."""
         with part("views"):
             views = self.views.make(batch.images, self.views.parameters(batch.view_numbers))
+        model, layout, loss_fn = self._differentiated()
         with part("gradients"):
             piece = clipped_gradient_sum(
-                self.model,
-                self.layout.split(params),
+                model,
+                layout.split(params),
                 views,
                 batch.labels,
                 max_grad_norm=max_grad_norm,
                 clipping=self.clipping,
                 mask=batch.mask,
+                loss_fn=loss_fn,
                 dropout_seeds=batch.dropout_seeds,
                 engine=self.engine,
             )
         with part("add up"):
-            vector += self.layout.join(piece.gradients)
+            vector += layout.join(piece.gradients)
             _count(piece.norms, piece.losses, batch.mask, max_grad_norm, statistics)
+
+    def _differentiated(self) -> tuple[nn.Module, ParameterLayout, LossFunction]:
+        if self.planted is None:
+            return self.model, self.layout, F.cross_entropy
+        return self.planted.network, self.planted.layout, self.planted.loss
 
 
 def _count(

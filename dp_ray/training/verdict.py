@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,13 @@ from dp_ray.privacy.audit import Audit, audit_one_run, audit_runs, refutes
 from dp_ray.privacy.history import History
 from dp_ray.privacy.tradeoff import audit_history, can_refute
 from dp_ray.training.audit_directory import AuditSettings
+from dp_ray.training.neighbours import distances
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.run_directory import RunDirectory
 from dp_ray.training.witness import scores
+
+_FARTHEST = 1.01
+"""Over C. One example shifts the places of others, whose gradients a device may round otherwise."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +64,15 @@ class Verdict:
         epsilon_stated: likewise, by the run's own accountant.
         epsilon_lower: with the confidence no less was spent, if the steps and q are the ledger's.
         epsilon_lower_of_any: likewise, whatever the mechanism.
-        refuted: whether the claim is refuted by one of them.
+        refuted: whether the claim is refuted by one of them, or one example moved a sum by more
+            than C, on which the claim rests.
         can_refute: whether an attack that is always right would have refuted it.
         confidence: that both bounds hold.
         delta: δ of all three ε.
         guesses: of the attack that gives ``epsilon_lower``.
         right: how many of them are right.
+        moved: how far one example moved a sum at the most, over C; None if none was looked at.
+        looks: sums that were looked at for that.
     """
 
     epsilon_claimed: float
@@ -77,6 +85,8 @@ class Verdict:
     delta: float
     guesses: int
     right: int
+    moved: float | None = None
+    looks: int = 0
 
     def dump(self) -> dict[str, Any]:
         """Plain values."""
@@ -99,9 +109,12 @@ def judge(
     claims = [Claim.of(run) for run in runs]
     claim = max(claims, key=lambda c: c.epsilon)
     seen, coins = np.concatenate([scores(run.seen) for run in runs]), np.concatenate(included)
-    if settings.runs == 1:
-        return _judge_one(seen, coins, claim, settings.significance)
-    return _judge_many(seen, coins, claim, settings.significance)
+    judge_by_coins = _judge_one if settings.runs == 1 else _judge_many
+    verdict = judge_by_coins(seen, coins, claim, settings.significance)
+    moved = [distance for run in runs for distance in distances(run.neighbours)]
+    most = max((math.inf if math.isnan(d) else d for d in moved), default=None)
+    too_far = most is not None and most > _FARTHEST
+    return replace(verdict, refuted=verdict.refuted or too_far, moved=most, looks=len(moved))
 
 
 def _judge_one(

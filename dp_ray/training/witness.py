@@ -28,7 +28,7 @@ from dp_ray.storage import Folder
 from dp_ray.training.evaluation import logits_by_batch
 from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.planted import Directions, PlantedGradients
+from dp_ray.training.planted import Directions, Planted
 
 _QUARTILES = 1.349
 """Between the quartiles of a normal distribution lie so many standard deviations."""
@@ -133,7 +133,7 @@ def open_witness(
     model: nn.Module,
     layout: ParameterLayout,
     views: ViewMaker,
-    planted: PlantedGradients | None,
+    planted: Planted | None,
 ) -> Witness:
     """The witness that suits the canaries.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -152,7 +153,7 @@ def compared(engines: list[Engine]) -> list[str]:
     def task(worker: _Threads) -> str:
         check_same_arithmetic(
             worker,
-            model=model,
+            model=copy.deepcopy(model),  # threads must not share what functional_call fills in
             layout=ParameterLayout.of(model),
             views=ViewMaker(AugmentConfig(views=2, rotation=5), facts, torch.device("cpu")),
             facts=facts,

@@ -10,17 +10,21 @@ import pytest
 import torch
 from scipy import stats
 from support import MakeConfig, key_of
+from torch import Tensor, nn
 
 from dp_ray.data.canaries import Canaries, CanaryKind, plant
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import RunError
 from dp_ray.privacy.clipping import Clipping
+from dp_ray.privacy.engines import Engine, EngineName
+from dp_ray.privacy.gradients import clipped_gradient_sum
 from dp_ray.storage import open_folder
-from dp_ray.training.layout import ParameterLayout
-from dp_ray.training.planted import Directions, PlantedGradients
+from dp_ray.training.layout import trained_parameters
+from dp_ray.training.planted import Directions, Planted
 from dp_ray.training.witness import GradientWitness, Sight, scores
 
 KEY = key_of(5)
+COMPILED: tuple[EngineName, ...] = ("vmap_compiled", "per_layer_compiled")
 N = 1437
 CPU = torch.device("cpu")
 
@@ -31,13 +35,31 @@ def digits(make_config: MakeConfig) -> Dataset:
     return open_dataset(make_config().data)
 
 
-def planted(canaries: Canaries, clipping: Clipping = "flat") -> PlantedGradients:
-    """Gradient canaries in a network of two layers and 785 parameters."""
-    network = torch.nn.Sequential(torch.nn.Linear(20, 30), torch.nn.Linear(30, 5))
-    layout = ParameterLayout.of(network)
-    found = PlantedGradients.of(canaries, layout, clipping, num_examples=N, device=CPU)
+def planted(canaries: Canaries, clipping: Clipping = "flat") -> Planted:
+    """Gradient canaries in a network of two layers and 785 parameters, for five classes."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 5))
+    found = Planted.of(canaries, network, clipping, num_classes=5, max_grad_norm=1.0, device=CPU)
     assert found is not None
     return found
+
+
+def clipped_sum(
+    given: Planted, labels: list[int], norm: float, engine: EngineName = "vmap"
+) -> Tensor:
+    """[P] of as many examples, each with three views of its own, in one microbatch."""
+    views = torch.randn(len(labels), 3, 1, 4, 5, generator=torch.Generator().manual_seed(1))
+    found = clipped_gradient_sum(
+        given.network,
+        trained_parameters(given.network),
+        views,
+        torch.tensor(labels),
+        max_grad_norm=norm,
+        clipping=given.clipping,
+        loss_fn=given.loss,
+        engine=Engine(engine),
+    )
+    return given.layout.join(found.gradients)
 
 
 def test_coins_are_fair_and_have_a_key_of_their_own() -> None:
@@ -89,8 +111,10 @@ def test_only_included_canaries_are_mislabelled(digits: Dataset) -> None:
     assert set(shift) == set(range(1, 10))
     assert stats.chisquare(np.bincount(shift)[1:]).pvalue > 1e-3
     split = plant(digits, canaries).train
-    which = canaries.by_row(N)
     rows = canaries.rows(N)
+    canary = np.full(N, -1)
+    canary[canaries.replaced] = np.arange(1000)
+    which = canary[rows]
     assert np.array_equal(split.labels[which < 0], digits.train.labels[rows[which < 0]])
     assert np.array_equal(split.labels[which >= 0], wrong[which[which >= 0]])
     assert np.array_equal(np.unique(which[which >= 0]), np.flatnonzero(canaries.included))
@@ -103,12 +127,40 @@ def test_a_gradient_canary_adds_c_in_its_direction(clipping: Clipping, norm: flo
     given = planted(Canaries.draw("gradient", 40, N, key=KEY), clipping)
     share = 1 / np.sqrt(2) if clipping == "per_layer" else 1.0
     for which in (0, 7):
-        total, norms = given.clipped_sum(np.array([which]), norm)
-        assert float(norms) > norm
+        total = clipped_sum(given, [5 + which], norm)
         assert float(total.norm()) <= norm
-        assert float(given.directions.along(total)[which]) == pytest.approx(share * norm, rel=0.02)
+        along = given.directions.along(total)[which]
+        assert float(along) == pytest.approx(share * norm, rel=0.02)
         assert int((total != 0).sum()) == 1
     assert given.amplitude(norm) == pytest.approx(share, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["vmap", "per_layer", *(pytest.param(e, marks=pytest.mark.slow) for e in COMPILED)],
+)
+def test_canaries_and_examples_share_a_microbatch(engine: EngineName) -> None:
+    """The engine takes both; an example adds what it adds in a run without canaries."""
+    given = planted(Canaries.draw("gradient", 40, N, key=KEY))
+    together = clipped_sum(given, [2, 5 + 7, 4], 1.0, engine)
+    with_other = clipped_sum(given, [2, 5 + 9, 4], 1.0, engine)
+    directions = given.directions
+    change = torch.zeros_like(together)
+    for which, sign in ((7, 1.0), (9, -1.0)):
+        change[directions.parameter[which]] += sign * directions.sign[which]
+    assert float((together - with_other - change).abs().max()) < 1e-4
+    plain = clipped_gradient_sum(
+        given.network.network,
+        trained_parameters(given.network.network),
+        torch.randn(3, 3, 1, 4, 5, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([2, 0, 4]),
+        max_grad_norm=1.0,
+        mask=torch.tensor([True, False, True]),
+    )
+    of_examples = torch.cat([g.flatten() for g in plain.gradients.values()])
+    change = together - of_examples
+    change[directions.parameter[7]] -= directions.sign[7]
+    assert float(change.abs().max()) < 1e-4
 
 
 def test_directions_are_apart_and_of_either_sign() -> None:
@@ -120,18 +172,15 @@ def test_directions_are_apart_and_of_either_sign() -> None:
     assert torch.bincount(shared.parameter).tolist() == [14] * 50
 
 
-def test_a_draw_is_split_by_who_is_a_canary() -> None:
+def test_a_label_says_which_canary_an_example_is(digits: Dataset) -> None:
     drawn = Canaries.draw("gradient", 300, N, key=KEY)
-    given = planted(drawn)
-    images, canaries = given.split(np.arange(len(drawn.rows(N))))
-    assert np.array_equal(canaries, np.flatnonzero(drawn.included))
+    _, labels = plant(digits, drawn).train.read(np.arange(len(drawn.rows(N))))
+    assert np.array_equal(labels[labels >= 10] - 10, np.flatnonzero(drawn.included))
     rest = np.delete(np.arange(N), drawn.replaced)
-    assert np.array_equal(drawn.rows(N)[images], rest)
-    assert [len(part) for part in given.split(np.array([], dtype=np.int64))] == [0, 0]
-    mislabelled = replace(drawn, kind="mislabelled")
-    layout = given.layout
-    assert PlantedGradients.of(mislabelled, layout, "flat", num_examples=N, device=CPU) is None
-    assert PlantedGradients.of(None, layout, "flat", num_examples=N, device=CPU) is None
+    assert np.array_equal(drawn.rows(N)[labels < 10], rest)
+    network, settings = nn.Linear(2, 2), {"num_classes": 2, "max_grad_norm": 1.0, "device": CPU}
+    for other in (replace(drawn, kind="mislabelled"), None):
+        assert Planted.of(other, network, "flat", **settings) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rate", [0.3, 1.0])

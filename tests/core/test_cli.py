@@ -88,7 +88,7 @@ def test_train_evaluate_and_the_taken_name(config_file: Path) -> None:
 
 
 def test_evaluate_one_example_of_many_classes(config_file: Path, tmp_path: Path) -> None:
-    fake = ["--set", "data={name: fake, num_examples: 9, num_classes: 30}"]
+    fake = ["--set", "data={name: fake, num_examples: 9, num_classes: 30, image_size: 8}"]
     few = ["--set", "data.expected_batch_size=4", "--set", f"data.cache={tmp_path}/cache"]
     result = json.loads(run("train", config_file, *fake, *few, "--json").splitlines()[-1])
     drawn = tmp_path / "drawn.svg"
@@ -143,7 +143,7 @@ def test_ledger_says_what_was_spent_and_whether_it_verifies(
     facts = json.loads(last)
     assert facts["verified"]
     assert (facts["steps"], facts["charges"], facts["repeated"]) == (4, 4, 0)
-    assert facts["epsilon"] == facts["epsilon_by_accountant"]["prv"] == result["epsilon"]
+    assert facts["epsilon"] == facts["epsilon_by_accountant"]["rdp"] == result["epsilon"]
     assert set(facts["epsilon_by_accountant"]) == {"prv", "rdp", "pld"}
     assert "verifies" in lines[0]
 

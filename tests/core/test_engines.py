@@ -102,7 +102,8 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     ("name", "build"),
     [
         *((name, build) for name in PLAIN for build in (wide_resnet, tanh_cnn)),
-        *((name, tiny_cnn) for name in COMPILED),
+        ("per_layer_compiled", tiny_cnn),
+        pytest.param("vmap_compiled", tiny_cnn, marks=pytest.mark.slow),
         *(
             pytest.param(name, build, marks=pytest.mark.slow)
             for name in COMPILED
@@ -141,9 +142,9 @@ def test_equals_a_plain_loop(name: EngineName, build: type[nn.Module]) -> None:
     ("name", "build", "clipping"),
     [
         *(("per_layer", tanh_cnn, clipping) for clipping in get_args(Clipping)),
-        ("vmap_compiled", tiny_cnn, "flat"),
+        ("per_layer_compiled", tiny_cnn, "flat"),
         *(
-            pytest.param("vmap_compiled", tiny_cnn, clipping, marks=pytest.mark.slow)
+            pytest.param("per_layer_compiled", tiny_cnn, clipping, marks=pytest.mark.slow)
             for clipping in ("automatic", "per_layer")
         ),
     ],
@@ -188,7 +189,9 @@ def test_the_rule_for_convolutions_is_exact(
     assert distance(ours.gradients, plain.gradients) < 1e-12
 
 
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(
+    "name", ["per_layer_compiled", pytest.param("vmap_compiled", marks=pytest.mark.slow)]
+)
 def test_a_run_of_one_shape_compiles_once(name: EngineName) -> None:
     from torch._dynamo.utils import counters
 
@@ -210,7 +213,7 @@ def test_a_run_of_one_shape_compiles_once(name: EngineName) -> None:
 
 def test_what_is_compiled_saw_no_data() -> None:
     """The graph is made from shapes: it is right for values of which it never saw the like."""
-    network, engine = tiny_cnn(), Engine("vmap_compiled")
+    network, engine = tiny_cnn(), Engine("per_layer_compiled")
     views, labels = data()
     nothing = torch.zeros(5, dtype=torch.bool)
     first = run(engine, network, torch.zeros_like(views), torch.zeros_like(labels), nothing, 0.1)
@@ -261,7 +264,7 @@ class Linear(nn.Module):
         return x.flatten(1) @ self.weight
 
 
-@pytest.mark.parametrize("name", ["vmap", "vmap_compiled"])
+@pytest.mark.parametrize("name", ["vmap", pytest.param("vmap_compiled", marks=pytest.mark.slow)])
 def test_rounding_carries_no_neighbour_past_c(name: EngineName) -> None:
     """Without its first example all others move by a place, into microbatches that round anew.
 
@@ -338,7 +341,7 @@ def test_a_compiler_that_fails_is_told_of() -> None:
 
 
 def test_graphs_are_kept_apart_by_model_and_take_any_bound() -> None:
-    first, engine = tiny_cnn(), Engine("vmap_compiled")
+    first, engine = tiny_cnn(), Engine("per_layer_compiled")
     second = copy.deepcopy(first)
     with torch.no_grad():
         for parameter in second.parameters():

@@ -256,7 +256,13 @@ def test_nothing_finished_nothing_published(
     assert not search.directory.root.exists("release")
 
 
-@pytest.mark.parametrize("crash_at", ["search_report", "publish_search", "forget_losers"])
+@pytest.mark.parametrize(
+    "crash_at",
+    [
+        "publish_search",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("search_report", "forget_losers")),
+    ],
+)
 def test_the_best_is_chosen_once(
     make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch, crash_at: str
 ) -> None:

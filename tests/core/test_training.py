@@ -58,7 +58,7 @@ def test_a_run_leaves_what_it_says(make_config: MakeConfig) -> None:
     assert statement["epsilon"] == pytest.approx(plan.epsilon)
     assert statement["sample_rate"] == 64 / 1437
     assert (statement["steps"], statement["views"], statement["max_grad_norm"]) == (4, 2, 1.0)
-    assert statement["epsilon_by_accountant"]["prv"] == statement["epsilon"]
+    assert statement["epsilon_by_accountant"]["rdp"] == statement["epsilon"]
     assert statement["unit_of_privacy"]
     assert statement["assumptions"]
     assert (statement["warning"], statement["replay"]) == (REPLAYED, True)  # as tests' runs are

@@ -19,16 +19,26 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from support import key_of
-from torch import Tensor
+from torch import Tensor, nn
 
 from dp_ray.cluster.audit import run_audit
 from dp_ray.config import Config
 from dp_ray.config_file import parse_config
 from dp_ray.data.sampling import PoissonSampler
-from dp_ray.privacy import clipping
+from dp_ray.privacy import clipping, engines
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
+from dp_ray.training.rehearsal import Rehearsal
 
-FAULTS = ("noise off", "a quarter of the noise", "clipping off", "examples counted twice")
+FAULTS = (
+    "noise off",
+    "a quarter of the noise",
+    "clipping off",
+    "engine does not clip",
+    "examples counted twice",
+)
+
+LEAK = "network remembers"
+"""Seen by no canary: one example changes the gradients of others. See :class:`Remembering`."""
 
 
 @contextmanager
@@ -43,6 +53,11 @@ def broken(fault: str) -> Iterator[None]:
     def leave_as_it_is(norms_pb: dict[str, Tensor], norms_b: Tensor, *_: Any) -> dict[str, Tensor]:
         return dict.fromkeys(norms_pb, torch.ones_like(norms_b))
 
+    def sum_unclipped(
+        gradients: dict[str, Tensor], mask: Tensor, _: Tensor, rule: clipping.Clipping
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        return clipping.clip_and_sum(gradients, mask, torch.tensor(1e9).double(), rule)
+
     def draw_twice(self: PoissonSampler, *arguments: Any) -> NDArray[np.int64]:
         return np.repeat(draw(self, *arguments), 2)
 
@@ -51,6 +66,12 @@ def broken(fault: str) -> Iterator[None]:
             yield
     elif fault == "clipping off":
         with patch.object(clipping, "_factors", leave_as_it_is):
+            yield
+    elif fault == "engine does not clip":
+        with patch.object(engines, "clip_and_sum", sum_unclipped):
+            yield
+    elif fault == LEAK:
+        with patch.object(Rehearsal, "try_out"), patch.object(Rehearsal, "run"):
             yield
     elif fault == "examples counted twice":
         with patch.object(PoissonSampler, "draw", draw_twice):
@@ -65,6 +86,39 @@ def broken_worker(config: dict[str, Any], *, fault: str) -> None:
 
     with broken(fault):
         train_func_per_worker(config)
+
+
+class Remembering(nn.Module):
+    """A network that adds to what it sees what it saw in the call before: examples meet.
+
+    The rehearsal refuses it, unless it is broken.
+    """
+
+    def __init__(self, channels: int, num_classes: int, image_size: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(channels * image_size**2, 32)
+        self.output = nn.Linear(32, num_classes)
+        self.before: Tensor | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [n, classes] of images [n, C, H, W]."""
+        seen = images.flatten(1)
+        if self.training:
+            mixed = seen if self.before is None else seen + self.before
+            self.before = seen.detach().mean(0)
+            seen = mixed
+        return self.output(torch.tanh(self.hidden(seen)))
+
+
+def two_layers(channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """For ``model.name``: 6,010 parameters for grey images of 8 pixels a side, and quick."""
+    hidden = nn.Linear(channels * image_size**2, 80)
+    return nn.Sequential(nn.Flatten(), hidden, nn.Tanh(), nn.Linear(80, num_classes))
+
+
+def remembering(channels: int, image_size: int, num_classes: int) -> nn.Module:
+    """For ``model.name``."""
+    return Remembering(channels, num_classes, image_size)
 
 
 def audited(folder: Path, *, seed: int | None, workers: int = 0, name: str = "audit") -> Config:
@@ -82,6 +136,7 @@ def audited(folder: Path, *, seed: int | None, workers: int = 0, name: str = "au
                 "expected_batch_size": 400,
                 "cache": str(folder / "cache"),
             },
+            "model": {"name": "faults.broken:two_layers"},
             "privacy": {
                 "noise_multiplier": 1.0,
                 "steps": 20,

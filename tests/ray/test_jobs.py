@@ -20,7 +20,7 @@ from dp_ray.training.run_directory import PROGRESS, RunDirectory
 from dp_ray.yaml_text import write_yaml
 
 RUNTIME_ENV = Path(dp_ray.__file__).parents[1] / "cluster/runtime-env.yaml"
-STEPS = 400
+STEPS = 100
 OWN_MODEL = """
 import time
 from pathlib import Path
