@@ -157,7 +157,7 @@ def open_image_folder(config: DataConfig, facts: DataFacts) -> Splits:
     classes = match_classes(where, list(train.classes), list(test.classes))
     if len(classes) != facts.num_classes:
         others = sum(Path(path).parent == train.folder for _, path in train.skipped)
-        hint = f" and {others} entries that are none: see dp-ray data" if others else ""
+        hint = f"; skipped beside them: {others} (see dp-ray data)" if others else ""
         raise ConfigError(
             "data.num_classes",
             facts.num_classes,
@@ -210,7 +210,7 @@ def _check_classes(config: DataConfig, found: Scan) -> None:
         if not paths:
             path = found.folder / name
             skipped = sum(path in Path(other).parents for _, other in found.skipped)
-            problem = f"holds no image that is read ({skipped} other entries)"
+            problem = f"holds no image that is read (other entries: {skipped})"
             raise DataError(
                 f"{path} {problem}. Images have one of the suffixes {', '.join(sorted(SUFFIXES))}",
                 shared=f"data.root: class folder {label} of {split}/, counted from 0, {problem}",

@@ -125,7 +125,7 @@ def _open(folder: Path, facts: DataFacts) -> Dataset:
     dataset = Dataset(train, test, facts, digest, test_digest, notes)
     if len(train) != facts.num_examples:
         skipped = sum(dataset.notes[0].skipped.values())
-        hint = f" ({skipped} entries of train/ are none: see dp-ray data)" if skipped else ""
+        hint = f"; skipped in train/: {skipped} (see dp-ray data)" if skipped else ""
         raise ConfigError(
             "data.num_examples",
             facts.num_examples,
