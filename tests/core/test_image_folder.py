@@ -140,6 +140,9 @@ def test_what_a_system_leaves_is_no_class_and_no_example(
     name: str, place: str, root: Path, configure: Configure
 ) -> None:
     draw(root / place / name, 77)
+    found = scan(root / place.partition("/")[0])
+    assert list(found.classes) == ["a", "b"]
+    assert [reason for reason, _ in found.skipped] == [HIDDEN]
     dataset = open_dataset(configure())
     assert shades(dataset) == PLAIN
     assert dataset.skipped == {HIDDEN: 1}
