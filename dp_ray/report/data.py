@@ -5,6 +5,7 @@ All of it but :func:`skipped_line` is private.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,13 @@ def data_facts_of(dataset: Dataset, scans: Iterable[Scan], config: DataConfig) -
         "train": {"examples": len(dataset.train), **_without_names(dataset.notes[0])},
         "test": {"examples": len(dataset.test), **_without_names(dataset.notes[1])},
         "classes": [
-            {"label": label, "name": name, "train": train[label], "test": test[label]}
+            {"label": label, "name": _as_text(name), "train": train[label], "test": test[label]}
             for label, name in enumerate(class_names(dataset))
         ],
         "skipped": [
-            {"reason": reason, "path": path} for found in scans for reason, path in found.skipped
+            {"reason": reason, "path": _as_text(path)}
+            for found in scans
+            for reason, path in found.skipped
         ],
     }
 
@@ -106,6 +109,11 @@ def describe_skipped(scans: Iterable[Scan], beside: list[str], *, whole: bool = 
         others = ", ".join(map(_on_one_line, beside if whole else beside[:_SHOWN_NAMES]))
         lines.append(f"not read      {others}: only train/ and test/ are")
     return "\n".join(lines)
+
+
+def _as_text(name: str) -> str:
+    """A file's name as text that can be encoded, whatever its bytes are."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _without_names(notes: Notes) -> dict[str, Any]:

@@ -195,6 +195,19 @@ def test_it_works_for_every_source(
     assert sheet_of(found).shape[1] >= 640
 
 
+def test_names_that_are_no_text_are_shown_all_the_same(
+    look: Callable[..., tuple[dict[str, Any], str]], tmp_path: Path
+) -> None:
+    """Neither UTF-8 nor a terminal takes them as they are."""
+    for split in ("train", "test"):
+        (tmp_path / "images" / split / "$x_1$").rename(tmp_path / "images" / split / "\udcff")
+        (tmp_path / "images" / split / "\udcff" / "\udcfe.txt").touch()
+    found, text = look()
+    json.dumps(found, ensure_ascii=False).encode()
+    assert "train/\\udcff/\\udcfe.txt" in text
+    assert found["classes"][1]["name"] == "\\xff"
+
+
 def test_a_loader_that_fails_is_refused_as_in_a_run(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
