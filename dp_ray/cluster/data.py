@@ -18,7 +18,7 @@ from dp_ray.storage import Folder, LocalFolder, open_folder
 from dp_ray.training.run_directory import IGNORE
 
 SHEET = "contact_sheet.png"
-REPORT = "data.txt"
+REPORT = "report.txt"
 
 
 def look_at_data(config: Config, out: str | None, tell: Callable[[str], None]) -> dict[str, Any]:
