@@ -116,8 +116,9 @@ def _open(folder: Path, facts: DataFacts) -> Dataset:
         train, test = (_load_split(folder, name) for name in ("train", "test"))
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         digest, test_digest = meta["train_digest"], meta["test_digest"]
-        notes = Notes(**meta["train_notes"]), Notes(**meta["test_notes"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        # Copies of arrays by an earlier version have no notes, nor anything to note.
+        notes = Notes(**meta.get("train_notes", {})), Notes(**meta.get("test_notes", {}))
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"the decoded copy {folder} is damaged: {error}. Remove the folder: it is made anew",
             shared="the decoded copy of the data is damaged. Empty data.cache: it is made anew",
