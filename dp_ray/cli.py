@@ -89,6 +89,33 @@ def plan(
     _print_json(facts, as_json)
 
 
+@app.command()
+def data(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the report and the contact sheet go, for their owner's eyes alone; default "
+            "<train.storage_path>/<name>-data.",
+        ),
+    ] = None,
+    name: Name = None,
+    as_json: Json = False,
+) -> None:
+    """Look at the data as a run would read it: what was read, what was skipped, and examples.
+
+    Draws a contact sheet: examples of each class, and their K views. Trains nothing and costs no
+    privacy budget. What it prints and draws shows private data, and must not be published.
+    """
+    from dp_ray.cluster.data import look_at_data
+    from dp_ray.config_file import load_config
+
+    facts = look_at_data(load_config(config, overrides or (), name=name), out, _print)
+    _print_json(facts, as_json)
+
+
 def _worker_counts(given: list[str]) -> list[int]:
     """``["1,2", "8"]`` as numbers, ascending, each once."""
     counts = set()

@@ -17,6 +17,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
+Colour = Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]
 Budget = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
@@ -64,6 +65,11 @@ class DataConfig(Section):
     )
     std: list[Positive] | None = Field(
         None, description="Per-channel divisor, as public as mean. Else 0.5."
+    )
+    background: Literal["white", "black"] | Colour = Field(
+        "white",
+        description="What shows through transparent parts of the images in an image_folder: white, "
+        "black, or [red, green, blue], each from 0 to 255.",
     )
     evaluation: Literal["held_out", "public"] = Field(
         "held_out",

@@ -117,7 +117,7 @@ class Reader:
             assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
             return done.stdout
         _, name, *words = shlex.split(command)
-        if words and name in ("plan", *SMALL):
+        if words and name in ("plan", "data", *SMALL):
             given = (*SMALL.get(name, ()), *FASTER.get(words[0], ()))
             words[1:1] = [word for option in given for word in ("--set", option)]
         with pytest.MonkeyPatch.context() as patch:

@@ -65,8 +65,12 @@ def variables_of_job() -> set[str]:
     return set((job.get("runtime_env") or {}).get("env_vars") or {})
 
 
-def check_storage_path(path: str) -> None:
+def check_storage_path(path: str, field: str = "train.storage_path") -> None:
     """Refuses a place that ends with the job.
+
+    Args:
+        path: where something is to be kept.
+        field: by which it was given.
 
     Raises:
         ConfigError: the path is relative, and this is a job.
@@ -74,7 +78,7 @@ def check_storage_path(path: str) -> None:
     if _CONFIG not in os.environ or "://" in path or user_path(path).is_absolute():
         return
     raise ConfigError(
-        "train.storage_path",
+        field,
         path,
         "a submitted job works in a copy of the folder that it was submitted from, which Ray "
         "removes with all that is in it",

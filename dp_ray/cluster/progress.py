@@ -11,9 +11,10 @@ from typing import Any
 from rich.console import Console
 
 from dp_ray.cluster.live import LiveLines, say
+from dp_ray.report.data import skipped_line
 from dp_ray.report.words import about, duration
 from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.run_directory import ENGINE, PROGRESS, RunDirectory
+from dp_ray.training.run_directory import DATA, ENGINE, PROGRESS, RunDirectory
 
 _INTERVAL_S = 0.5
 _INTERVAL_OF_OBJECTS_S = 3.0
@@ -35,6 +36,7 @@ class ProgressLine(LiveLines):
         self._plan = plan
         self._note = "starting"
         self._engine_told = False
+        self._skipped_told = False
 
     def note(self, text: str) -> None:
         """What is going on, shown until there are numbers, or in front of them."""
@@ -42,12 +44,25 @@ class ProgressLine(LiveLines):
 
     def lines(self) -> list[str]:
         """See :class:`LiveLines`."""
+        self.tell_skipped()
         self.tell_engine()
         return [self.line()]
 
     def log_line(self) -> str:
         """See :class:`LiveLines`; rounded, because speed shows how many examples join a step."""
         return self.line(exact=False)
+
+    def tell_skipped(self) -> None:
+        """Says once what the workers left out of the data, where only they have it."""
+        if self._skipped_told:
+            return
+        try:
+            line = skipped_line(json.loads(self._run.private.read(DATA))["skipped"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return
+        self._skipped_told = True
+        if line is not None:
+            say(self._console, line)
 
     def tell_engine(self) -> None:
         """Says once how microbatches are computed, as soon as the workers have agreed on it.

@@ -25,12 +25,22 @@ from dp_ray.data.store import open_dataset
 from dp_ray.errors import RunError
 from dp_ray.keys import RunKey
 from dp_ray.privacy.ledger import Ledger
+from dp_ray.report.data import skipped_line
 from dp_ray.report.words import count
 from dp_ray.storage import LocalFolder
 from dp_ray.training.evaluation import METRIC_NAMES
 from dp_ray.training.plan import PrivacyPlan, check_feasible, make_plan
 from dp_ray.training.resume import plan_resumption
-from dp_ray.training.run_directory import ENGINE, PROGRESS, RAY, REFUSED, RESULT, STOP, RunDirectory
+from dp_ray.training.run_directory import (
+    DATA,
+    ENGINE,
+    PROGRESS,
+    RAY,
+    REFUSED,
+    RESULT,
+    STOP,
+    RunDirectory,
+)
 from dp_ray.training.session import Task
 from dp_ray.training.threads import usable_cores
 
@@ -80,7 +90,7 @@ def run_training(
         if resume:
             config, plan = take_up(run, config, attempt, tell, break_lock=break_lock)
         else:
-            plan = _begin(run, config, replay)
+            plan = _begin(run, config, replay, tell)
         task = Task(config, plan, run, attempt, profile, canaries)
         _warn_of_turns(config, tell)
         with ProgressLine(run, plan, console) as line, _stop_on_signal(run, line):
@@ -89,7 +99,8 @@ def run_training(
             else:
                 line.note(f"starting Ray and {count(config.cluster.max_workers, 'worker')}")
                 _in_thread(lambda: _train_on_ray(task, early, tell))
-            line.tell_engine()  # where there is no terminal nothing was told on the way
+            line.tell_skipped()  # where there is no terminal nothing was told on the way
+            line.tell_engine()
         return run.read_result()
 
 
@@ -101,10 +112,12 @@ def _train_on_ray(task: Task, early: EarlyRay, tell: Callable[[str], None]) -> N
     train_on_ray(task, tell=tell)
 
 
-def _begin(run: RunDirectory, config: Config, replay: RunKey | None) -> PrivacyPlan:
+def _begin(
+    run: RunDirectory, config: Config, replay: RunKey | None, tell: Callable[[str], None]
+) -> PrivacyPlan:
     run.check_free()
     plan = make_plan(config)
-    _try_data(config)
+    _try_data(config, tell)
     run.create(config, plan, replay=replay)
     return plan
 
@@ -141,7 +154,7 @@ def take_up(
         resumption = plan_resumption(run, ledger, config)
         config, before, plan = resumption.config, resumption.before, resumption.plan
         check_feasible(config, plan.steps)
-        _try_data(config)
+        _try_data(config, tell)
         if resumption.adds_steps:
             tell(
                 f"privacy.steps: raised from {before.steps} to {plan.steps}, and the run's ε from "
@@ -168,16 +181,18 @@ def _mark_running(run: RunDirectory, ledger: Ledger) -> None:
         run.write_result({**result, "epsilon": None} | dict.fromkeys(METRIC_NAMES))
 
 
-def _try_data(config: Config) -> None:
+def _try_data(config: Config, tell: Callable[[str], None]) -> None:
     """A mistake in the data shows before Ray is started, if the workers are on this machine."""
     if config.cluster.address is None:
-        open_dataset(config.data)
+        line = skipped_line(open_dataset(config.data).skipped)
+        if line is not None:
+            tell(line)
 
 
 def _clear_notes(run: RunDirectory) -> None:
     """What an earlier attempt left for whoever watched it."""
     for name in run.private.names():
-        if name in (STOP, PROGRESS, REFUSED, ENGINE) or name.startswith(f"{RAY}-"):
+        if name in (STOP, PROGRESS, REFUSED, ENGINE, DATA) or name.startswith(f"{RAY}-"):
             run.private.delete(name)
 
 

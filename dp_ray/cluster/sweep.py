@@ -22,6 +22,7 @@ from dp_ray.data.store import open_dataset
 from dp_ray.errors import ConfigError, DataError, RunError
 from dp_ray.keys import RunKey
 from dp_ray.privacy.lock import WriterLock
+from dp_ray.report.data import skipped_line
 from dp_ray.report.make import search_report
 from dp_ray.report.sweep import describe_search
 from dp_ray.storage import LocalFolder
@@ -111,7 +112,7 @@ def run_sweep(
     search, key = plan_sweep(sweep, console, replay=replay)
     example = search.example()
     with errors_for_log(LocalFolder(cache_path(example.data))):
-        _try_data(example)
+        _try_data(example, console)
     directory.lay_out()
     with _locked(directory):
         directory.check_free()  # still
@@ -249,10 +250,15 @@ def _with_neighbours(search: Search, config: Config) -> Config:
     )
 
 
-def _try_data(config: Config) -> None:
+def _try_data(config: Config, console: Console) -> None:
     """A mistake in the data shows before Ray is started, if the trials run on this machine."""
-    if config.cluster.address is None and len(open_dataset(config.data).test) == 0:
+    if config.cluster.address is not None:
+        return
+    dataset = open_dataset(config.data)
+    if len(dataset.test) == 0:
         raise DataError(
             f"data.name = {config.data.name!r} has no test examples, by which trials are compared: "
             "give it a test split"
         )
+    if (line := skipped_line(dataset.skipped)) is not None:
+        say(console, line)

@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dp_ray.config import DataConfig
 from dp_ray.data.catalog import DataFacts, data_facts
+from dp_ray.data.files import FOLDERS, root_of
+from dp_ray.data.image_folder import open_image_folder
+from dp_ray.data.splits import ArraySplit, Notes, Piece, Splits, slices
 from dp_ray.errors import ConfigError, DataError
 from dp_ray.imports import USER_ERRORS, cause_of, import_object
-from dp_ray.storage import user_path
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-
-class Split(Protocol):
-    """Images and labels that can be walked through once, in order, in pieces."""
-
-    def __len__(self) -> int: ...
-
-    def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        """Consecutive ([n, C, H, W] uint8, [n] int64) pairs."""
-        ...
-
-
-@dataclass(frozen=True)
-class ArraySplit:
-    """A split that is in memory already: images [N, C, H, W] uint8, labels [N]."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        """See :class:`Split`."""
-        for start in range(0, len(self), 4096):
-            part = slice(start, start + 4096)
-            yield self.images[part], self.labels[part]
-
-
-Splits = tuple[Split, Split]
-"""Training and test split."""
-
-FOLDERS = {
-    "mnist": ["MNIST"],
-    "fashion_mnist": ["FashionMNIST"],
-    "cifar10": ["cifar-10-batches-py"],
-    "image_folder": ["train", "test"],
-}
-"""Where below data.root the files lie."""
 
 
 def load_splits(config: DataConfig) -> Splits:
@@ -73,7 +31,7 @@ def load_splits(config: DataConfig) -> Splits:
         count = facts.num_examples
         return _FakeSplit(facts, count), _FakeSplit(facts, max(count // 5, 1))
     if config.name == "image_folder":
-        return _image_folder(config, facts)
+        return open_image_folder(config, facts)
     if ":" in config.name:
         return _own(config)
     return _torchvision(config)
@@ -99,50 +57,19 @@ class _FakeSplit:
 
     facts: DataFacts
     num_examples: int
+    notes: Notes = field(default_factory=Notes)
 
     def __len__(self) -> int:
         return self.num_examples
 
-    def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    def pieces(self) -> Iterator[Piece]:
         """See :class:`Split`."""
         generator = np.random.default_rng(self.num_examples)
         shape = (self.facts.channels, self.facts.image_size, self.facts.image_size)
-        for part in _parts(self.num_examples, shape):
+        for part in slices(self.num_examples, shape):
             count = part.stop - part.start
             images = generator.integers(0, 256, (count, *shape), dtype=np.uint8)
             yield images, generator.integers(0, self.facts.num_classes, count)
-
-
-def _parts(num_examples: int, shape: tuple[int, ...]) -> Iterator[slice]:
-    """Consecutive examples, as many at a time as 64 MiB hold."""
-    size = max(2**26 // math.prod(shape), 1)
-    for start in range(0, num_examples, size):
-        yield slice(start, min(start + size, num_examples))
-
-
-def root_of(config: DataConfig) -> Path:
-    """``data.root`` on this machine.
-
-    Raises:
-        ConfigError: it is not set, or not there.
-    """
-    if config.root is None:
-        raise ConfigError(
-            "data.root",
-            None,
-            f"{config.name} needs the folder that holds {FOLDERS[config.name][0]}/",
-            "Set data.root to it",
-        )
-    root = user_path(config.root)
-    if not root.is_dir() and not config.download:
-        remedy = f"Give the folder that holds {FOLDERS[config.name][0]}/"
-        if "$" in str(root):
-            remedy = f"Set what is unset in the environment there, or give it in full. {remedy}"
-        if config.name != "image_folder":
-            remedy += ", or set data.download=true"
-        problem = "no such folder" + ("" if str(root) == config.root else f" as {root}")
-        raise ConfigError("data.root", config.root, problem, remedy)
-    return root
 
 
 def _torchvision(config: DataConfig) -> Splits:
@@ -174,7 +101,7 @@ def _arrays(dataset: Any) -> ArraySplit:
     labels = np.asarray(dataset.targets, dtype=np.int64)
     if labels.shape != (len(images),):
         raise ValueError(f"{len(images)} images, and labels of shape {labels.shape}")
-    return ArraySplit(images, labels)
+    return ArraySplit(images, labels, Notes(classes=list(dataset.classes)))
 
 
 def _own(config: DataConfig) -> Splits:
@@ -239,94 +166,3 @@ def _array(values: Any, config: DataConfig, what: str) -> NDArray[Any]:
         f"data.name = {config.name!r}: {what} {problem}, and no numbers of one shape: return one "
         "array, images as uint8 [N, C, H, W] and labels as whole numbers [N]"
     )
-
-
-@dataclass(frozen=True)
-class _FolderSplit:
-    """Images below one folder a class, decoded, resized and cropped as they are walked through."""
-
-    name: str
-    samples: list[tuple[str, int]]
-    channels: int
-    image_size: int
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def pieces(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
-        for part in _parts(len(self), (self.channels, self.image_size, self.image_size)):
-            samples = self.samples[part]
-            images = np.stack([self._decode(part.start + i) for i in range(len(samples))])
-            yield images, np.array([label for _, label in samples], dtype=np.int64)
-
-    def _decode(self, index: int) -> NDArray[np.uint8]:
-        from PIL import Image, ImageOps
-
-        path, _ = self.samples[index]
-        try:
-            with Image.open(path) as file:
-                upright = ImageOps.exif_transpose(file)  # as viewers show it
-                image = _eight_bit(upright).convert("L" if self.channels == 1 else "RGB")
-        except Exception as error:  # Pillow raises a dozen kinds for broken files
-            raise DataError(
-                f"{path} is no readable image: {error}. Mend it, or take it away (then "
-                "data.num_examples is another)",
-                shared=f"data.root: image {index} of {self.name}/, counted from 0 in the order of "
-                f"class folders and names, is no readable image ({type(error).__name__}). Mend it, "
-                "or take it away (then data.num_examples is another)",
-            ) from error
-        # Shorter side to image_size, then the centre.
-        square = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BILINEAR)
-        pixels = np.asarray(square, dtype=np.uint8)
-        return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey, which Pillow's convert() would cut at 255.
-
-    Palettes with transparency are resolved, at which Pillow warns otherwise; others as they are.
-    """
-    from PIL import Image
-
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"its mode {image.mode} has no fixed range of brightness")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA")
-    return image
-
-
-def _image_folder(config: DataConfig, facts: DataFacts) -> Splits:
-    train, test = (_open_folder(config, split) for split in ("train", "test"))
-    if train.classes != test.classes:
-        differing = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
-        raise DataError(
-            f"data.root = {config.root!r}: train/ and test/ have different class folders "
-            f"({differing}), so equal labels would mean different classes",
-            shared=f"data.root: train/ and test/ have different class folders ({differing}), so "
-            "equal labels would mean different classes",
-        )
-    if len(train.classes) != facts.num_classes:
-        raise ConfigError(
-            "data.num_classes",
-            facts.num_classes,
-            f"train/ has {len(train.classes)} class folders",
-            "Make them agree",
-        )
-    return (
-        _FolderSplit("train", train.samples, facts.channels, facts.image_size),
-        _FolderSplit("test", test.samples, facts.channels, facts.image_size),
-    )
-
-
-def _open_folder(config: DataConfig, split: str) -> Any:
-    import torchvision
-
-    try:
-        return torchvision.datasets.ImageFolder(str(root_of(config) / split))
-    except (FileNotFoundError, OSError) as error:
-        raise DataError(
-            f"data.root = {config.root!r}: expected {split}/<class>/<image> below it: {error}",
-            shared=f"data.root: expected {split}/<class>/<image> below it",
-        ) from error

@@ -10,10 +10,11 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -22,7 +23,8 @@ from numpy.typing import NDArray
 from dp_ray.config import DataConfig
 from dp_ray.data.cache import Cache, unwritable
 from dp_ray.data.catalog import DataFacts, data_facts
-from dp_ray.data.readers import Split, Splits, load_splits
+from dp_ray.data.readers import load_splits
+from dp_ray.data.splits import Notes, Split, Splits
 from dp_ray.data.stamp import source_stamp
 from dp_ray.errors import ConfigError, DataError
 
@@ -59,13 +61,23 @@ class StoredSplit:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits, their public facts, and a digest of each split (private)."""
+    """Both splits, their public facts, and a digest of each split (private).
+
+    Attributes:
+        notes: what was noticed of the training and of the test split as they were read (private).
+    """
 
     train: Examples
     test: StoredSplit
     facts: DataFacts
     digest: str
     test_digest: str
+    notes: tuple[Notes, Notes] = field(default_factory=lambda: (Notes(), Notes()))
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Files and folders below data.root that are no examples, by reason."""
+        return dict(sum((Counter(notes.skipped) for notes in self.notes), Counter[str]()))
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -102,18 +114,23 @@ def open_dataset(config: DataConfig) -> Dataset:
 def _open(folder: Path, facts: DataFacts) -> Dataset:
     try:
         train, test = (_load_split(folder, name) for name in ("train", "test"))
-        digests = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        digest, test_digest = digests["train_digest"], digests["test_digest"]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        digest, test_digest = meta["train_digest"], meta["test_digest"]
+        # Copies of arrays by an earlier version have no notes, nor anything to note.
+        notes = Notes(**meta.get("train_notes", {})), Notes(**meta.get("test_notes", {}))
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(
             f"the decoded copy {folder} is damaged: {error}. Remove the folder: it is made anew",
             shared="the decoded copy of the data is damaged. Empty data.cache: it is made anew",
         ) from error
+    dataset = Dataset(train, test, facts, digest, test_digest, notes)
     if len(train) != facts.num_examples:
+        skipped = sum(dataset.notes[0].skipped.values())
+        hint = f"; skipped in train/: {skipped} (see dp-ray data)" if skipped else ""
         raise ConfigError(
             "data.num_examples",
             facts.num_examples,
-            f"the data has {len(train)} training examples",
+            f"the data has {len(train)} training examples{hint}",
             f"Set it to {len(train)} if that number may be public",
         )
     for split in (train, test):
@@ -124,7 +141,7 @@ def _open(folder: Path, facts: DataFacts) -> Dataset:
                 f"labels reach from {split.labels.min()} to {split.labels.max()}",
                 "Labels count from 0 to num_classes - 1",
             )
-    return Dataset(train, test, facts, digest, test_digest)
+    return dataset
 
 
 def _load_split(folder: Path, name: str) -> StoredSplit:
@@ -139,11 +156,11 @@ def _write(folder: Path, splits: Splits, facts: DataFacts) -> None:
     """Writes beside ``folder`` and renames: it is whole or not there."""
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        digests = {
-            f"{name}_digest": _write_split(temporary, name, split, facts)
-            for name, split in zip(("train", "test"), splits, strict=True)
-        }
-        (temporary / "meta.json").write_text(json.dumps(digests), encoding="utf-8")
+        meta: dict[str, Any] = {}
+        for name, split in zip(("train", "test"), splits, strict=True):
+            meta[f"{name}_digest"] = _write_split(temporary, name, split, facts)
+            meta[f"{name}_notes"] = split.notes.dump()
+        (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -152,6 +152,11 @@ class ViewMaker:
         """[B, C, H, W] uint8 → the same as float32, unchanged but for normalisation."""
         return (images.to(self._device).float() / 255 - self._mean) / self._std
 
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Normalised images [..., C, H, W] → uint8, as people see them."""
+        x = (images * self._std + self._mean).clamp(0, 1)
+        return (x * 255).round().to(torch.uint8)
+
     def _move(self, x: Tensor, parameters: ViewParameters) -> Tensor:
         config = self._config
         if config.horizontal_flip:

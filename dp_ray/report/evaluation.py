@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dp_ray.report.data import skipped_line
 from dp_ray.training.quality import CALIBRATION_BINS
 
 _ALL_SHOWN = 20
@@ -28,6 +29,7 @@ def describe_evaluation(result: dict[str, Any]) -> str:
         "not covered by ε",
         _calibration(result),
         *_confusions(result["largest_confusions"]),
+        *([line] if (line := skipped_line(result.get("skipped", {}))) else []),
         "",
         "class    examples  accuracy  95% interval",
         *_classes(result["per_class"]),

@@ -65,6 +65,7 @@ def evaluate_run(location: str, overrides: list[str]) -> dict[str, Any]:
         "run": location,
         "data_evaluation": config.data.evaluation,
         "test_loss": finite(loss / len(dataset.test)),
+        "skipped": dataset.notes[1].skipped,
         **quality(
             np.concatenate(labels),
             np.concatenate(predicted),

@@ -43,7 +43,7 @@ from dp_ray.training.neighbours import Neighbours
 from dp_ray.training.plan import PrivacyPlan
 from dp_ray.training.planted import Planted
 from dp_ray.training.rehearsal import rehearse
-from dp_ray.training.run_directory import ENGINE, RunDirectory, deciding_fields
+from dp_ray.training.run_directory import DATA, ENGINE, RunDirectory, deciding_fields, write_object
 from dp_ray.training.step import ShardWorker
 from dp_ray.training.untrained import Untrained
 from dp_ray.training.witness import Witness, open_witness
@@ -163,6 +163,8 @@ def open_session(
     keep_freed_memory()
     plan, loaded = task.plan, open_same_dataset(task.config.data, collective)
     dataset = loaded if task.canaries is None else plant(loaded, task.canaries)
+    if collective.rank == 0 and loaded.skipped and task.config.cluster.address is not None:
+        write_object(task.run.private, DATA, {"skipped": loaded.skipped})  # the driver has no data
     # What rank 0 initialises is broadcast, so only its seed matters, and only it needs weights.
     seed = 0
     if collective.rank == 0:

@@ -20,7 +20,7 @@ from dp_ray.config_file import load_config
 from dp_ray.report.words import duration
 from dp_ray.training.plan import make_plan
 
-COMMANDS = ("plan", "train", "tune", "audit", "evaluate", "ledger", "report", "config")
+COMMANDS = ("plan", "data", "train", "tune", "audit", "evaluate", "ledger", "report", "config")
 
 
 @pytest.fixture

@@ -591,7 +591,11 @@ def test_nothing_but_the_cache_is_written(
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
     assert config.cache is not None
     (meta,) = Path(config.cache).rglob("meta.json")
-    assert set(json.loads(meta.read_text(encoding="utf-8"))) == {"train_digest", "test_digest"}
+    text = meta.read_text(encoding="utf-8")
+    assert set(json.loads(text)) == {
+        f"{s}_{n}" for s in ("train", "test") for n in ("digest", "notes")
+    }
+    assert str(folder) not in text
 
 
 def test_mnist(real_data: Path, tmp_path: Path) -> None:
