@@ -25,7 +25,7 @@ from dp_ray.training.run_directory import RunDirectory, deciding_fields
 from dp_ray.training.verdict import judge
 
 MOST_CANARIES = 4000
-"""By default. More show more, and cost time only if they are mislabelled."""
+"""By default. More show more."""
 
 WARNING = (
     "Computed from the private data by a run with canaries in it: no ε that is stated elsewhere "
