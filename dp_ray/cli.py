@@ -242,6 +242,10 @@ class CanaryForm(StrEnum):
     MISLABELLED = "mislabelled"
 
 
+_TOLD_IN_A_JOB = ("name", "path", "status", "refuted", "can_refute")
+"""Of an audit's outcome; the rest has figures of the data, and others may read a job's log."""
+
+
 @app.command()
 def audit(
     config: ConfigFile,
@@ -282,8 +286,9 @@ def audit(
     It trains on the data: all that it leaves in <train.storage_path>/<name> must stay secret.
     """
     from dp_ray.cluster.audit import run_audit
+    from dp_ray.cluster.job import in_job
     from dp_ray.config_file import load_config
-    from dp_ray.report.audit import describe_audit
+    from dp_ray.report.audit import describe_audit, describe_verdict
 
     _check_break_lock(break_lock, resume)
     outcome = run_audit(
@@ -296,11 +301,15 @@ def audit(
         break_lock=break_lock,
         console=Console(stderr=True),
     )
-    _print(describe_audit(outcome))
+    if in_job():
+        _print(describe_verdict(outcome))
+        outcome = {name: outcome[name] for name in _TOLD_IN_A_JOB if name in outcome}
+    else:
+        _print(describe_audit(outcome))
     _print_json(outcome, as_json)
     if outcome["status"] == "stopped":
         raise typer.Exit(STOPPED)
-    if outcome["refuted"]:
+    if outcome.get("refuted"):
         raise typer.Exit(REFUTED)
 
 

@@ -11,10 +11,10 @@ from dp_ray.config import Config
 from dp_ray.data.cache import cache_path
 from dp_ray.data.image_folder import Scan, beside_splits, scan_splits
 from dp_ray.data.store import open_dataset
-from dp_ray.errors import DpRayError, StorageError
+from dp_ray.errors import ConfigError, DpRayError, StorageError
 from dp_ray.report.contact_sheet import draw_contact_sheet
 from dp_ray.report.data import data_facts_of, describe_data, describe_skipped, skipped_line
-from dp_ray.storage import Folder, LocalFolder, open_folder
+from dp_ray.storage import Folder, LocalFolder, open_folder, user_path
 from dp_ray.training.run_directory import IGNORE
 
 SHEET = "contact_sheet.png"
@@ -43,6 +43,7 @@ def look_at_data(config: Config, out: str | None, tell: Callable[[str], None]) -
     else:
         check_storage_path(out, "--out")
         folder = open_folder(out)
+    _check_place(folder, config)
     _lay_out(folder)
     with errors_for_log(folder, LocalFolder(cache_path(config.data))):
         scans: tuple[Scan, ...] = ()
@@ -81,6 +82,30 @@ def _tell_skipped(scans: tuple[Scan, ...], beside: list[str], tell: Callable[[st
         text = skipped_line(counts) or ""
     if text:
         tell(f"{text}\n")
+
+
+def _check_place(folder: Folder, config: Config) -> None:
+    """Refuse a folder whose files the two would be among: of the data, or the user's own.
+
+    Raises:
+        ConfigError: it is such a folder.
+    """
+    if not isinstance(path := folder.path, Path):
+        return
+    if config.data.root is not None:
+        root = user_path(config.data.root)
+        if path.resolve().is_relative_to(root.resolve()):
+            raise ConfigError(
+                "--out", str(path), f"lies in data.root, {root}", "Give a folder outside of it"
+            )
+    ours = {SHEET, REPORT, IGNORE}
+    if path.is_dir() and (others := sorted(p.name for p in path.iterdir() if p.name not in ours)):
+        raise ConfigError(
+            "--out",
+            str(path),
+            f"holds other files ({others[0]})",
+            "Give a new folder, or one that dp-ray data has made",
+        )
 
 
 def _lay_out(folder: Folder) -> None:

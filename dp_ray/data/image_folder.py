@@ -73,7 +73,7 @@ def scan(folder: Path) -> Scan:
         elif found.path.suffix.lower() not in SUFFIXES:
             reason = SUFFIX
         if reason is None:
-            classes[inside[0]].append(str(found.path))
+            classes.setdefault(inside[0], []).append(str(found.path))
         else:
             skipped.append((reason, str(found.path)))
     for paths in classes.values():

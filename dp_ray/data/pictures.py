@@ -98,11 +98,12 @@ def read_picture(
         try:
             return _decode(path, channels, image_size, background)
         except Exception:
-            rest = without_metadata(Path(path).read_bytes())
-            if rest is None:
-                raise
-            with suppress(Exception):
-                return _decode(io.BytesIO(rest), channels, image_size, background)
+            data = Path(path).read_bytes()
+            for profile in (True, False):  # which tells colours, unless it is what is damaged
+                rest = without_metadata(data, profile=profile)
+                if rest is not None:
+                    with suppress(Exception):
+                        return _decode(io.BytesIO(rest), channels, image_size, background)
             raise  # the first error says more
 
 

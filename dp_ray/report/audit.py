@@ -10,6 +10,11 @@ from dp_ray.training.audit_directory import AuditSettings
 _KINDS = {"gradient": "gradient canary", "mislabelled": "mislabelled canary"}
 
 
+_TOO_FEW = (
+    "mind          with so few canaries or runs nothing could have refuted this claim: give more"
+)
+
+
 def describe_start(settings: AuditSettings, place: str) -> str:
     """What an audit is about to do, and what that costs."""
     if settings.runs == 1:
@@ -49,20 +54,29 @@ def describe_audit(outcome: dict[str, Any]) -> str:
             "C is what the noise is scaled to"
         )
     if outcome["refuted"]:
-        why = f"the run shows ε = {lower:.4f}, and its ledger claims {claimed:.4f}"
-        if lower <= claimed:
-            why = f"one example moved a sum by {moved:.4f} C, and the ledger's ε rests on C"
+        why = []
+        if outcome["moved_too_far"]:
+            why.append(f"one example moved a sum by {moved:.4f} C, and the ledger's ε rests on C")
+        if lower >= claimed or not why:
+            why.append(f"the run shows ε = {lower:.4f}, and its ledger claims {claimed:.4f}")
         lines.append(
-            f"verdict       REFUTED: {why}. Publish no model of this configuration and code"
+            f"verdict       REFUTED: {'; '.join(why)}. Publish no model of this configuration and "
+            "code"
         )
     else:
         lines.append(f"verdict       not refuted: {lower:.4f} ≤ {claimed:.4f}")
     if not outcome["can_refute"]:
-        lines.append(
-            "mind          with so few canaries or runs nothing could have refuted this claim: "
-            "give more"
-        )
+        lines.append(_TOO_FEW)
     return "\n".join([*lines, f"keep secret   {outcome['path']}"])
+
+
+def describe_verdict(outcome: dict[str, Any]) -> str:
+    """The same for a job's log, which others may read: no figure, as all are of the data."""
+    if outcome["status"] == "stopped":
+        return describe_audit(outcome)
+    verdict = "REFUTED" if outcome["refuted"] else "not refuted"
+    lines = [f"verdict       {verdict}", *([] if outcome["can_refute"] else [_TOO_FEW])]
+    return "\n".join([*lines, f"keep secret   {outcome['path']}, where the figures are"])
 
 
 def _canaries(number: int, kind: str) -> str:

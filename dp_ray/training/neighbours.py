@@ -40,7 +40,7 @@ class Neighbours:
         self, worker: ShardWorker, params: Tensor, assignment: Assignment, vector: Tensor
     ) -> None:
         """Note how far one example moves the sum ``vector`` [P] of a step, over C."""
-        if assignment.step % max(self.steps // _LOOKS, 1):
+        if assignment.step % -(-self.steps // _LOOKS):
             return
         drawn = worker.drawn(assignment)
         if not len(drawn):
@@ -50,6 +50,8 @@ class Neighbours:
         without = worker.clipped_sum(params, assignment, left_out=int(drawn[chosen])).vector
         moved = float((vector - without).norm()) / assignment.max_grad_norm
         name = f"{assignment.step:08d}-{assignment.incarnation}.json"
+        if self.folder.exists(name):  # a step that is taken again, perhaps of another shard
+            moved = max(moved, float(json.loads(self.folder.read(name))))
         self.folder.write(name, json.dumps(repr(moved)).encode())
 
 

@@ -393,4 +393,6 @@ def deciding_fields(config: Config) -> dict[str, Any]:
     del fields["model.pretrained_norm"]  # follows from the weights, whose digest counts
     for may_change in ("data.root", "data.cache", "data.download", *said):
         del fields[may_change]
+    if config.data.name != "image_folder":
+        del fields["data.background"]  # of what has no transparent parts
     return fields | {"train.precision": config.train.precision}

@@ -72,7 +72,9 @@ class Verdict:
         guesses: of the attack that gives ``epsilon_lower``.
         right: how many of them are right.
         moved: how far one example moved a sum at the most, over C; None if none was looked at.
-        looks: sums that were looked at for that.
+        moved_too_far: whether that is more than C allows.
+        looks: sums that were looked at for that; none where all examples are gradient canaries,
+            which say nothing of the network.
     """
 
     epsilon_claimed: float
@@ -86,6 +88,7 @@ class Verdict:
     guesses: int
     right: int
     moved: float | None = None
+    moved_too_far: bool = False
     looks: int = 0
 
     def dump(self) -> dict[str, Any]:
@@ -111,10 +114,19 @@ def judge(
     seen, coins = np.concatenate([scores(run.seen) for run in runs]), np.concatenate(included)
     judge_by_coins = _judge_one if settings.runs == 1 else _judge_many
     verdict = judge_by_coins(seen, coins, claim, settings.significance)
-    moved = [distance for run in runs for distance in distances(run.neighbours)]
+    plan = PrivacyPlan.from_dump(runs[0].read_ledger().plan)
+    all_planted = settings.kind == "gradient" and settings.canaries >= plan.num_examples
+    looked = [] if all_planted else runs
+    moved = [distance for run in looked for distance in distances(run.neighbours)]
     most = max((math.inf if math.isnan(d) else d for d in moved), default=None)
     too_far = most is not None and most > _FARTHEST
-    return replace(verdict, refuted=verdict.refuted or too_far, moved=most, looks=len(moved))
+    return replace(
+        verdict,
+        refuted=verdict.refuted or too_far,
+        moved=most,
+        moved_too_far=too_far,
+        looks=len(moved),
+    )
 
 
 def _judge_one(

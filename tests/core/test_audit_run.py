@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from dp_ray import cli
 from dp_ray.cluster.audit import run_audit
+from dp_ray.cluster.job import IN_JOB
 from dp_ray.config import Config
 from dp_ray.data.canaries import Canaries
 from dp_ray.errors import ConfigError, ModelError, RunError
@@ -46,8 +47,7 @@ def test_no_alarm_where_privacy_holds(tmp_path: Path) -> None:
     assert found["can_refute"]
     assert 0 < found["epsilon_lower"] < found["epsilon_claimed"]
     assert 0 <= found["epsilon_lower_of_any"] <= found["epsilon_lower"]
-    assert found["looks"] == 20
-    assert 0.99 < found["moved"] <= 1.0001
+    assert (found["looks"], found["moved"]) == (0, None)  # canaries alone say nothing of a network
     assert (found["confidence"], found["delta"]) == (0.95, 1e-4)
     ledger = the_run(config).read_ledger()
     assert ledger.history == ((1.0, 0.1, 20),)  # q and N whatever the coins
@@ -114,7 +114,11 @@ def test_without_noise_a_release_holds_exactly_the_canaries_that_are_in(
 def test_real_examples_are_trained_on_beside_canaries(tmp_path: Path) -> None:
     config = audited(tmp_path, seed=1)
     with broken("noise off"):
-        assert audit(config)["canaries"] == 2000  # half of them, by default
+        found = audit(config)
+    assert found["canaries"] == 2000  # half of them, by default
+    assert found["looks"] == 20
+    assert 0.99 < found["moved"] <= 1.0001
+    assert not found["moved_too_far"]
     run = the_run(config)
     assert len(run.seen.names()) == 20
     line = json.loads(run.private.read("metrics.jsonl").splitlines()[0])
@@ -219,7 +223,13 @@ def test_many_runs_with_and_without_one_canary(tmp_path: Path, fault: str) -> No
     assert len(keys) == 24
 
 
-def test_the_command_fails_loudly(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_a_job", [False, True])
+def test_the_command_fails_loudly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_a_job: bool
+) -> None:
+    """In a job, whose log others may read, without a figure: each is computed from the data."""
+    if in_a_job:
+        monkeypatch.setenv(IN_JOB, "1")
     file = tmp_path / "small.yaml"
     values = audited(tmp_path, seed=0).dump()
     del values["name"]
@@ -228,9 +238,15 @@ def test_the_command_fails_loudly(tmp_path: Path) -> None:
     with broken("noise off"):
         result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == cli.REFUTED == 1
-    assert "REFUTED: the run shows ε" in result.stdout
-    assert json.loads(result.stdout.splitlines()[-1])["name"] == "small-audit"
+    told = json.loads(result.stdout.splitlines()[-1])
+    assert (told["name"], told["refuted"]) == ("small-audit", True)
     assert "stays secret" in result.stderr
+    if in_a_job:
+        assert "verdict       REFUTED\n" in result.stdout
+        assert "ε" not in result.stdout
+        assert told.keys() == {"name", "path", "status", "refuted", "can_refute"}
+        return
+    assert "REFUTED: the run shows ε" in result.stdout
     few = CliRunner().invoke(cli.app, [*arguments, "--canaries", "8", "--name", "few"])
     assert few.exit_code == 0
     assert "nothing could have refuted" in few.stdout

@@ -231,7 +231,12 @@ def test_another_background_is_another_copy(root: Path, configure: Configure) ->
 
 def test_the_background_decides_a_run(make_config: MakeConfig) -> None:
     """So keys depend on it, and a run is not resumed with another one."""
-    assert deciding_fields(make_config())["data.background"] == "white"
+    facts = {"num_examples": 4, "num_classes": 2, "image_size": 8, "channels": 3}
+    folder = {"name": "image_folder", "root": "images", "expected_batch_size": 2, **facts}
+    assert deciding_fields(make_config(data=folder))["data.background"] == "white"
+    black = deciding_fields(make_config(data={**folder, "background": "black"}))
+    assert black["data.background"] == "black"
+    assert "data.background" not in deciding_fields(make_config())  # digits have none
 
 
 @pytest.mark.parametrize("value", ["grey", [1, 2], [1, 2, 256], [0.5, 0, 0], 255, None])

@@ -113,6 +113,24 @@ def test_its_files_are_the_owners_alone(
     assert look()[0] == found  # again, in the same place
 
 
+def test_a_folder_of_the_data_or_of_the_user_is_refused(
+    look: Callable[..., tuple[dict[str, Any], str]], tmp_path: Path
+) -> None:
+    """Its files would be examples of the next run, or hidden from git by a .gitignore of ours."""
+    inside = tmp_path / "images/train/Jane Doe"
+    inside.chmod(0o700)
+    before = sorted(inside.iterdir())
+    with pytest.raises(ConfigError, match=r"--out.*lies in data.root.*outside of it"):
+        look(str(inside))
+    assert sorted(inside.iterdir()) == before
+    project = tmp_path / "project"
+    project.mkdir(mode=0o700)
+    (project / "notes.txt").touch()
+    with pytest.raises(ConfigError, match=r"--out.*holds other files \(notes.txt\)"):
+        look(str(project))
+    assert [path.name for path in project.iterdir()] == ["notes.txt"]
+
+
 def test_a_folder_that_others_can_read_is_refused(
     look: Callable[..., tuple[dict[str, Any], str]], tmp_path: Path
 ) -> None:

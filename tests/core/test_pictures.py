@@ -233,10 +233,22 @@ def test_damaged_metadata_of_a_jpeg_is_left_out(segment: bytes) -> None:
 
 def test_only_metadata_is_left_out() -> None:
     for data in (in_png(SOUND), in_jpeg(SOUND)):
-        rest = without_metadata(data + b"beyond")
+        rest = without_metadata(data + b"beyond", profile=False)
         assert rest is None or np.array_equal(pixels(rest), pixels(data))
-    assert without_metadata(saved(BRIGHT, "BMP")) is None
-    assert without_metadata(b"") is None
+    assert without_metadata(saved(BRIGHT, "BMP"), profile=False) is None
+    assert without_metadata(b"", profile=False) is None
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_damaged_comment_leaves_the_colours_as_they_are(kind: str) -> None:
+    profile = profile_of_swapped_primaries()
+    whole = saved(Image.new("RGB", (8, 8), RED), kind, icc_profile=profile)
+    damage = chunk(b"pHYs", b"\1"), b"\xed\0\x20Photoshop 3.0\0" + b"8BIM\x03\xed" + b"\xff" * 10
+    start = 33 if kind == "PNG" else 2
+    inside = damage[0] if kind == "PNG" else b"\xff" + damage[1]
+    found = read(whole[:start] + inside + whole[start:], size=1)
+    assert found.managed
+    assert np.array_equal(found.pixels, read(whole, size=1).pixels)
 
 
 # Transparency
