@@ -174,6 +174,7 @@ def own_code(shared_ray: SharedRay) -> None:
     (shared_ray.folder / "my_images.py").write_text(OWN_CODE)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_code")
 def test_own_loader_and_model_are_found_by_the_workers(make_config: MakeConfig) -> None:
     """With a frozen layer, which is drawn by numpy."""
