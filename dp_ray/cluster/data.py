@@ -10,6 +10,7 @@ from dp_ray.cluster.job import check_storage_path, errors_for_log, in_job
 from dp_ray.config import Config
 from dp_ray.data.cache import cache_path
 from dp_ray.data.image_folder import Scan, beside_splits, scan_splits
+from dp_ray.data.splits import added_up
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import ConfigError, DpRayError, StorageError
 from dp_ray.report.contact_sheet import draw_contact_sheet
@@ -72,14 +73,10 @@ def look_at_data(config: Config, out: str | None, tell: Callable[[str], None]) -
 
 
 def _tell_skipped(scans: tuple[Scan, ...], beside: list[str], tell: Callable[[str], None]) -> None:
-    if not in_job():
-        text = describe_skipped(scans, beside)
+    if in_job():
+        text = skipped_line(added_up(found.counts for found in scans))
     else:
-        counts: dict[str, int] = {}
-        for found in scans:
-            for reason, number in found.counts.items():
-                counts[reason] = counts.get(reason, 0) + number
-        text = skipped_line(counts) or ""
+        text = describe_skipped(scans, beside)
     if text:
         tell(f"{text}\n")
 

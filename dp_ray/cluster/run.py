@@ -99,7 +99,7 @@ def run_training(
             else:
                 line.note(f"starting Ray and {count(config.cluster.max_workers, 'worker')}")
                 _in_thread(lambda: _train_on_ray(task, early, tell))
-            line.tell_skipped()  # where there is no terminal nothing was told on the way
+            line.tell_skipped()  # without a terminal these two were not printed during the run
             line.tell_engine()
         return run.read_result()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -41,6 +42,14 @@ class Notes:
     def dump(self) -> dict[str, Any]:
         """Return plain values, from which ``Notes(**values)`` is made again."""
         return asdict(self)
+
+
+def added_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Add counts by reason, such as those of both splits."""
+    total = Counter[str]()
+    for part in counts:
+        total.update(part)
+    return dict(total)
 
 
 class Split(Protocol):

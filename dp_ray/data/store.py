@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +23,7 @@ from dp_ray.config import DataConfig
 from dp_ray.data.cache import Cache, unwritable
 from dp_ray.data.catalog import DataFacts, data_facts
 from dp_ray.data.readers import load_splits
-from dp_ray.data.splits import Notes, Split, Splits
+from dp_ray.data.splits import Notes, Split, Splits, added_up
 from dp_ray.data.stamp import source_stamp
 from dp_ray.errors import ConfigError, DataError
 
@@ -77,7 +76,7 @@ class Dataset:
     @property
     def skipped(self) -> dict[str, int]:
         """Files and folders below data.root that are no examples, by reason."""
-        return dict(sum((Counter(notes.skipped) for notes in self.notes), Counter[str]()))
+        return added_up(notes.skipped for notes in self.notes)
 
 
 def open_dataset(config: DataConfig) -> Dataset:

@@ -8,7 +8,6 @@ drawn examples left out; ε rests on the two being no further apart than C.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -49,10 +48,10 @@ class Neighbours:
         chosen = int(stream.words(drawn[:1].astype("u8"), 1)[0, 0] % len(drawn))
         without = worker.clipped_sum(params, assignment, left_out=int(drawn[chosen])).vector
         moved = float((vector - without).norm()) / assignment.max_grad_norm
-        name = f"{assignment.step:08d}-{assignment.incarnation}.json"
+        name = f"{assignment.step:08d}-{assignment.incarnation}"
         if self.folder.exists(name):  # a step that is taken again, perhaps of another shard
-            moved = max(moved, float(json.loads(self.folder.read(name))))
-        self.folder.write(name, json.dumps(repr(moved)).encode())
+            moved = max(moved, float(self.folder.read(name)))
+        self.folder.write(name, repr(moved).encode())
 
 
 def distances(folder: Folder) -> list[float]:
@@ -62,6 +61,6 @@ def distances(folder: Folder) -> list[float]:
         RunError: it cannot be read.
     """
     try:
-        return [float(json.loads(folder.read(name))) for name in sorted(folder.names())]
+        return [float(folder.read(name)) for name in sorted(folder.names())]
     except (OSError, ValueError) as error:
         raise RunError(f"{folder}: what the audit noted cannot be read: {error}") from error

@@ -335,7 +335,7 @@ def write_key(private: Folder, key: RunKey, *, replay: bool) -> None:
 
 
 def refuse_key_of_seed(key: RunKey, seed: int) -> None:
-    """Refuse to go on with a key that a published seed leads to.
+    """Refuse a key that can be computed from a published seed.
 
     Raises:
         ConfigError: an earlier version derived the key from the seed, which a release names now.

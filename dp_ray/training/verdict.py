@@ -32,12 +32,14 @@ class Claim:
         epsilon: of them, by the tightest accountant: what is held against.
         stated: likewise, by the run's own accountant.
         delta: δ.
+        num_examples: N.
     """
 
     history: History
     epsilon: float
     stated: float
     delta: float
+    num_examples: int
 
     @classmethod
     def of(cls, run: RunDirectory) -> Claim:
@@ -52,7 +54,7 @@ class Claim:
         tight, stated = (
             epsilon_of(name, ledger.history, plan.delta) for name in ("pld", plan.accountant)
         )
-        return cls(ledger.history, tight, stated, plan.delta)
+        return cls(ledger.history, tight, stated, plan.delta, plan.num_examples)
 
 
 @dataclass(frozen=True)
@@ -114,8 +116,7 @@ def judge(
     seen, coins = np.concatenate([scores(run.seen) for run in runs]), np.concatenate(included)
     judge_by_coins = _judge_one if settings.runs == 1 else _judge_many
     verdict = judge_by_coins(seen, coins, claim, settings.significance)
-    plan = PrivacyPlan.from_dump(runs[0].read_ledger().plan)
-    all_planted = settings.kind == "gradient" and settings.canaries >= plan.num_examples
+    all_planted = settings.kind == "gradient" and settings.canaries >= claim.num_examples
     looked = [] if all_planted else runs
     moved = [distance for run in looked for distance in distances(run.neighbours)]
     most = max((math.inf if math.isnan(d) else d for d in moved), default=None)
