@@ -36,7 +36,7 @@ test-all: $(VENV)/.installed-dev $(VENV)/s3-server/.installed  ## Run the slow t
 	$(PYTEST) -m slow $(ARGS)
 
 test-core: $(VENV)/.installed-dev  ## Run those of make test that need no Ray
-	$(BIN)/python -m pytest tests/core --numprocesses 2 -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest tests --ignore tests/on_ray --ignore tests/faults/test_with_ray.py --numprocesses 2 -m "not slow" $(ARGS)
 
 verify: $(VENV)/.installed-dev  ## Break each guarantee on purpose, and see its test fail: some minutes
 	PYTHONPATH=tests $(BIN)/python -m mutations --jobs 2
@@ -48,10 +48,10 @@ gpu-bundle: $(VENV)/.installed-dev  ## Pack build/gpu for a machine with a GPU; 
 	$(BIN)/python benchmarks/gpu/bundle.py --out build/gpu $(if $(DATA),--data $(DATA))
 
 docs: $(VENV)/.installed-dev  ## Write docs/configuration.md from the code
-	$(BIN)/python -m dp_ray.report.reference docs/configuration.md
+	$(BIN)/python -m dp_ray.reporting.reference docs/configuration.md
 
 docs-check: $(VENV)/.installed-dev  ## Run the commands of the documentation, follow its links
-	$(BIN)/python -m pytest tests/core/test_docs.py tests/ray/test_docs_on_ray.py
+	$(BIN)/python -m pytest tests/repository/test_docs.py tests/on_ray/test_docs_on_ray.py
 
 check: $(VENV)/.installed-dev  ## Lint, format and type checks
 	$(BIN)/ruff check .
@@ -68,9 +68,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 # An S3 server for the tests: what it needs contradicts constraints.txt.
-$(VENV)/s3-server/.installed: tests/s3_server.txt | $(VENV)/bin/python
+$(VENV)/s3-server/.installed: tests/helpers/s3_server.txt | $(VENV)/bin/python
 	$(BIN)/python -m venv $(VENV)/s3-server
-	$(VENV)/s3-server/bin/python -m pip install -qq --requirement tests/s3_server.txt
+	$(VENV)/s3-server/bin/python -m pip install -qq --requirement tests/helpers/s3_server.txt
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

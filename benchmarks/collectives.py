@@ -1,4 +1,4 @@
-"""What gloo's reduce and broadcast take, and whether dp_ray/training/scaling.py predicts steps.
+"""What gloo's reduce and broadcast take, and whether dp_ray/performance/scaling.py predicts steps.
 
     python benchmarks/collectives.py [--workers 1 2 4] [--json FILE]   measures, fits, checks
     python benchmarks/collectives.py --join RANK WORKERS ADDRESS       one process of several
@@ -28,19 +28,15 @@ import torch.multiprocessing as mp
 from scipy.optimize import nnls
 from torch import nn
 
-from dp_ray.cluster.local import NobodyToTell
-from dp_ray.config import Config
-from dp_ray.config_file import parse_config
-from dp_ray.data.catalog import data_facts
+from dp_ray.artifacts.journal import Journal
+from dp_ray.artifacts.run_directory import RunDirectory
+from dp_ray.config.files import parse_config
+from dp_ray.config.run import Config
+from dp_ray.data.facts import data_facts
 from dp_ray.data.store import open_dataset
 from dp_ray.models.build import build_model
-from dp_ray.training.collective import ProcessGroup
-from dp_ray.training.estimate import microbatch_seconds, parameter_count
-from dp_ray.training.journal import Journal
-from dp_ray.training.loop import train
-from dp_ray.training.plan import make_plan
-from dp_ray.training.run_directory import RunDirectory
-from dp_ray.training.scaling import (
+from dp_ray.performance.estimate import microbatch_seconds, parameter_count
+from dp_ray.performance.scaling import (
     Network,
     Work,
     broadcast_traffic,
@@ -48,9 +44,13 @@ from dp_ray.training.scaling import (
     release_seconds_per_parameter,
     step_time,
 )
+from dp_ray.performance.threads import usable_cores
+from dp_ray.training.collective import ProcessGroup
+from dp_ray.training.local import NobodyToTell
+from dp_ray.training.loop import train
+from dp_ray.training.preparation import make_plan
 from dp_ray.training.session import Task, open_session
 from dp_ray.training.step import ShardWorker
-from dp_ray.training.threads import usable_cores
 
 SIZES = (1, 10**5, 10**6, 10**7)
 WIDTHS = {376: 40, 3760: 30, 37600: 7}  # width of the hidden layer: steps; P is 266 times it

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from dp_ray.config import ModelConfig
-from dp_ray.data.catalog import DataFacts
+from dp_ray.config.run import ModelConfig
+from dp_ray.data.facts import DataFacts
+from dp_ray.gradients.clipped_sum import clipped_gradient_sum
+from dp_ray.gradients.engines.engine import Engine, EngineName, Precision, allow_tf32
 from dp_ray.models.build import build_model
-from dp_ray.privacy.engines import Engine, EngineName, Precision, allow_tf32
-from dp_ray.privacy.gradients import clipped_gradient_sum
 
 MAX_GRAD_NORM = 1.0
 

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from dp_ray.cluster.run import run_training
-from dp_ray.config import Config
-from dp_ray.config_file import parse_config
+from dp_ray.api.train import run_training
+from dp_ray.artifacts.journal import Journal
+from dp_ray.config.files import parse_config
+from dp_ray.config.run import Config
 from dp_ray.training.coordinator import Coordinator
-from dp_ray.training.journal import Journal
 
 CASES: dict[str, dict[str, Any]] = {
     "WRN-16-4, B̄ = 256, K = 4, each step": {

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dp_ray.cluster.run import run_training
-from dp_ray.config_file import load_config
+from dp_ray.api.train import run_training
+from dp_ray.config.files import load_config
 
 
 def main() -> None:

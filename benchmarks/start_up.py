@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dp_ray.training.run_directory import METRICS, PROGRESS
+from dp_ray.artifacts.run_directory import METRICS, PROGRESS
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from contenders import NETWORKS, Call, Case, contenders, in_float64
 
-from dp_ray.training.allocator import keep_freed_memory
+from dp_ray.performance.allocator import keep_freed_memory
 
 CASES = (
     Case("WRN-16-4", 8, 4),
@@ -85,7 +85,7 @@ def difference(found: torch.Tensor | None, expected: torch.Tensor) -> float | No
 def is_wrong(name: str, difference: float | None) -> bool:
     """Whether a result is further from float64 than rounding at kinks takes it.
 
-    The limits are those by which a run refuses an engine (``training/engine_trial.py``).
+    The limits are those by which a run refuses an engine (``performance/engine_trial.py``).
     """
     limit = 0.5 if "bfloat16" in name else 0.03
     return difference is not None and not difference <= limit

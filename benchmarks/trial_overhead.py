@@ -18,8 +18,8 @@ from typing import Any
 
 from rich.console import Console
 
-from dp_ray.cluster.sweep import run_sweep
-from dp_ray.sweep_config import parse_sweep
+from dp_ray.api.tune import run_sweep
+from dp_ray.config.search import parse_sweep
 
 
 def sweep(folder: Path, trials: int, workers: int) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
-from dp_ray.cluster.run import run_training
-from dp_ray.config_file import parse_config
+from dp_ray.api.train import run_training
+from dp_ray.config.files import parse_config
 
 CASES: dict[str, dict[str, Any]] = {
     "WRN-16-4, B̄ = 64, K = 4": {

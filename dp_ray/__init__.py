@@ -10,20 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dp_ray.config import Config as Config
-    from dp_ray.config_file import load_config as load_config
+    from dp_ray.config.files import load_config as load_config
+    from dp_ray.config.run import Config as Config
     from dp_ray.errors import DpRayError as DpRayError
-    from dp_ray.privacy.gradients import ClippedSum as ClippedSum
-    from dp_ray.privacy.gradients import clipped_gradient_sum as clipped_gradient_sum
+    from dp_ray.gradients.clipped_sum import ClippedSum as ClippedSum
+    from dp_ray.gradients.clipped_sum import clipped_gradient_sum as clipped_gradient_sum
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "ClippedSum": "dp_ray.privacy.gradients",
-    "Config": "dp_ray.config",
+    "ClippedSum": "dp_ray.gradients.clipped_sum",
+    "Config": "dp_ray.config.run",
     "DpRayError": "dp_ray.errors",
-    "clipped_gradient_sum": "dp_ray.privacy.gradients",
-    "load_config": "dp_ray.config_file",
+    "clipped_gradient_sum": "dp_ray.gradients.clipped_sum",
+    "load_config": "dp_ray.config.files",
 }
 
 __all__ = ["ClippedSum", "Config", "DpRayError", "clipped_gradient_sum", "load_config"]

@@ -71,9 +71,9 @@ def plan(
     Of privacy.epsilon, privacy.noise_multiplier and privacy.steps two are given; the third is
     printed here, with the ε curve over the steps.
     """
-    from dp_ray.config_file import load_config
-    from dp_ray.report.plan import describe_plan, plan_facts
-    from dp_ray.report.scaling import describe_scaling, scaling_facts
+    from dp_ray.config.files import load_config
+    from dp_ray.reporting.plan import describe_plan, plan_facts
+    from dp_ray.reporting.scaling import describe_scaling, scaling_facts
 
     counts = _worker_counts(workers or [])
     for option, value in (("--latency-us", latency_us), ("--bandwidth-gbit", bandwidth_gbit)):
@@ -109,8 +109,8 @@ def data(
     Draws a contact sheet: examples of each class, and their K views. Trains nothing and costs no
     privacy budget. What it prints and draws shows private data, and must not be published.
     """
-    from dp_ray.cluster.data import look_at_data
-    from dp_ray.config_file import load_config
+    from dp_ray.api.data import look_at_data
+    from dp_ray.config.files import load_config
 
     facts = look_at_data(load_config(config, overrides or (), name=name), out, _print)
     _print_json(facts, as_json)
@@ -167,10 +167,10 @@ def train(
     Ctrl-C stops after the step at hand, with a checkpoint and exit code 130; --resume goes on.
     More privacy.steps (and the privacy.epsilon that they cost) may be given with it.
     """
-    from dp_ray.cluster.run import run_training
-    from dp_ray.config_file import load_config
-    from dp_ray.report.summary import describe_result
-    from dp_ray.training.run_directory import read_replay_key
+    from dp_ray.api.train import run_training
+    from dp_ray.artifacts.run_directory import read_replay_key
+    from dp_ray.config.files import load_config
+    from dp_ray.reporting.summary import describe_result
 
     loaded = load_config(config, overrides or (), name=name)
     _check_break_lock(break_lock, resume)
@@ -215,10 +215,10 @@ def tune(
 
     Ctrl-C stops with exit code 130; --resume goes on, without running a finished trial again.
     """
-    from dp_ray.cluster.sweep import plan_sweep, run_sweep
-    from dp_ray.report.sweep import describe_search, describe_sweep_result, search_facts
-    from dp_ray.sweep_config import load_sweep
-    from dp_ray.tuning.cost import search_cost
+    from dp_ray.api.tune import plan_sweep, run_sweep
+    from dp_ray.config.search import load_sweep
+    from dp_ray.reporting.search import describe_search, describe_sweep_result, search_facts
+    from dp_ray.search.cost import search_cost
 
     loaded, console = load_sweep(config, overrides or (), name=name), Console(stderr=True)
     if dry_run:
@@ -285,10 +285,10 @@ def audit(
 
     It trains on the data: all that it leaves in <train.storage_path>/<name> must stay secret.
     """
-    from dp_ray.cluster.audit import run_audit
-    from dp_ray.cluster.job import in_job
-    from dp_ray.config_file import load_config
-    from dp_ray.report.audit import describe_audit, describe_verdict
+    from dp_ray.api.audit import run_audit
+    from dp_ray.auditing.report import describe_audit, describe_verdict
+    from dp_ray.config.files import load_config
+    from dp_ray.on_ray.job import in_job
 
     _check_break_lock(break_lock, resume)
     outcome = run_audit(
@@ -332,8 +332,8 @@ def evaluate(
     Prints accuracy in all and for each class, with 95% intervals, the calibration error and the
     largest confusions, and draws the confusion matrix.
     """
-    from dp_ray.report.confusion import picture_file, save_confusion
-    from dp_ray.report.evaluation import describe_evaluation
+    from dp_ray.reporting.confusion import picture_file, save_confusion
+    from dp_ray.reporting.evaluation import describe_evaluation
     from dp_ray.training.evaluate_run import evaluate_run
 
     file = picture_file(run, picture)
@@ -358,7 +358,7 @@ def ledger(
     as_json: Json = False,
 ) -> None:
     """Verify a run's ledger and show what was spent: steps, repeats, ε by each accountant."""
-    from dp_ray.report.ledger import describe_ledger, ledger_facts, repair_ledger
+    from dp_ray.reporting.ledger import describe_ledger, ledger_facts, repair_ledger
 
     if repair:
         repair_ledger(run)
@@ -406,7 +406,7 @@ def report(
 
     The page is one file, without scripts, and loads nothing.
     """
-    from dp_ray.report.make import write_report
+    from dp_ray.reporting.make import write_report
 
     result = write_report(location, public=public, form=form.value, output=output)
     _print(f"report        {result['report']}")
@@ -422,8 +422,8 @@ def config(
     as_json: Json = False,
 ) -> None:
     """Print every field with its meaning, and its default or a file's value."""
-    from dp_ray.config_file import load_config
-    from dp_ray.report.fields import describe_config, field_reference
+    from dp_ray.config.files import load_config
+    from dp_ray.reporting.fields import describe_config, field_reference
 
     if file is None and overrides:
         raise typer.BadParameter("--set changes a file's values: name the file")
@@ -457,7 +457,7 @@ def main() -> None:
     try:
         app(prog_name="dp-ray")
     except DpRayError as error:
-        from dp_ray.cluster.job import message_of
+        from dp_ray.on_ray.job import message_of
 
         text = _in_one_line(f"dp-ray: {message_of(error)}")
         Console(stderr=True).print(text, style="bold", markup=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import surroundings  # isort: skip  # sets the environment, which libraries read when imported
+from helpers import surroundings  # isort: skip  # sets what libraries read when imported
 
 import os
 from collections.abc import Iterator
@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import MakeConfig, config_maker
+from helpers.support import MakeConfig, config_maker
 
-_STARTS_RAY = ("tests/ray/", "tests/faults/test_with_ray.py")
-_COMPILES = ("tests/core/test_engines.py",)
+pytest_plugins = ["helpers.sweep_fixture"]
+
+_STARTS_RAY = ("tests/on_ray/", "tests/faults/test_with_ray.py")
+_COMPILES = ("tests/gradients/test_engines.py",)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -21,13 +21,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dp_ray.cluster.run import run_training
-from dp_ray.config import AugmentConfig, Config
-from dp_ray.config_file import load_config
+from dp_ray.api.train import run_training
+from dp_ray.config.files import load_config
+from dp_ray.config.run import AugmentConfig, Config
 from dp_ray.data.views import ViewMaker
+from dp_ray.gradients.engines.engine import EngineName, Precision
 from dp_ray.keys import KeyedStream, RunKey
-from dp_ray.privacy.engines import EngineName, Precision
-from dp_ray.training.device import prepare_device
+from dp_ray.performance.device import prepare_device
 from dp_ray.training.step import Assignment, ShardWorker
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dp_ray.data.sampling import PoissonSampler, Shard
 from dp_ray.keys import KeyedStream, RunKey
+from dp_ray.privacy.sampling import PoissonSampler, Shard
 
 
 def fixed_key() -> RunKey:

@@ -150,7 +150,7 @@ def measure(job: Job, file: Path, folder: Path) -> None:
     """Measures the steps of a job, and appends a line for each to a file."""
     import torch
 
-    from dp_ray.training.device import prepare_device
+    from dp_ray.performance.device import prepare_device
 
     device = torch.device(job.case.device)
     prepare_device(device)

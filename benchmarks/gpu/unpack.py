@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from learning import RECIPE, cache, cifar10
 
-from dp_ray.config_file import load_config
+from dp_ray.config.files import load_config
 from dp_ray.data.store import open_dataset
 
 FEW = 40

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp_ray.config import DataConfig
+from dp_ray.config.run import DataConfig
 from dp_ray.errors import ConfigError, DataError
 from dp_ray.storage import user_path
 
@@ -134,3 +134,15 @@ def _place(part: Path, number: int) -> str:
 def _raise(error: OSError) -> None:
     if not isinstance(error, FileNotFoundError):  # which data.download may mend
         raise error
+
+
+def skipped_line(skipped: dict[str, int]) -> str | None:
+    """A line about entries below data.root that are no examples; None if there are none.
+
+    It names no file, so that a log may have it.
+    """
+    if not skipped:
+        return None
+    reasons = ", ".join(f"{number:,} {reason}" for reason, number in skipped.items())
+    entries = "1 entry" if (total := sum(skipped.values())) == 1 else f"{total:,} entries"
+    return f"data.root: {entries} skipped: {reasons}; dp-ray data names them"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from importlib.metadata import version
 
-from dp_ray.config import DataConfig
+from dp_ray.config.run import DataConfig
 from dp_ray.data.files import FOLDERS, root_of, walk
-from dp_ray.data.readers import load_splits
+from dp_ray.data.sources.registry import load_splits
 
 _DECODING = "decoding 3"
 """Changes with what is made of the same files."""

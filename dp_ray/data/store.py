@@ -19,10 +19,10 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from dp_ray.config import DataConfig
+from dp_ray.config.run import DataConfig
 from dp_ray.data.cache import Cache, unwritable
-from dp_ray.data.catalog import DataFacts, data_facts
-from dp_ray.data.readers import load_splits
+from dp_ray.data.facts import DataFacts, data_facts
+from dp_ray.data.sources.registry import load_splits
 from dp_ray.data.splits import Notes, Split, Splits, added_up
 from dp_ray.data.stamp import source_stamp
 from dp_ray.errors import ConfigError, DataError

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from dp_ray.config import ModelConfig
-from dp_ray.current_layer import current_layer
-from dp_ray.data.catalog import DataFacts
+from dp_ray.config.run import ModelConfig
+from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError, ModelError
 from dp_ray.imports import import_object
+from dp_ray.models.current_layer import current_layer
 from dp_ray.models.networks import GroupNormCNN, TanhCNN
 from dp_ray.models.nf_resnet import NormFreeResNet
 from dp_ray.models.trainable import choose_trainable

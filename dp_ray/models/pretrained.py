@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dp_ray.config import ModelConfig
+from dp_ray.config.run import ModelConfig
+from dp_ray.config.weights import SUFFIXES as _SUFFIXES
 from dp_ray.errors import ConfigError
 from dp_ray.models.trainable import find_head
 from dp_ray.storage import user_path
-from dp_ray.weights import SUFFIXES as _SUFFIXES
 
 _SHOWN = 3
 

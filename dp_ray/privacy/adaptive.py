@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dp_ray.privacy.clipping import SMALLEST_CLIP
+from dp_ray.gradients.clipping import SMALLEST_CLIP
 
 _LARGEST_CLIP = 1e9
 

@@ -11,18 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dp_ray.config import DataConfig
-from dp_ray.data.catalog import DataFacts
-from dp_ray.data.sampling import PoissonSampler, Shard
+from dp_ray.config.run import DataConfig
+from dp_ray.data.facts import DataFacts
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import DataError, DpRayError, RunError
+from dp_ray.gradients.clipping import Clipping
+from dp_ray.gradients.engines.engine import Engine
+from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.keys import SamplingKeys
-from dp_ray.privacy.clipping import Clipping
-from dp_ray.privacy.engines import Engine
+from dp_ray.performance.machine import describe_machine
+from dp_ray.privacy.sampling import PoissonSampler, Shard
 from dp_ray.training.collective import Collective
-from dp_ray.training.execution import describe_machine
-from dp_ray.training.layout import ParameterLayout
 from dp_ray.training.step import Assignment, ShardWorker
 
 _LENGTH = 2000

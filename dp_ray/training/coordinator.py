@@ -15,19 +15,19 @@ import struct
 import torch
 from torch import Tensor, nn
 
-from dp_ray.config import Config
+from dp_ray.artifacts.checkpoint import Checkpoint, Checkpoints
+from dp_ray.config.run import Config
 from dp_ray.errors import DivergedError, RunError
+from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.keys import KeyedStream, RunKey
+from dp_ray.ledger.balance import Charge, Execution
+from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.privacy.accounting import epsilon_of
-from dp_ray.privacy.balance import Charge, Execution
-from dp_ray.privacy.ledger import Ledger, Verdict
 from dp_ray.privacy.noise import KeyedNoiseOptimizer, noised_count
-from dp_ray.training.checkpoint import Checkpoint, Checkpoints
-from dp_ray.training.layout import ParameterLayout
+from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.training.optimizers import build_optimizer
-from dp_ray.training.plan import PrivacyPlan
+from dp_ray.training.probe import Observation, ReleaseObserver
 from dp_ray.training.step import Assignment, ShardSum
-from dp_ray.training.witness import Sight, Witness
 
 
 class Coordinator:
@@ -46,7 +46,7 @@ class Coordinator:
             anew each time.
         untrained_digest: of frozen parameters and buffers, which no checkpoint holds; likewise.
         execution: how this run is executed: what decides whether sums repeat bit for bit.
-        witness: in an audit, who sees every release.
+        observer: in an audit, sees every release.
 
     Raises:
         RunError: the run was started with another network or other data, or its checkpoints are
@@ -68,10 +68,10 @@ class Coordinator:
         weights_digest: str | None,
         untrained_digest: str,
         execution: Execution,
-        witness: Witness | None = None,
+        observer: ReleaseObserver | None = None,
     ) -> None:
         self._plan = plan
-        self._witness = witness
+        self._observer = observer
         self._layout = layout
         self._checkpoints = checkpoints
         self._noise_key = run_key.derive("noise")
@@ -89,9 +89,9 @@ class Coordinator:
             expected_batch_size=plan.expected_batch_size,
             normalize_update=config.optimizer.normalize_update,
         )
-        if witness is not None:
+        if observer is not None:
             self._optimizer.attach_step_hook(self._keep_noised)
-        self._noised = torch.empty(0)  # the latest update, kept if there is a witness
+        self._noised = torch.empty(0)  # the latest update, kept for the observer
         self._max_grad_norm = plan.max_grad_norm
         self._step = 0
         self._diverged = False  # from the run that the ledger's later records are of
@@ -172,12 +172,13 @@ class Coordinator:
             self._average.lerp_(self._vector, 1 - self._warm_decay())
         if not bool(self.published_params.isfinite().all() & self._vector.isfinite().all()):
             raise DivergedError(f"the parameters after step {self._step}", self._ledger.charges)
-        if self._witness is not None:
+        if self._observer is not None:
             noised = self._noised * self._plan.expected_batch_size
             if not self._optimizer.normalize_update:
                 noised /= total.sensitivity
-            sight = Sight(assignment.step, assignment.incarnation, noised, self.published_params)
-            self._witness.see(sight)
+            self._observer.observe(
+                Observation(assignment.step, assignment.incarnation, noised, self.published_params)
+            )
         self._step += 1
         return True
 

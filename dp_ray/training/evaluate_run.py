@@ -9,20 +9,20 @@ import torch
 from safetensors.torch import load
 from torch.nn.functional import cross_entropy
 
-from dp_ray.config import Config
-from dp_ray.config_file import apply_override, check_keys, parse_config
-from dp_ray.data.sampling import Shard
+from dp_ray.artifacts.release import MODEL, finite
+from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
+from dp_ray.config.files import apply_override, check_keys, parse_config
+from dp_ray.config.run import Config
+from dp_ray.config.yaml_text import read_yaml
 from dp_ray.data.store import open_dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, DpRayError, RunError
+from dp_ray.gradients.engines.engine import in_one_line
 from dp_ray.models.build import build_model
-from dp_ray.privacy.engines import in_one_line
+from dp_ray.objectives.quality import quality
+from dp_ray.privacy.sampling import Shard
 from dp_ray.storage import Folder, open_folder
 from dp_ray.training.evaluation import logits_by_batch
-from dp_ray.training.quality import quality
-from dp_ray.training.release import MODEL, finite
-from dp_ray.training.run_directory import CONFIG, RELEASE, RunDirectory
-from dp_ray.yaml_text import read_yaml
 
 _MAY_CHANGE = ("data.root", "data.cache", "data.download", "data.evaluation")
 """Where the data is; what a model was trained as cannot be changed afterwards."""

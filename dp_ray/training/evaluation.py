@@ -4,41 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from dp_ray.data.sampling import Shard
 from dp_ray.data.store import StoredSplit
 from dp_ray.data.views import ViewMaker
+from dp_ray.gradients.layout import ParameterLayout
+from dp_ray.objectives.evaluation import Evaluation
+from dp_ray.privacy.sampling import Shard
 from dp_ray.training.collective import Collective
-from dp_ray.training.layout import ParameterLayout
-
-METRIC_NAMES = ("test_accuracy", "test_loss")
 
 _BATCH = 512
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How good parameters are on the test split.
-
-    Attributes:
-        accuracy: share of examples whose largest logit is their label's.
-        loss: mean cross-entropy in nats; infinite if it is no number.
-        examples: how many there are.
-    """
-
-    accuracy: float
-    loss: float
-    examples: int = 0
-
-    def named(self) -> dict[str, float]:
-        """By the names that results have."""
-        return dict(zip(METRIC_NAMES, (self.accuracy, self.loss), strict=True))
 
 
 @torch.no_grad()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 
-import numpy as np
 import torch
 
-from dp_ray.privacy.balance import Execution
-from dp_ray.privacy.engines import EngineName
+from dp_ray.gradients.engines.engine import EngineName
+from dp_ray.ledger.balance import Execution
+from dp_ray.performance.machine import describe_machine
 from dp_ray.training.collective import Collective
 
 
@@ -38,17 +37,6 @@ def describe_execution(
         "engine": engine,
         **own,
         "all_workers": _digest_of_all(collective, own),
-    }
-
-
-def describe_machine(device: torch.device) -> dict[str, str]:
-    """What decides how this worker rounds and how fast it is, besides its threads."""
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "machine": platform.machine(),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
     }
 
 

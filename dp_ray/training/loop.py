@@ -13,11 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dp_ray.artifacts.release import Outcome, publish
 from dp_ray.errors import DivergedError, RunError
+from dp_ray.performance.profile import Clock, part, profiler
 from dp_ray.training.agreement import stop_together
 from dp_ray.training.evaluation import gives_numbers, shared_evaluation
-from dp_ray.training.profile import Clock, part, profiler
-from dp_ray.training.release import Outcome, publish
 from dp_ray.training.session import Lead, Session
 from dp_ray.training.step import Assignment
 
@@ -83,8 +83,8 @@ def _take_steps(session: Session, observer: Observer, clock: Clock) -> None:
         if assignment.done:
             return
         total = worker.clipped_sum(params, assignment)
-        if session.neighbours is not None:
-            session.neighbours.look(worker, params, assignment, total.vector)
+        if session.sum_observer is not None:
+            session.sum_observer.observe(worker, params, assignment, total.vector)
         with part("reduce"):
             collective.reduce_(total.vector)
             collective.reduce_(total.statistics)

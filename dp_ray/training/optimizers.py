@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dp_ray.config import Config, OptimizerConfig
+from dp_ray.config.run import Config, OptimizerConfig
 from dp_ray.errors import ConfigError
 from dp_ray.imports import cause_of
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from dp_ray.config import Config
-from dp_ray.data.catalog import DataFacts
+from dp_ray.config.run import Config
+from dp_ray.data.facts import DataFacts
 from dp_ray.errors import DpRayError, ModelError
+from dp_ray.gradients.layout import ParameterLayout, trained_parameters
 from dp_ray.imports import USER_ERRORS, cause_of, imported_anew
 from dp_ray.models.build import build_model
-from dp_ray.training.layout import ParameterLayout, trained_parameters
 from dp_ray.training.rehearsal import Rehearsal
 from dp_ray.training.state import first_difference, read_objects
 from dp_ray.training.untrained import Untrained, check_saved, same_bits

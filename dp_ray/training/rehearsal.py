@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dp_ray.config import Config
-from dp_ray.data.catalog import DataFacts
+from dp_ray.config.run import Config
+from dp_ray.data.facts import DataFacts
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, DpRayError, ModelError
+from dp_ray.gradients.clipped_sum import ClippedSum, clipped_gradient_sum
+from dp_ray.gradients.engines.engine import Engine, EngineName
+from dp_ray.gradients.layout import ParameterLayout, trained_parameters
 from dp_ray.imports import USER_ERRORS, cause_of
-from dp_ray.privacy.engines import Engine, EngineName
-from dp_ray.privacy.gradients import ClippedSum, clipped_gradient_sum
-from dp_ray.training.layout import ParameterLayout, trained_parameters
 from dp_ray.training.state import State, first_difference, read_state
 from dp_ray.training.untrained import Untrained, same_bits
 

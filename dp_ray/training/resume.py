@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dp_ray.config import Config
-from dp_ray.errors import ConfigError, LedgerError, RunError
-from dp_ray.privacy.accounting import BudgetError, solve_steps
-from dp_ray.privacy.ledger import Ledger
-from dp_ray.training.optimizers import depends_on_length
-from dp_ray.training.plan import PrivacyPlan, check_countable
-from dp_ray.training.run_directory import (
+from dp_ray.artifacts.run_directory import (
     RESULT,
     RunDirectory,
     deciding_fields,
     refuse_key_of_seed,
 )
+from dp_ray.config.run import Config
+from dp_ray.errors import ConfigError, LedgerError, RunError
+from dp_ray.ledger.ledger import Ledger
+from dp_ray.privacy.accounting import BudgetError, solve_steps
+from dp_ray.privacy.plan import PrivacyPlan, check_countable
+from dp_ray.training.optimizers import depends_on_length
 
 _BUDGET = ("privacy.epsilon", "privacy.noise_multiplier", "privacy.steps")
 

@@ -10,43 +10,41 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from dp_ray.config import Config
-from dp_ray.data.canaries import Canaries, plant
-from dp_ray.data.sampling import PoissonSampler, Shard
+from dp_ray.artifacts.checkpoint import Checkpoints
+from dp_ray.artifacts.journal import Journal
+from dp_ray.artifacts.run_directory import DATA, ENGINE, RunDirectory, deciding_fields, write_object
+from dp_ray.config.run import Config
 from dp_ray.data.store import Dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import DpRayError, ModelError
+from dp_ray.gradients.engines.engine import Engine
+from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.imports import USER_ERRORS, cause_of
 from dp_ray.json_text import write_json
 from dp_ray.keys import SamplingKeys
+from dp_ray.ledger.balance import Execution
+from dp_ray.ledger.ledger import Ledger
 from dp_ray.models.build import build_model
 from dp_ray.models.pretrained import load_pretrained
-from dp_ray.privacy.balance import Execution
-from dp_ray.privacy.engines import Engine
-from dp_ray.privacy.ledger import Ledger
+from dp_ray.performance.allocator import keep_freed_memory
+from dp_ray.performance.device import prepare_device
+from dp_ray.performance.engine_choice import Choice
+from dp_ray.privacy.plan import PrivacyPlan
+from dp_ray.privacy.sampling import PoissonSampler, Shard
 from dp_ray.training.agreement import (
     check_same_arithmetic,
     open_same_dataset,
     share_parameters,
     stop_together,
 )
-from dp_ray.training.allocator import keep_freed_memory
-from dp_ray.training.checkpoint import Checkpoints
 from dp_ray.training.collective import Collective
-from dp_ray.training.device import prepare_device
-from dp_ray.training.engine_choice import Choice, agree_on_engine
+from dp_ray.training.engine_agreement import agree_on_engine
 from dp_ray.training.evaluation import evaluation_sizes
 from dp_ray.training.execution import describe_execution
-from dp_ray.training.journal import Journal
-from dp_ray.training.layout import ParameterLayout
-from dp_ray.training.neighbours import Neighbours
-from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.planted import Planted
+from dp_ray.training.probe import Probe, ReleaseObserver, SumObserver
 from dp_ray.training.rehearsal import rehearse
-from dp_ray.training.run_directory import DATA, ENGINE, RunDirectory, deciding_fields, write_object
 from dp_ray.training.step import ShardWorker
 from dp_ray.training.untrained import Untrained
-from dp_ray.training.witness import Witness, open_witness
 
 if TYPE_CHECKING:
     from dp_ray.training.coordinator import Coordinator
@@ -68,7 +66,7 @@ class Task:
         run: where results go; on storage that all workers see.
         attempt: names this call of ``dp-ray train``, for the run's lock.
         profile: whether a trace of some steps is left in the run's private part.
-        canaries: in an audit, what takes the place of some examples.
+        probe: of an audit.
     """
 
     config: Config
@@ -76,7 +74,7 @@ class Task:
     run: RunDirectory
     attempt: str
     profile: bool = False
-    canaries: Canaries | None = None
+    probe: Probe | None = None
 
     @property
     def checkpoint_every(self) -> int:
@@ -132,7 +130,7 @@ class Session:
         worker: this worker's part of a step.
         untrained: what is not trained, as it was before the first step.
         lead: on rank 0, the coordinator and its files.
-        neighbours: on rank 0 of an audit, takes some sums once more without one of the examples.
+        sum_observer: on rank 0 of an audit, sees its sums.
     """
 
     task: Task
@@ -141,7 +139,7 @@ class Session:
     worker: ShardWorker
     untrained: Untrained
     lead: Lead | None
-    neighbours: Neighbours | None = None
+    sum_observer: SumObserver | None = None
 
 
 def open_session(
@@ -162,7 +160,7 @@ def open_session(
     prepare_device(device)
     keep_freed_memory()
     plan, loaded = task.plan, open_same_dataset(task.config.data, collective)
-    dataset = loaded if task.canaries is None else plant(loaded, task.canaries)
+    dataset = loaded if task.probe is None else task.probe.plant(loaded)
     if collective.rank == 0 and loaded.skipped and task.config.cluster.address is not None:
         write_object(task.run.private, DATA, {"skipped": loaded.skipped})  # the driver has no data
     # What rank 0 initialises is broadcast, so only its seed matters, and only it needs weights.
@@ -206,32 +204,16 @@ def open_session(
         engine=engine,
         device=device,
     )
-    planted = Planted.of(
-        task.canaries,
-        model,
-        plan.clipping,
-        num_classes=dataset.facts.num_classes,
-        max_grad_norm=plan.max_grad_norm,
-        device=device,
-    )
-    lead, neighbours = None, None
+    probe = task.probe
+    differentiated = None if probe is None else probe.differentiated(task, dataset, model, device)
+    lead, sum_observer = None, None
     if collective.rank == 0:
-        witness = None
-        if task.canaries is not None:
-            key = task.canaries.choice_key
-            neighbours = Neighbours(task.run.neighbours, key, plan.steps)
-            witness = open_witness(
-                task.run.seen,
-                task.canaries,
-                loaded,
-                plan,
-                model=model,
-                layout=layout,
-                views=views,
-                planted=planted,
-            )
+        observer = None
+        if probe is not None:
+            sum_observer = probe.sum_observer(task)
+            observer = probe.release_observer(task, loaded, model, layout, views)
         lead = _open_lead(
-            task, model, layout, dataset, weights_digest, untrained.digest(), execution, witness
+            task, model, layout, dataset, weights_digest, untrained.digest(), execution, observer
         )
     try:
         worker = ShardWorker(
@@ -246,13 +228,13 @@ def open_session(
             microbatch_size=choice.microbatch_size,
             engine=engine,
             device=device,
-            planted=planted,
+            differentiated=differentiated,
         )
     except BaseException:
         if lead is not None:
             lead.close()
         raise
-    return Session(task, collective, dataset, worker, untrained, lead, neighbours)
+    return Session(task, collective, dataset, worker, untrained, lead, sum_observer)
 
 
 def _rehearse(
@@ -305,7 +287,7 @@ def _open_lead(
     weights_digest: str | None,
     untrained_digest: str,
     execution: Execution,
-    witness: Witness | None,
+    observer: ReleaseObserver | None,
 ) -> Lead:
     # Here, so that followers do not even load the code that draws noise.
     from dp_ray.training.coordinator import Coordinator
@@ -328,7 +310,7 @@ def _open_lead(
             weights_digest=weights_digest,
             untrained_digest=untrained_digest,
             execution=execution,
-            witness=witness,
+            observer=observer,
         )
         journal = Journal(task.run, task.plan, repaired=ledger.repairs > 0)
         return Lead(coordinator, ledger, journal, run_key.sampling_keys())

@@ -15,18 +15,18 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dp_ray.data.sampling import Microbatch, PoissonSampler, Shard, microbatches
 from dp_ray.data.store import Examples
 from dp_ray.data.views import ViewMaker
+from dp_ray.gradients.clipped_sum import clipped_gradient_sum
+from dp_ray.gradients.clipping import Clipping
+from dp_ray.gradients.engines.engine import Engine, LossFunction
+from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.keys import KeyedStream, SamplingKeys
-from dp_ray.privacy.clipping import Clipping
-from dp_ray.privacy.engines import Engine, LossFunction
-from dp_ray.privacy.gradients import clipped_gradient_sum
+from dp_ray.performance.profile import part
+from dp_ray.privacy.sampling import Microbatch, PoissonSampler, Shard, microbatches
 from dp_ray.training import feed
 from dp_ray.training.feed import MicrobatchInputs, ahead
-from dp_ray.training.layout import ParameterLayout
-from dp_ray.training.planted import Planted
-from dp_ray.training.profile import part
+from dp_ray.training.probe import Differentiated
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ShardWorker:
         microbatch_size: B; changes memory and speed alone.
         engine: computes a microbatch's sum; changes speed alone.
         device: where the network runs.
-        planted: in an audit, what is differentiated instead of ``model``'s loss.
+        differentiated: in an audit, takes the place of ``model`` and its loss.
     """
 
     model: nn.Module
@@ -102,7 +102,7 @@ class ShardWorker:
     microbatch_size: int
     engine: Engine
     device: torch.device
-    planted: Planted | None = None
+    differentiated: Differentiated | None = None
 
     def drawn(self, assignment: Assignment) -> NDArray[np.int64]:
         """[n] ids of the shard's examples that take part in a step, ascending."""
@@ -171,7 +171,7 @@ class ShardWorker:
         """Adds a microbatch; on a GPU, without waiting for it: nothing is copied to the host."""
         with part("views"):
             views = self.views.make(batch.images, self.views.parameters(batch.view_numbers))
-        model, layout, loss_fn = self._differentiated()
+        model, layout, loss_fn = self._network_and_loss()
         with part("gradients"):
             piece = clipped_gradient_sum(
                 model,
@@ -189,10 +189,10 @@ class ShardWorker:
             vector += layout.join(piece.gradients)
             _count(piece.norms, piece.losses, batch.mask, max_grad_norm, statistics)
 
-    def _differentiated(self) -> tuple[nn.Module, ParameterLayout, LossFunction]:
-        if self.planted is None:
+    def _network_and_loss(self) -> tuple[nn.Module, ParameterLayout, LossFunction]:
+        if (other := self.differentiated) is None:
             return self.model, self.layout, F.cross_entropy
-        return self.planted.network, self.planted.layout, self.planted.loss
+        return other.network, other.layout, other.loss
 
 
 def _count(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from dp_ray.errors import ModelError
+from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.models.pretrained import digest_of_tensors
-from dp_ray.training.layout import ParameterLayout
 
 
 @dataclass(frozen=True)

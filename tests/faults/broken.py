@@ -16,17 +16,18 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from helpers.support import key_of
 from numpy.typing import NDArray
 from rich.console import Console
-from support import key_of
 from torch import Tensor, nn
 
-from dp_ray.cluster.audit import run_audit
-from dp_ray.config import Config
-from dp_ray.config_file import parse_config
-from dp_ray.data.sampling import PoissonSampler
-from dp_ray.privacy import clipping, engines
+from dp_ray.api.audit import run_audit
+from dp_ray.config.files import parse_config
+from dp_ray.config.run import Config
+from dp_ray.gradients import clipping
+from dp_ray.gradients.engines import engine as engines
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
+from dp_ray.privacy.sampling import PoissonSampler
 from dp_ray.training.rehearsal import Rehearsal
 
 FAULTS = (
@@ -82,7 +83,7 @@ def broken(fault: str) -> Iterator[None]:
 
 def broken_worker(config: dict[str, Any], *, fault: str) -> None:
     """In place of ``train_func_per_worker``: the same, broken."""
-    from dp_ray.cluster.worker import train_func_per_worker
+    from dp_ray.on_ray.worker import train_func_per_worker
 
     with broken(fault):
         train_func_per_worker(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from dp_ray.privacy.ledger import Ledger, Verdict
+from dp_ray.ledger.ledger import Ledger, Verdict
 from faults import driver
 from faults.inject import Fault
 

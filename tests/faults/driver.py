@@ -6,13 +6,13 @@ import functools
 import json
 import sys
 
+from helpers.support import replay_of
 from rich.console import Console
-from support import replay_of
 
-from dp_ray.cluster.environment import prepare_environment
-from dp_ray.cluster.run import run_training
-from dp_ray.config_file import load_config
+from dp_ray.api.train import run_training
+from dp_ray.config.files import load_config
 from dp_ray.errors import DpRayError
+from dp_ray.on_ray.environment import prepare_environment
 from faults import inject
 from faults.inject import Fault
 
@@ -25,7 +25,7 @@ def main(path: str, fault: Fault, *, resume: bool) -> None:
         inject.watch(fault)
     else:
         prepare_environment(config.cluster)
-        from dp_ray.cluster import trainer
+        from dp_ray.on_ray import trainer
 
         trainer.train_func_per_worker = functools.partial(inject.worker, fault=fault)
     replay = None if resume else replay_of(config)

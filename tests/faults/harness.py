@@ -22,8 +22,8 @@ from typing import Any
 
 import yaml
 
+from dp_ray.artifacts.run_directory import RESULT, RunDirectory
 from dp_ray.storage import open_folder
-from dp_ray.training.run_directory import RESULT, RunDirectory
 from faults.inject import POINTS, TARGETS, Fault, kill
 from faults.judge import Account, account, keys_used_twice
 

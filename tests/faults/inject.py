@@ -19,8 +19,8 @@ from typing import Any
 
 import psutil
 
-from dp_ray.data.sampling import PoissonSampler
 from dp_ray.keys import KeyedStream
+from dp_ray.privacy.sampling import PoissonSampler
 
 POINTS = (
     "before charge",
@@ -65,7 +65,7 @@ def worker(config: dict[str, Any], *, fault: Fault) -> None:
     """In place of ``train_func_per_worker``: the same, watched."""
     import ray.train
 
-    from dp_ray.cluster.worker import train_func_per_worker
+    from dp_ray.on_ray.worker import train_func_per_worker
 
     context = ray.train.get_context()
     rank = context.get_world_rank()
@@ -78,10 +78,10 @@ def worker(config: dict[str, Any], *, fault: Fault) -> None:
 
 def watch(fault: Fault) -> None:
     """Patches this process, which will be the coordinator's."""
-    from dp_ray.privacy.ledger import Ledger
+    from dp_ray.artifacts.checkpoint import Checkpoints
+    from dp_ray.ledger.ledger import Ledger
+    from dp_ray.ledger.records import _LinesOfAFile
     from dp_ray.privacy.noise import KeyedNoiseOptimizer
-    from dp_ray.privacy.records import _LinesOfAFile
-    from dp_ray.training.checkpoint import Checkpoints
     from dp_ray.training.coordinator import Coordinator
 
     _log_noise(fault)

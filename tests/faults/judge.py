@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.privacy.accounting import epsilon_of
+from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.storage import open_folder
-from dp_ray.training.plan import PrivacyPlan
-from dp_ray.training.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,259 @@
+"""One search from its configuration to its results: what ``dp-ray tune`` does."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from dp_ray.config.files import set_field
+from dp_ray.config.run import ClusterConfig, Config
+from dp_ray.config.search import SweepConfig
+from dp_ray.data.cache import cache_path
+from dp_ray.errors import ConfigError, DataError, RunError
+from dp_ray.keys import RunKey
+from dp_ray.ledger.lock import WriterLock
+from dp_ray.on_ray.environment import check_environment, cluster_address, prepare_environment
+from dp_ray.on_ray.job import check_storage_path, errors_for_log
+from dp_ray.reporting.live import say
+from dp_ray.reporting.make import search_report
+from dp_ray.reporting.search import describe_search
+from dp_ray.reporting.search_progress import SweepProgress
+from dp_ray.search.cost import search_cost
+from dp_ray.search.directory import REPORT, SweepDirectory
+from dp_ray.search.outcome import read_outcomes
+from dp_ray.search.publish import decide, forget_losers, publish_search, read_decision
+from dp_ray.search.resources import resources_here, trials_at_once
+from dp_ray.search.search import Search
+from dp_ray.search.space import edge_points
+from dp_ray.storage import LocalFolder
+from dp_ray.training.opening import try_data
+from dp_ray.training.preparation import check_feasible
+
+_MAY_CHANGE = (
+    "cluster.",
+    "train.",
+    "data.root",
+    "data.cache",
+    "data.download",
+)
+"""What a search may be resumed with otherwise."""
+
+_LOCK_WAIT_S = 20.0
+"""A search that was killed may take some seconds to end."""
+
+
+def plan_sweep(
+    sweep: SweepConfig, console: Console, *, replay: RunKey | None = None
+) -> tuple[Search, RunKey]:
+    """Draws a search and checks its trials; reads no data and writes nothing.
+
+    Args:
+        sweep: what to search.
+        console: where progress is shown, if it is a terminal.
+        replay: see :func:`run_sweep`.
+
+    Returns:
+        The search, and the secret that it was drawn with.
+
+    Raises:
+        ConfigError: what cannot be searched; see the message.
+    """
+    seed = sweep.training.get("seed")
+    if seed is not None and (not isinstance(seed, int) or seed < 0):
+        raise ConfigError("seed", seed, "not a whole number from 0", "Leave it out, or give one")
+    key = replay or RunKey.from_entropy()
+    with console.status("drawing trials", spinner_style="none") as status:
+        search = Search.draw(sweep, key, tell=lambda text: status.update(f"{text} …"))
+        status.update("checking trials …")
+        _check_trials(search)
+    return search, key
+
+
+def run_sweep(
+    sweep: SweepConfig,
+    *,
+    resume: bool,
+    console: Console,
+    break_lock: bool = False,
+    replay: RunKey | None = None,
+) -> dict[str, Any]:
+    """Searches, and returns what result.json holds.
+
+    Args:
+        sweep: what to search.
+        resume: go on with a search that was stopped or that crashed.
+        console: where progress is shown, if it is a terminal.
+        break_lock: with ``resume``, take the search over from a process that is known to be gone.
+        replay: the key of another search, to repeat its trials with their draws and noise.
+
+    Returns:
+        The contents of result.json; its ``status`` is ``stopped`` if the search can be resumed.
+
+    Raises:
+        DpRayError: before anything is started where possible; see the message.
+    """
+    check_storage_path(sweep.storage_path)
+    sweep = _at_its_address(sweep)
+    directory = SweepDirectory.of(sweep)
+    cluster = ClusterConfig.model_validate(sweep.training.get("cluster") or {})
+    check_environment(cluster)
+    if resume:
+        _check_resumable(directory, sweep)
+        with _locked(directory, take_over=break_lock):
+            return _run(Search.read(sweep), console, break_lock=break_lock)
+    directory.check_free()
+    search, key = plan_sweep(sweep, console, replay=replay)
+    example = search.example()
+    with errors_for_log(LocalFolder(cache_path(example.data))):
+        _try_data(example, console)
+    directory.lay_out()
+    with _locked(directory):
+        directory.check_free()  # still
+        directory.create(sweep, key, search.points, search.budgets, replay=replay is not None)
+        return _run(search, console)
+
+
+@contextmanager
+def _locked(directory: SweepDirectory, *, take_over: bool = False) -> Iterator[None]:
+    lock = WriterLock(
+        directory.private, secrets.token_hex(8), wait_s=_LOCK_WAIT_S, take_over=take_over
+    )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(search: Search, console: Console, *, break_lock: bool = False) -> dict[str, Any]:
+    everything = read_decision(search)
+    if everything is None:
+        spent = [outcome.history for outcome in read_outcomes(search)]
+        cost = search_cost(search, spent if search.sweep.tune.is_adaptive else None)
+        say(console, describe_search(search, cost))
+        started = time.monotonic()
+        with SweepProgress(search, cost.epsilon, console):
+            ended = _run_trials(search, console, break_lock=break_lock)
+        if not ended:
+            return _stopped(search)
+        everything = decide(search, seconds=time.monotonic() - started)
+    return _conclude(search, everything)
+
+
+def _run_trials(search: Search, console: Console, *, break_lock: bool) -> bool:
+    """False if some are left, because the search was stopped."""
+    if search.points == []:
+        return True
+    example = search.example()
+    prepare_environment(example.cluster)
+    from dp_ray.on_ray.tuner import tune_on_ray  # imports Ray
+
+    if not tune_on_ray(
+        search, example, tell=lambda text: say(console, text), break_lock=break_lock
+    ):
+        return False
+    unfinished = any(outcome.status == "unfinished" for outcome in read_outcomes(search))
+    return search.sweep.tune.scheduler != "none" or not unfinished
+
+
+def _stopped(search: Search) -> dict[str, Any]:
+    cost = search_cost(search, [outcome.history for outcome in read_outcomes(search)])
+    result = {
+        "name": search.sweep.name,
+        "path": str(search.directory.root),
+        "status": "stopped",
+        "privacy_mode": search.sweep.tune.privacy_mode,
+        "epsilon_of_search": cost.epsilon,
+        "delta": cost.delta,
+    }
+    search.directory.write_result(result)
+    return result
+
+
+def _conclude(search: Search, everything: dict[str, Any]) -> dict[str, Any]:
+    """Publishes what was decided; each part may be repeated after a crash."""
+    directory = search.directory
+    told = publish_search(search, everything)
+    place, page = search_report(directory, everything)
+    place.write(REPORT, page.encode())
+    forget_losers(search, everything)
+    directory.write_result(told)  # the last: it says that all is there
+    return told
+
+
+def _check_resumable(directory: SweepDirectory, sweep: SweepConfig) -> None:
+    started = directory.sweep()
+    if directory.finished():
+        raise RunError(directory.taken())
+    directory.check_private()
+    old, new = dict(_fields(started.dump())), dict(_fields(sweep.dump()))
+    for field in sorted(old.keys() | new.keys()):
+        if old.get(field) != new.get(field) and not field.startswith(_MAY_CHANGE):
+            raise ConfigError(
+                field,
+                new.get(field),
+                f"the search was started with {old.get(field)!r}",
+                "Resume it as it was, or start a new search with another --name; both then count",
+            )
+
+
+def _fields(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _fields(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name, value
+
+
+def _at_its_address(sweep: SweepConfig) -> SweepConfig:
+    """With the cluster that a job was submitted to, if it was."""
+    training = copy.deepcopy(sweep.training)
+    cluster = training.get("cluster") or {}
+    configured = cluster.get("address") if isinstance(cluster, dict) else None
+    address = cluster_address(configured)
+    if address != configured:
+        set_field(training, "cluster.address", address)
+    return SweepConfig(sweep.name, training, sweep.tune)
+
+
+def _check_trials(search: Search) -> None:
+    """What is wrong with a trial shows before any of them is started."""
+    space, levels = search.sweep.tune.space, search.sweep.tune.budget_levels
+    points = search.points or edge_points(space, levels)
+    seen = set()
+    for point in points:
+        config, plan = search.budgets.trial_at(point)
+        config = _with_neighbours(search, config)
+        decisive = config.model_dump_json(include={"augment", "model", "optimizer", "train"})
+        if decisive not in seen:
+            check_feasible(config, plan.steps)
+        seen.add(decisive)
+
+
+def _with_neighbours(search: Search, config: Config) -> Config:
+    """As if the trials at a time were workers of one run: they share the machine's memory."""
+    cluster = config.cluster
+    if cluster.address is not None:
+        return config
+    # Other resources than CPUs and GPUs are Ray's to know.
+    known = cluster.model_copy(update={"resources_per_worker": {}, "accelerator_type": None})
+    at_once = trials_at_once(search.sweep.tune, known, resources_here(cluster))
+    workers = at_once * max(cluster.max_workers, 1)
+    return config.model_copy(
+        update={"cluster": cluster.model_copy(update={"num_workers": workers})}
+    )
+
+
+def _try_data(config: Config, console: Console) -> None:
+    """Check that trials can be compared, if they run on this machine."""
+    dataset = try_data(config, lambda text: say(console, text))
+    if dataset is not None and len(dataset.test) == 0:
+        raise DataError(
+            f"data.name = {config.data.name!r} has no test examples, by which trials are compared: "
+            "give it a test split"
+        )

@@ -1,0 +1,144 @@
+"""What an audit leaves behind; all of it is private.
+
+::
+
+    runs/<name>/
+      private/               mode 0700
+        audit.json           what was asked for
+        config.yaml          the configuration that is audited
+        run_key              the audit's secret: coins and places of the canaries
+        runs/0000, …         the runs, each with its own key, ledger and spoiled model
+        outcome.json         what came out
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dp_ray.artifacts.run_directory import CONFIG, RESULT, ResultDirectory, write_key, write_object
+from dp_ray.auditing.canaries import CanaryKind
+from dp_ray.config.files import parse_config
+from dp_ray.config.run import Config
+from dp_ray.config.yaml_text import read_yaml, write_yaml
+from dp_ray.errors import ConfigError, RunError
+from dp_ray.json_text import write_json
+from dp_ray.keys import RunKey
+from dp_ray.storage import Folder, open_folder
+
+AUDIT = "audit.json"
+OUTCOME = "outcome.json"
+RUNS = "runs"
+
+
+@dataclass(frozen=True)
+class AuditSettings:
+    """What an audit is asked for.
+
+    Attributes:
+        kind: of the canaries.
+        canaries: m, in each run.
+        significance: probability that the bound may be wrong.
+        runs: 1, or how many are told apart by one canary each.
+    """
+
+    kind: CanaryKind
+    canaries: int
+    significance: float
+    runs: int
+
+
+class AuditDirectory(ResultDirectory):
+    """The files of one audit, in ``root``."""
+
+    @classmethod
+    def of(cls, config: Config) -> AuditDirectory:
+        """Where the audit of a configuration lives: its name below ``train.storage_path``.
+
+        Raises:
+            StorageError: that is a URI that cannot be opened.
+        """
+        return cls(open_folder(config.train.storage_path) / config.name)
+
+    @property
+    def runs(self) -> Folder:
+        """The runs of this audit, by name."""
+        return self.private / RUNS
+
+    def finished(self) -> bool:
+        """Whether it came to its end."""
+        return self.private.exists(OUTCOME)
+
+    def check_free(self) -> None:
+        """Refuses a name that is taken.
+
+        Raises:
+            RunError: it is; the message says how to go on.
+        """
+        if not (self.root.exists("private") or self.root.exists(RESULT)):
+            return
+        if not self.private.exists(AUDIT):
+            problem = "something else than an audit: choose another --name, or remove the folder"
+        elif self.finished():
+            problem = (
+                "a finished audit, which is kept as it is: choose another --name, or remove the "
+                "folder"
+            )
+        else:
+            problem = "an unfinished audit: continue it with --resume, or choose a --name"
+        raise RunError(f"{self.root} holds {problem}")
+
+    def create(
+        self, config: Config, settings: AuditSettings, *, replay: RunKey | None = None
+    ) -> None:
+        """Lays out a new audit and draws its key.
+
+        Args:
+            config: what is audited.
+            settings: how.
+            replay: the key of another audit, to repeat it.
+
+        Raises:
+            RunError: it cannot be written, or others could read it.
+        """
+        self.lay_out()
+        key = replay or RunKey.from_entropy()
+        try:
+            self.private.write(CONFIG, write_yaml(config.dump()).encode())
+            write_key(self.private, key, replay=replay is not None)
+            self.private.write(AUDIT, write_json(asdict(settings)).encode())
+        except OSError as error:
+            raise self.unwritable(error) from error
+
+    def begun(self) -> tuple[Config, AuditSettings]:
+        """The configuration and settings that the audit was started with.
+
+        Raises:
+            RunError: there is no audit to go on with.
+        """
+        if self.finished():
+            self.check_free()  # says so
+        try:
+            config = parse_config(read_yaml(self.private.read(CONFIG).decode()))
+            return config, AuditSettings(**json.loads(self.private.read(AUDIT)))
+        except (OSError, ValueError, TypeError, ConfigError) as error:
+            raise RunError(
+                f"{self.root} holds no audit to resume ({error}): start it without --resume"
+            ) from error
+
+    def run_config(self, config: Config, number: int) -> Config:
+        """What one of the runs is trained as: in a place of its own."""
+        train = config.train.model_copy(update={"storage_path": self.runs.uri})
+        return config.model_copy(update={"train": train, "name": f"{number:04d}"})
+
+    def write_outcome(self, outcome: dict[str, Any]) -> None:
+        """Writes outcome.json, whole or not at all.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            write_object(self.private, OUTCOME, outcome)
+        except OSError as error:
+            raise self.unwritable(error) from error

@@ -1,0 +1,185 @@
+"""What a ledger's records add up to: the newest charge of each step, and how many there were."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dp_ray.ledger.chain import Record
+from dp_ray.privacy.history import History
+
+UNKNOWN = ""
+"""The digest of a sum that was never written down."""
+
+Execution = dict[str, Any]
+"""What decides whether a sum repeats bit for bit: workers, threads, device, versions, …"""
+
+
+@dataclass(frozen=True)
+class Charge:
+    """One noised sum.
+
+    Attributes:
+        step: the logical step.
+        incarnation: which invocation of the mechanism; it keys draw, views and noise.
+        digest: keyed digest of the sum before noise, or :data:`UNKNOWN`.
+        noise_multiplier: σ.
+        max_grad_norm: C.
+        sample_rate: q.
+    """
+
+    step: int
+    incarnation: int
+    digest: str
+    noise_multiplier: float
+    max_grad_norm: float
+    sample_rate: float
+
+    def pays_for(self, other: Charge) -> bool:
+        """Whether this, without a digest yet, was meant for the other; C costs nothing."""
+        known = replace(self, digest=other.digest, max_grad_norm=other.max_grad_norm)
+        return known == other
+
+
+@dataclass(frozen=True)
+class Session:
+    """One coordinator's work on a run.
+
+    Attributes:
+        execution: how it computed.
+        first_step: where it began.
+        repeats: steps on record that it had to repeat.
+        data: digest of the training data.
+        parameters: digest of the parameters' names and shapes.
+        untrained: digest of frozen parameters and buffers; None in ledgers from before it was kept.
+    """
+
+    execution: Execution
+    first_step: int
+    repeats: int
+    data: str
+    parameters: str
+    untrained: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The newest charge of a step.
+
+    Attributes:
+        charge: what was paid for.
+        execution: how its sum was computed.
+        prepaid: paid for as part of a block, and certainly not noised yet.
+    """
+
+    charge: Charge
+    execution: Execution
+    prepaid: bool
+
+
+class Balance:
+    """The state of a ledger after its records so far; :meth:`take` adds one.
+
+    Attributes:
+        plan: what the run is held to.
+        newest: step → its newest charge.
+        sessions: coordinators that worked on the run, in order.
+        checkpoints: name → digest of those that were written, the newest last.
+        floor: incarnations below may have been used by records that were lost.
+        highest: the highest incarnation that was used, or may have been.
+        amended: whether the plan was replaced.
+        repairs: how often a damaged end was accepted.
+    """
+
+    def __init__(self) -> None:
+        self.plan: dict[str, Any] = {}
+        self.newest: dict[int, Entry] = {}
+        self.sessions: list[Session] = []
+        self.checkpoints: dict[str, str] = {}
+        self.floor = 0
+        self.highest = 0
+        self.amended = False
+        self.repairs = 0
+        self._counts: Counter[tuple[float, float]] = Counter()
+
+    @property
+    def charges(self) -> int:
+        """Noised sums paid for."""
+        return sum(self._counts.values())
+
+    @property
+    def history(self) -> History:
+        """What was paid for, as the accountants take it."""
+        return tuple((sigma, rate, count) for (sigma, rate), count in sorted(self._counts.items()))
+
+    @property
+    def execution(self) -> Execution:
+        """Of the newest session."""
+        return self.sessions[-1].execution if self.sessions else {}
+
+    def prepaid(self) -> list[Charge]:
+        """Steps that are paid for and certainly not noised."""
+        return [entry.charge for entry in self.newest.values() if entry.prepaid]
+
+    def take(self, record: Record, *, writing: bool) -> None:
+        """Adds what a record means.
+
+        Args:
+            record: the next one.
+            writing: this process has just written it; otherwise it was read back, and its writer
+                may have died before it could say what it noised.
+        """
+        meaning = {
+            "plan": self._take_plan,
+            "session": self._take_session,
+            "charge": self._take_charge,
+            "sum": self._take_sum,
+            "unused": self._take_unused,
+            "checkpoint": self._take_checkpoint,
+            "repair": self._take_repair,
+        }
+        meaning[record.kind](record.content, writing)
+
+    def _take_plan(self, content: dict[str, Any], _writing: bool) -> None:
+        self.amended = bool(self.plan)
+        self.plan = content
+
+    def _take_session(self, content: dict[str, Any], writing: bool) -> None:
+        self.sessions.append(Session(**content))
+        if not writing:  # it may have noised what was given back before
+            self._spend_prepaid()
+
+    def _take_charge(self, content: dict[str, Any], writing: bool) -> None:
+        count = content["count"]
+        charge = Charge(**{name: value for name, value in content.items() if name != "count"})
+        self._counts[charge.noise_multiplier, charge.sample_rate] += count
+        self.highest = max(self.highest, charge.incarnation)
+        self.newest[charge.step] = Entry(charge, self.execution, prepaid=False)
+        for step in range(charge.step + 1, charge.step + count):
+            rest = replace(charge, step=step, digest=UNKNOWN)
+            self.newest[step] = Entry(rest, self.execution, prepaid=writing)
+
+    def _take_sum(self, content: dict[str, Any], _writing: bool) -> None:
+        charge = self.newest[content["step"]].charge
+        norm = content.get("max_grad_norm", charge.max_grad_norm)  # where it does not adapt
+        charge = replace(charge, digest=content["digest"], max_grad_norm=norm)
+        self.newest[charge.step] = Entry(charge, self.execution, prepaid=False)
+
+    def _take_unused(self, content: dict[str, Any], writing: bool) -> None:
+        for step in content["steps"]:
+            self.newest[step] = replace(self.newest[step], prepaid=not writing)
+
+    def _take_checkpoint(self, content: dict[str, Any], _writing: bool) -> None:
+        self.checkpoints.pop(content["name"], None)
+        self.checkpoints[content["name"]] = content["digest"]
+
+    def _take_repair(self, content: dict[str, Any], _writing: bool) -> None:
+        self._counts[content["noise_multiplier"], content["sample_rate"]] += content["count"]
+        self.floor = self.highest = content["floor"]
+        self.repairs += 1
+        self._spend_prepaid()
+
+    def _spend_prepaid(self) -> None:
+        for charge in self.prepaid():
+            self.newest[charge.step] = replace(self.newest[charge.step], prepaid=False)

@@ -1,0 +1,286 @@
+"""The ledger: what was charged, written before anything is released.
+
+A write-ahead log over a :class:`~dp_ray.ledger.chain.Chain`. A charge is durable before
+:meth:`Ledger.charge` returns, and the noise is drawn after that: a crash can leave a charge without
+a release, never a release without a charge.
+
+A charge may pay for a block of steps at once, which saves waiting for the disk or the object store.
+The digests of their sums follow: written at once on a disk, with the next durable record elsewhere.
+A step that was paid for, and whose digest a crash took, is charged again when it is repeated,
+because nobody knows which sum its noise was added to.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import asdict
+from enum import Enum
+from typing import Any
+
+from dp_ray.errors import LedgerError
+from dp_ray.ledger.balance import UNKNOWN, Balance, Charge, Execution, Session
+from dp_ray.ledger.chain import Chain, Record, Totals
+from dp_ray.ledger.lock import WriterLock
+from dp_ray.privacy.history import History, room
+from dp_ray.privacy.schedule import NoiseSchedule
+from dp_ray.storage import Folder
+
+
+class Verdict(Enum):
+    """What may be done with a sum."""
+
+    CHARGED = "paid for: the first and only sum of this incarnation"
+    REPLAYED = "the very release that is on record: same sum, same noise, no charge"
+    CONFLICT = "another sum is, or may be, on record: this one must not get the same noise"
+
+
+class Ledger:
+    """Charges of one run; one writer at a time.
+
+    Args:
+        folder: where :meth:`create` began it.
+        key: 32 bytes that authenticate the records.
+        lock: the right to write, released by :meth:`close`; None opens it for reading.
+        block: steps that are paid for at once; 1 charges each by itself.
+        repair: go on without records that a power cut took from the end. What the head knows that
+            they paid for is charged, and no incarnation that they may have used is used again.
+
+    Raises:
+        LedgerError: it is missing, or a record is torn, altered or out of order.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        key: bytes,
+        *,
+        lock: WriterLock | None = None,
+        block: int = 1,
+        repair: bool = False,
+    ) -> None:
+        self._lock = lock
+        self._block = block
+        self._balance = Balance()
+        self._chain = Chain(folder, key, guard=None if lock is None else lock.check, mend=repair)
+        for record in self._chain.records:
+            self._balance.take(record, writing=False)
+        if not self._balance.plan:
+            self._chain.close()
+            raise LedgerError(
+                f"the ledger {folder} holds no plan, its beginning is lost: restore it from a "
+                "backup, or start a new run"
+            )
+        if self._chain.damaged:
+            self._repair()
+
+    @classmethod
+    def create(cls, folder: Folder, key: bytes, plan: dict[str, Any]) -> None:
+        """Begins a ledger with the plan that the run is held to.
+
+        Raises:
+            FileExistsError: there is one already.
+            OSError: it cannot be written.
+        """
+        Chain.create(folder, key, "plan", plan)
+
+    def close(self) -> None:
+        """Ends writing, and says which steps are paid for and were never noised."""
+        try:
+            unused = [charge.step for charge in self._balance.prepaid()]
+            if (unused or self._chain.waiting) and self._is_writer():
+                self._append("unused", {"steps": unused})
+        finally:
+            self._chain.close()
+            if self._lock is not None:
+                self._lock.release()
+
+    def _is_writer(self) -> bool:
+        try:
+            return self._chain.writable and self._lock is not None and self._lock.is_held()
+        except LedgerError:  # closing must not hide what went wrong before
+            return False
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What the run is held to; with the steps that it was given since."""
+        return self._balance.plan
+
+    @property
+    def amended(self) -> bool:
+        """Whether the run was given more steps than it was started with."""
+        return self._balance.amended
+
+    @property
+    def charges(self) -> int:
+        """Noised sums paid for."""
+        return self._balance.charges
+
+    @property
+    def steps(self) -> int:
+        """Steps that were paid for at least once."""
+        return len(self._balance.newest)
+
+    @property
+    def history(self) -> History:
+        """What was paid for, as the accountants take it."""
+        return self._balance.history
+
+    def affords(self, noise_multiplier: float) -> bool:
+        """Whether the plan covers one more sum with that σ, whatever was spent on repeats."""
+        return self._room(noise_multiplier) > 0
+
+    @property
+    def sessions(self) -> list[Session]:
+        """The coordinators that worked on the run, in order."""
+        return self._balance.sessions
+
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """Name → digest of the checkpoints that were written, the newest last."""
+        return self._balance.checkpoints
+
+    @property
+    def repairs(self) -> int:
+        """How often a damaged end was accepted."""
+        return self._balance.repairs
+
+    @property
+    def position(self) -> str:
+        """Names the last durable record; :meth:`reaches` tells if a ledger still holds it."""
+        return self._chain.position
+
+    def reaches(self, position: str) -> bool:
+        """Whether the record that ``position`` named is still there."""
+        return self._chain.reaches(position)
+
+    def incarnation_for(self, step: int, *, diverged: bool) -> int:
+        """Under which incarnation a step is to be drawn.
+
+        Args:
+            step: the logical step.
+            diverged: the parameters are no longer those that the step on record started from.
+
+        Returns:
+            That on record, if its very sum can be had again or was never noised; otherwise one
+            that was never used.
+        """
+        entry = self._balance.newest.get(step)
+        if entry is not None:
+            same = entry.execution == self._balance.execution and entry.charge.digest != UNKNOWN
+            if entry.prepaid or (same and not diverged):
+                return entry.charge.incarnation
+        return self._unused_incarnation(step)
+
+    def is_paid(self, step: int, incarnation: int) -> bool:
+        """Whether this invocation of a step needs no further charge."""
+        entry = self._balance.newest.get(step)
+        return entry is not None and entry.charge.incarnation >= incarnation
+
+    def open_session(
+        self,
+        execution: Execution,
+        *,
+        first_step: int,
+        data: str,
+        parameters: str,
+        untrained: str | None = None,
+    ) -> None:
+        """Records how, from where and on what the run goes on; see :class:`Session`."""
+        entries = self._balance.newest.values()
+        repeats = sum(e.charge.step >= first_step and not e.prepaid for e in entries)
+        session = Session(execution, first_step, repeats, data, parameters, untrained)
+        self._append("session", asdict(session))
+
+    def charge(self, charge: Charge) -> Verdict:
+        """Decides on a sum and, where it is new, makes its charge durable.
+
+        Args:
+            charge: the sum's address, digest and noise.
+
+        Returns:
+            Whether the sum may be noised, and at what cost.
+
+        Raises:
+            LedgerError: the budget is spent, or the charge could not be made durable; nothing may
+                be released.
+        """
+        entry = self._balance.newest.get(charge.step)
+        if entry is None or entry.charge.incarnation < charge.incarnation:
+            if charge.incarnation < self._balance.floor:
+                return Verdict.CONFLICT
+            if not self.affords(charge.noise_multiplier):
+                raise LedgerError("the budget is spent: nothing more is released")
+            self._append("charge", {**asdict(charge), "count": self._block_from(charge)})
+            return Verdict.CHARGED
+        if entry.prepaid and entry.charge.pays_for(charge):
+            content = asdict(charge)
+            known = {name: content[name] for name in ("step", "digest", "max_grad_norm")}
+            self._append("sum", known, durable=False)
+            return Verdict.CHARGED
+        return Verdict.REPLAYED if entry.charge == charge else Verdict.CONFLICT
+
+    def add_checkpoint(self, name: str, digest: str) -> None:
+        """Records a checkpoint that was written: only those on record are gone on from."""
+        self._append("checkpoint", {"name": name, "digest": digest})
+
+    def amend_plan(self, plan: dict[str, Any]) -> None:
+        """Replaces the plan, by one with more steps."""
+        self._append("plan", plan)
+
+    def _block_from(self, charge: Charge) -> int:
+        """Steps from this one on, all with its σ, that may be paid for together."""
+        steps, sigma = self.plan["steps"], charge.noise_multiplier
+        most = min(self._block, self._room(sigma), steps - charge.step)
+        count = 1
+        while (
+            count < most
+            and self._unused_incarnation(charge.step + count) == charge.incarnation
+            and self._noise_at(charge.step + count) == sigma
+        ):
+            count += 1
+        return count
+
+    def _room(self, noise_multiplier: float) -> int:
+        first, rate, steps = (self.plan[n] for n in ("noise_multiplier", "sample_rate", "steps"))
+        return room(self._schedule.releases(first, rate, steps), self.history, noise_multiplier)
+
+    def _noise_at(self, step: int) -> float:
+        return self._schedule.noise_at(self.plan["noise_multiplier"], step, self.plan["steps"])
+
+    @property
+    def _schedule(self) -> NoiseSchedule:
+        return NoiseSchedule(tuple(self.plan.get("noise_factors", (1.0,))))
+
+    def _unused_incarnation(self, step: int) -> int:
+        entry = self._balance.newest.get(step)
+        floor = self._balance.floor
+        return floor if entry is None else max(entry.charge.incarnation + 1, floor)
+
+    def _repair(self) -> None:
+        self._chain.cut()
+        known = self._chain.totals
+        # A torn record that the head does not know could have paid for one block more.
+        lost = max(known.charges - self.charges, 0) + (known.block if self._chain.torn else 0)
+        # Far from any incarnation that was used, even by records that an older head does not know.
+        highest = max(known.incarnation, self._balance.highest)
+        self._append(
+            "repair",
+            {
+                "count": lost,
+                "floor": highest + 1 + secrets.randbelow(2**40),
+                # Of steps that nobody knows: as if they had had the least noise.
+                "noise_multiplier": self._noise_at(self.plan["steps"] - 1),
+                "sample_rate": self.plan["sample_rate"],
+            },
+        )
+
+    def _append(self, kind: str, content: dict[str, Any], *, durable: bool = True) -> None:
+        totals = Totals(
+            charges=self.charges + content.get("count", 0),
+            incarnation=max(
+                self._balance.highest, content.get("incarnation", 0), content.get("floor", 0)
+            ),
+            block=max(self._block, self._chain.totals.block),
+        )
+        self._chain.append(kind, content, totals, durable=durable)
+        self._balance.take(Record(kind, content), writing=True)

@@ -1,0 +1,111 @@
+"""Which engine and which microbatch size a run uses: about time alone, as sums are the same.
+
+``engine_trial.py`` measures; ``training/engine_agreement.py`` chooses for all workers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from dp_ray.config.run import Config
+from dp_ray.data.facts import DataFacts
+from dp_ray.gradients.engines.engine import EngineName
+from dp_ray.performance.estimate import available_memory, memory_estimate, planned_microbatch_size
+
+_SEARCH_PAYS_S = 20.0
+"""A shorter run is over before looking for better than the default has paid for itself."""
+
+_COMPILE_PAYS_S, _COMPILE_BOTH_PAYS_S = 300.0, 1800.0
+"""Compiling takes up to a minute for each engine."""
+
+COMPILED: dict[EngineName, EngineName] = {
+    "vmap": "vmap_compiled",
+    "per_layer": "per_layer_compiled",
+}
+
+
+Measure = Callable[[EngineName, int], float]
+"""Seconds of one microbatch by an engine at size B; infinity if the engine cannot be used."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How microbatches are computed.
+
+    Attributes:
+        engine: see :class:`~dp_ray.gradients.engines.engine.Engine`.
+        microbatch_size: B.
+        seconds: measured time of one microbatch; None if it was not measured.
+        note: why it is not what one would expect; empty if it is.
+    """
+
+    engine: EngineName
+    microbatch_size: int
+    seconds: float | None = None
+    note: str = ""
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values, and one line that says them."""
+        line = f"engine {self.engine}, {self.microbatch_size} examples a microbatch"
+        if self.seconds is not None:
+            line += f" of {self.seconds:.2g} s"
+        return {**asdict(self), "line": f"{line}; {self.note}" if self.note else line}
+
+
+def choose(
+    config: Config, facts: DataFacts, model: nn.Module, *, steps: int, measure: Measure
+) -> Choice:
+    """The fastest engine and microbatch size of those worth trying; a function of ``measure``.
+
+    A draw of n examples takes about n/B + 1/2 microbatches, because the last one is padded.
+    """
+    share = config.data.expected_batch_size / max(config.cluster.max_workers, 1)
+    wanted, given = config.train.engine, config.train.microbatch_size
+    start = planned_microbatch_size(config, facts, model)
+    if wanted != "auto" and given is not None:
+        return Choice(wanted, given)
+
+    def step_seconds(name: EngineName, size: int) -> float:
+        return measure(name, size) * (share / size + 0.5)
+
+    # Sizes are compared uncompiled: each would have to be compiled anew.
+    plain: EngineName = "per_layer" if wanted.startswith("per_layer") else "vmap"
+    run_seconds = steps * step_seconds(plain, start)
+    if run_seconds < _SEARCH_PAYS_S:
+        return Choice(plain if wanted == "auto" else wanted, start)
+    if wanted == "auto":
+        plain = min(COMPILED, key=lambda name: measure(name, start))
+    size = given or _best_size(
+        start,
+        lambda size: step_seconds(plain, size),
+        lambda size: size <= 2 * share and _fits(config, facts, model, size),
+    )
+    candidates = {wanted} if wanted != "auto" else {plain}
+    if wanted == "auto" and run_seconds > _COMPILE_PAYS_S:
+        candidates.add(COMPILED[plain])
+    if wanted == "auto" and run_seconds > _COMPILE_BOTH_PAYS_S:
+        candidates.update(COMPILED.values())
+    best = min(sorted(candidates), key=lambda name: measure(name, size))
+    seconds = measure(best, size)
+    return Choice(best, size, seconds if seconds < math.inf else None)
+
+
+def _fits(config: Config, facts: DataFacts, model: nn.Module, size: int) -> bool:
+    """With room to spare: the estimate is good within a factor of two."""
+    return memory_estimate(config, facts, model, size) <= available_memory(config) / 2
+
+
+def _best_size(start: int, seconds: Callable[[int], float], fits: Callable[[int], bool]) -> int:
+    """Doubles B, or else halves it, as long as steps get faster by more than noise."""
+    best = start
+    while fits(2 * best) and seconds(2 * best) < 0.97 * seconds(best):
+        best *= 2
+    if best == start:
+        while best > 1 and seconds(best // 2) < 0.97 * seconds(best):
+            best //= 2
+    return best

@@ -1,0 +1,216 @@
+"""Engines tried on made-up images: how long a microbatch takes, and whether its sum is right.
+
+Nothing here sees data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dp_ray.config.run import Config
+from dp_ray.data.cache import cache_path
+from dp_ray.data.facts import DataFacts
+from dp_ray.gradients.clipped_sum import ClippedSum, clipped_gradient_sum
+from dp_ray.gradients.engines.engine import Engine, EngineError, EngineName, in_one_line
+from dp_ray.gradients.layout import trained_parameters
+from dp_ray.json_text import write_json
+from dp_ray.performance.machine import describe_machine
+
+_ENOUGH_S = 1.0
+"""Calls are timed for about so long, three at most."""
+
+_NORMS_AGREE = {"float32": 1e-3, "tf32": 1e-2, "bfloat16": 3e-2}
+_SUMS_AGREE = {"float32": 0.03, "tf32": 0.2, "bfloat16": 0.5}
+"""Of plain vmap's norms (the median over examples) and sum. Rounding is 1e-6 and less, but where it
+moves an activation across the kink of a ReLU, an example's gradient jumps: in WRN-16-4 one of the
+millions of activations nearly always does. Networks without kinks agree to 1e-5 (tested)."""
+
+_REFERENCE_SIZE = 32
+"""Examples that plain vmap takes at a time: it may not hold what another engine can."""
+
+_FILE = "engines.json"
+
+
+class EngineTrial:
+    """Calls engines as a step does, and keeps them, because compiling one is costly.
+
+    Args:
+        config: of the run.
+        facts: shape of the images.
+        model: on ``device``.
+        device: where to compute.
+    """
+
+    def __init__(
+        self, config: Config, facts: DataFacts, model: nn.Module, device: torch.device
+    ) -> None:
+        self._config = config
+        self._facts = facts
+        self._model = model
+        self._device = device
+        self._params = trained_parameters(model)
+        self._engines: dict[EngineName, Engine] = {}
+
+    def engine(self, name: EngineName) -> Engine:
+        """The one of that name; always the same."""
+        if name not in self._engines:
+            self._engines[name] = Engine(name, self._config.train.precision)
+        return self._engines[name]
+
+    def seconds(self, name: EngineName, size: int) -> float:
+        """Least time of a microbatch of ``size`` examples, after a call that warms up.
+
+        Raises:
+            Exception: whatever the engine meets: it cannot be used here.
+        """
+        images, labels = self._images(size)
+        self._sum(name, images, labels)
+        best, started = math.inf, time.perf_counter()
+        for _ in range(3):
+            before = time.perf_counter()
+            self._sum(name, images, labels)
+            best = min(best, time.perf_counter() - before)
+            if time.perf_counter() - started > _ENOUGH_S:
+                break
+        return best
+
+    def problem(self, name: EngineName, size: int) -> str:
+        """Why the engine cannot be used at this size; empty if it can.
+
+        It must give the norms and the sum that plain vmap gives, at random images.
+        """
+        if name == "vmap":
+            return ""
+        images, labels = self._images(size)
+        try:
+            ours = self._sum(name, images, labels)
+            theirs = self._sum("vmap", images, labels, microbatch_size=_REFERENCE_SIZE)
+        except Exception as error:  # of the compiler, or of a rule that does not fit the network
+            return in_one_line(error)
+        largest = theirs.norms.abs().clamp(min=1e-20)
+        off = ((ours.norms - theirs.norms).abs() / largest).median().item()
+        total, other = (
+            torch.cat([g.flatten() for g in s.gradients.values()]) for s in (theirs, ours)
+        )
+        far = ((other - total).norm() / total.norm().clamp(min=1e-20)).item()
+        precision = self._config.train.precision
+        if off <= _NORMS_AGREE[precision] and far <= _SUMS_AGREE[precision]:
+            return ""
+        return f"its norms are off by {off:.1e} and its sum by {far:.1e} of plain vmap's"
+
+    def key(self) -> str:
+        """A name for the machine, the network and the views: for what is remembered."""
+        said = {
+            **describe_machine(self._device),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "model": self._config.model.model_dump(mode="json"),
+            "parameters": sum(p.numel() for p in self._params.values()),
+            "images": [self._facts.channels, self._facts.image_size, self._facts.num_classes],
+            "views": self._config.augment.views,
+            "precision": self._config.train.precision,
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _images(self, size: int) -> tuple[Tensor, Tensor]:
+        """Random images, always the same."""
+        facts, generator = self._facts, torch.Generator().manual_seed(0)
+        side = facts.image_size
+        shape = (size, self._config.augment.views, facts.channels, side, side)
+        images = torch.randn(shape, generator=generator)
+        labels = torch.randint(facts.num_classes, (size,), generator=generator)
+        return images.to(self._device), labels.to(self._device)
+
+    def _sum(
+        self,
+        name: EngineName,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        microbatch_size: int | None = None,
+    ) -> ClippedSum:
+        """Called as in a step, so that what is compiled here is what steps need."""
+        result = clipped_gradient_sum(
+            self._model,
+            self._params,
+            images,
+            labels,
+            max_grad_norm=self._config.privacy.max_grad_norm,
+            clipping=self._config.privacy.clipping,
+            mask=torch.ones(len(labels), dtype=torch.bool, device=self._device),
+            dropout_seeds=torch.zeros(len(labels), dtype=torch.int64, device=self._device),
+            microbatch_size=microbatch_size,
+            engine=self.engine(name),
+        )
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return result
+
+
+class Measurements:
+    """Seconds of a microbatch by engine and size, measured where they are not remembered.
+
+    They are remembered in engines.json, beside the decoded data (``data.cache``). Remove the file
+    to have them measured again.
+
+    Attributes:
+        failures: engine → why it could not be used, at some size at least.
+    """
+
+    def __init__(self, config: Config, trial: EngineTrial) -> None:
+        # The other workers wait meanwhile, and give up after timeout_s.
+        self._deadline = time.monotonic() + config.cluster.timeout_s / 3
+        self._trial = trial
+        self._key = trial.key()
+        self._file = cache_path(config.data) / _FILE
+        self._known: dict[str, float] = _read(self._file).get(self._key, {})
+        self._unusable: set[str] = set()
+        self.failures: dict[EngineName, str] = {}
+
+    def knows(self, name: EngineName, size: int) -> bool:
+        """Whether it was measured, now or in an earlier run."""
+        return f"{name}/{size}" in self._known
+
+    def __call__(self, name: EngineName, size: int) -> float:
+        """Seconds; infinity for what cannot be used here, or is not known when time is up."""
+        label = f"{name}/{size}"
+        if label in self._known:
+            return self._known[label]
+        if name in self._unusable or label in self._unusable or time.monotonic() > self._deadline:
+            return math.inf
+        try:
+            self._known[label] = self._trial.seconds(name, size)
+        except Exception as error:  # another engine or size will do
+            self.failures[name] = in_one_line(error)
+            at_any_size = isinstance(error, EngineError | NotImplementedError)
+            self._unusable.add(name if at_any_size else label)
+            return math.inf
+        _write(self._file, {**_read(self._file), self._key: self._known})
+        return self._known[label]
+
+
+def _read(file: Path) -> dict[str, dict[str, float]]:
+    try:
+        known = json.loads(file.read_text())
+        return {key: {k: float(s) for k, s in times.items()} for key, times in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):  # none, or damaged: measured again
+        return {}
+
+
+def _write(file: Path, known: dict[str, dict[str, float]]) -> None:
+    """Whole or not at all; a place that cannot be written to is no reason to stop."""
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
+            new.write(write_json(known, indent=1))
+        Path(new.name).replace(file)
+    except OSError:
+        return

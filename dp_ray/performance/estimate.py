@@ -1,0 +1,129 @@
+"""How much memory a microbatch needs, and how long a run takes: told before any data is read."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from dp_ray.config.run import Config
+from dp_ray.data.facts import DataFacts
+from dp_ray.errors import ConfigError
+from dp_ray.gradients.clipped_sum import clipped_gradient_sum
+from dp_ray.gradients.layout import ParameterLayout, trained_parameters
+from dp_ray.performance.allocator import keep_freed_memory
+from dp_ray.performance.threads import usable_cores
+
+GIB = 2.0**30
+
+
+def memory_estimate(
+    config: Config, facts: DataFacts, model: nn.Module, microbatch_size: int
+) -> float:
+    """Bytes that one worker's microbatch needs: activations of B·K views, B gradients.
+
+    Activations are counted on one blank image: the outputs of all layers, twice (forward values
+    kept, and their gradients). It is a rough figure, within a factor of two.
+    """
+    counted = 0
+    examples, views = microbatch_size, config.augment.views
+
+    def count(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        nonlocal counted
+        counted += output.numel() if isinstance(output, torch.Tensor) else 0
+
+    leaves = [m for m in model.modules() if not list(m.children())]
+    handles = [leaf.register_forward_hook(count) for leaf in leaves]
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        device = next(model.parameters()).device
+        model(torch.zeros(1, facts.channels, facts.image_size, facts.image_size, device=device))
+    for handle in handles:
+        handle.remove()
+    parameters = parameter_count(model)
+    pixels = facts.channels * facts.image_size**2
+    return 4.0 * (2 * examples * views * (counted + pixels) + (examples + 4) * parameters)
+
+
+def planned_microbatch_size(config: Config, facts: DataFacts, model: nn.Module) -> int:
+    """B as given; else, where nothing was measured, 32, or as many as half of the memory holds."""
+    if config.train.microbatch_size is not None:
+        return config.train.microbatch_size
+    size, available = 32, available_memory(config)
+    while size > 1 and memory_estimate(config, facts, model, size) > available / 2:
+        size //= 2
+    return size
+
+
+def available_memory(config: Config) -> float:
+    """Bytes that one worker may use, were all on this machine."""
+    if config.cluster.gpus_per_worker and torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return psutil.virtual_memory().available / max(config.cluster.max_workers, 1)
+
+
+def check_memory(config: Config, facts: DataFacts, model: nn.Module) -> None:
+    """Refuses microbatches that do not fit into this machine's memory.
+
+    Raises:
+        ConfigError: they do not; the message gives both sizes.
+    """
+    size = planned_microbatch_size(config, facts, model)
+    needed = memory_estimate(config, facts, model, size)
+    if config.cluster.address is not None:
+        return  # the workers' machines are not this one
+    available = available_memory(config)
+    if needed > available:
+        views = config.augment.views
+        raise ConfigError(
+            "train.microbatch_size",
+            size,
+            f"{size} examples × {views} views need about {needed / GIB:.1f} GiB in each worker, "
+            f"which has {available / GIB:.1f}",
+            "Lower it (results do not depend on it), or augment.views, or cluster.num_workers",
+        )
+
+
+def microbatch_seconds(
+    config: Config, facts: DataFacts, model: nn.Module, microbatch_size: int
+) -> float:
+    """Time of one microbatch of blank images on this machine, with a worker's share of threads."""
+    keep_freed_memory()  # as workers do
+    params, views, side = trained_parameters(model), config.augment.views, facts.image_size
+    images = torch.zeros(microbatch_size, views, facts.channels, side, side)
+    labels = torch.zeros(microbatch_size, dtype=torch.int64)
+    seeds = torch.zeros(microbatch_size, dtype=torch.int64)
+    threads_before = torch.get_num_threads()
+    share = usable_cores() // max(config.cluster.max_workers, 1)
+    torch.set_num_threads(config.cluster.threads_per_worker or max(share, 1))
+    try:
+        best = math.inf
+        for _ in range(3):  # the first warms up
+            started = time.perf_counter()
+            clipped_gradient_sum(
+                model, params, images, labels, max_grad_norm=1.0, dropout_seeds=seeds
+            )
+            best = min(best, time.perf_counter() - started)
+            if best > 1.0:  # beside which the first call's preparations do not count
+                break
+    finally:
+        torch.set_num_threads(threads_before)
+    return best
+
+
+def run_seconds(
+    config: Config, steps: int, *, microbatch_size: int, microbatch_seconds: float
+) -> float:
+    """Expected time of all steps, were every worker on a machine like this one."""
+    # More workers than cores take turns.
+    parallel = min(max(config.cluster.max_workers, 1), usable_cores())
+    share = config.data.expected_batch_size / parallel
+    return steps * math.ceil(share / microbatch_size) * microbatch_seconds
+
+
+def parameter_count(model: nn.Module) -> int:
+    """P."""
+    return ParameterLayout.of(model).size

@@ -1,0 +1,124 @@
+"""What ``dp-ray report`` does: finds out what a folder holds, and writes its page or card."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from dp_ray.artifacts.release import STATEMENT
+from dp_ray.artifacts.run_directory import RELEASE, RunDirectory
+from dp_ray.errors import RunError
+from dp_ray.reporting.output import OutputFile
+from dp_ray.reporting.run_facts import RunFacts, read_release, read_run
+from dp_ray.reporting.run_page import model_card, run_page
+from dp_ray.reporting.search_page import may_be_published, sweep_page
+from dp_ray.reporting.statement import Statement
+from dp_ray.search.directory import REPORT, RESULTS, SEARCH, SweepDirectory
+from dp_ray.search.publish import with_rough_times
+from dp_ray.storage import Folder, open_folder
+
+PUBLIC_PAGE = "privacy-report.html"
+CARD = "model-card.md"
+
+Format = Literal["html", "markdown"]
+
+_ENDINGS: dict[Format, tuple[str, ...]] = {"html": (".html",), "markdown": (".md",)}
+
+
+def write_report(
+    location: str, *, public: bool, form: Format, output: str | None
+) -> dict[str, Any]:
+    """Writes the report of a run, a search, or a release folder that was copied elsewhere.
+
+    Args:
+        location: path or URI.
+        public: leave out what is private.
+        form: a page, or a model card, which is always public.
+        output: where to; by default in the folder, what is private in its private part. A release
+            folder stays as it was published: its report goes to the current folder.
+
+    Returns:
+        ``report``, where it is, and ``public``, whether it may be published.
+
+    Raises:
+        DpRayError: there is nothing to report, or nothing that may be published; or the file
+            cannot be written.
+    """
+    given = None if output is None else OutputFile.given(output, "--output", _ENDINGS[form])
+    folder, public = open_folder(location), public or form == "markdown"
+    try:
+        content, public, place = _content(folder, public=public, form=form)
+    except OSError as error:
+        raise RunError(f"{folder} cannot be read: {error}") from error
+    return {"report": (given or place).write(content.encode()), "public": public}
+
+
+def _content(folder: Folder, *, public: bool, form: Format) -> tuple[str, bool, OutputFile]:
+    """The text, whether it may be published, and where it goes if nobody says."""
+    run = RunDirectory(folder)
+    searched, alone = run.private.exists(SEARCH), not run.exists()
+    if searched and not public:
+        return _of_search(SweepDirectory(folder))
+    # Of a search its best trial's release is all that may be seen.
+    released = searched or alone
+    facts = read_release(_release_of(folder)) if released else read_run(folder, public=public)
+    return _of_run(facts, folder, alone=alone, form=form)
+
+
+def _of_run(
+    facts: RunFacts, folder: Folder, *, alone: bool, form: Format
+) -> tuple[str, bool, OutputFile]:
+    public = facts.private is None
+    if not public:
+        place = OutputFile(folder / "private", REPORT, "--output")
+        return run_page(facts), public, place
+    text = model_card(facts) if form == "markdown" else run_page(facts)
+    where = open_folder(".") if alone else folder
+    return text, public, OutputFile(where, CARD if form == "markdown" else PUBLIC_PAGE, "--output")
+
+
+def _of_search(directory: SweepDirectory) -> tuple[str, bool, OutputFile]:
+    if not directory.private.exists(RESULTS):
+        raise RunError(
+            f"{directory.root} is a search that is not finished: go on with dp-ray tune … --resume"
+        )
+    try:
+        everything = json.loads(directory.private.read(RESULTS))
+        place, text = search_report(directory, everything)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{directory.private}/{RESULTS} is damaged, or another version of dp-ray wrote it "
+            f"({type(error).__name__}: {error}). Restore it from a backup"
+        ) from error
+    public = may_be_published(everything["privacy_mode"])
+    return text, public, OutputFile(place, REPORT, "--output")
+
+
+def search_report(directory: SweepDirectory, everything: dict[str, Any]) -> tuple[Folder, str]:
+    """Where the page of a search goes, and the page.
+
+    Args:
+        directory: of the search, its best trial released.
+        everything: the contents of private/results.json.
+    """
+    place = directory.private
+    if may_be_published(everything["privacy_mode"]):
+        place, everything = directory.root, with_rough_times(everything)
+    statement = None
+    if everything["best_trial"] is not None:
+        release = directory.root / RELEASE
+        statement = Statement.read(release.read(STATEMENT), str(release))
+    return place, sweep_page(everything, statement)
+
+
+def _release_of(folder: Folder) -> Folder:
+    if folder.exists(STATEMENT):
+        return folder
+    if folder.exists(RELEASE):
+        return folder / RELEASE
+    if not folder.names():
+        raise RunError(f"there is no run {folder}: give its folder, such as runs/digits")
+    raise RunError(
+        f"{folder} holds no run, no search and no release, or nothing is released yet: give the "
+        "folder of one that is finished"
+    )

@@ -1,0 +1,339 @@
+"""What a report tells of a run, read from what the run left, and sorted by who may see it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from dp_ray.artifacts.consistency import disagreement
+from dp_ray.artifacts.release import STATEMENT, Outcome, privacy_statement, published_config
+from dp_ray.artifacts.run_directory import CONFIG, METRICS, PROGRESS, RELEASE, RunDirectory
+from dp_ray.config.files import parse_config
+from dp_ray.config.yaml_text import read_yaml, write_yaml
+from dp_ray.errors import ConfigError, DpRayError, RunError
+from dp_ray.ledger.balance import Session
+from dp_ray.ledger.ledger import Ledger
+from dp_ray.objectives.evaluation import METRIC_NAMES, Evaluation
+from dp_ray.privacy.accounting import epsilon_of
+from dp_ray.privacy.plan import PrivacyPlan
+from dp_ray.reporting.ledger import facts_of
+from dp_ray.reporting.statement import Statement
+from dp_ray.reporting.words import without_paths
+from dp_ray.search.search import TRIAL
+from dp_ray.storage import Folder
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The model before a step: from what was released, and the test split.
+
+    Attributes:
+        step: which.
+        epsilon: spent so far.
+        max_grad_norm: C as it was.
+        accuracy: on the test split; None without test examples.
+    """
+
+    step: int
+    epsilon: float
+    max_grad_norm: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What a step was like; private, all of it."""
+
+    step: int
+    examples: float
+    loss: float
+    clipped_fraction: float
+    mean_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class PrivateFacts:
+    """What only the run's owner may see.
+
+    Attributes:
+        steps: in order, each as it was taken last.
+        ledger: from :func:`~dp_ray.reporting.ledger.facts_of`; None if it does not verify.
+        sessions: coordinators that worked on the run.
+        seconds: of the last session, wall-clock; None before its end.
+    """
+
+    steps: list[Stepped]
+    ledger: dict[str, Any] | None
+    sessions: list[Session]
+    seconds: float | None
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The median."""
+        return median(step.seconds for step in self.steps) if self.steps else None
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """All that a report tells.
+
+    Attributes:
+        name: of the run.
+        finished: whether its model is released.
+        statement: what may be claimed of it.
+        checked: whether the ledger bears the statement out.
+        config: public, as YAML.
+        needs_data: whether the data's folder has to be given to train it again.
+        notices: what the reader must know before all else.
+        evaluations: over the steps.
+        private: None in what may be published.
+    """
+
+    name: str
+    finished: bool
+    statement: Statement
+    checked: bool
+    config: str
+    needs_data: bool
+    notices: list[str]
+    evaluations: list[Evaluated]
+    private: PrivateFacts | None
+
+
+def read_run(folder: Folder, *, public: bool) -> RunFacts:
+    """What there is to tell of a run.
+
+    Args:
+        folder: the run's.
+        public: leave out what is private, and refuse what may not be published.
+
+    Raises:
+        DpRayError: there is nothing to tell, or with ``public`` nothing that may be told.
+    """
+    with _readable(folder):
+        facts = _read_run(RunDirectory(folder))
+    if not public:
+        return facts
+    if folder.exists(TRIAL):
+        raise RunError(
+            f"{folder} is a trial of a search, and what may be published of a search is its best "
+            "trial alone: give the search"
+        )
+    if not facts.finished:
+        raise RunError(
+            f"{folder} is unfinished, and nothing of it is published: go on with dp-ray train … "
+            "--resume, or leave out --public"
+        )
+    if not facts.checked:
+        raise RunError(f"{folder} cannot be reported on in public: {facts.notices[0]}")
+    evaluations = facts.evaluations
+    if facts.statement.test_accuracy_noise is not None:  # those of other steps have none
+        evaluations = [replace(e, accuracy=None) for e in evaluations]
+    return replace(facts, evaluations=evaluations, private=None)
+
+
+def read_release(release: Folder) -> RunFacts:
+    """What a release folder tells by itself, wherever it was copied to.
+
+    Raises:
+        RunError: it is none, or damaged.
+    """
+    with _readable(release):
+        statement = Statement.read(release.read(STATEMENT), str(release))
+        values = _released_config(release)
+        return RunFacts(
+            name=str(values["name"]),
+            finished=True,
+            statement=statement,
+            checked=False,
+            **_config(values),
+            notices=[*_notices(statement), *_contradictions(release, values, statement)],
+            evaluations=[],
+            private=None,
+        )
+
+
+def _read_run(run: RunDirectory) -> RunFacts:
+    evaluations, steps = _read_metrics(run)
+    result = run.read_result() if run.finished() else {}
+    published, release = None, run.root / RELEASE
+    if run.root.exists(RELEASE):
+        published = Statement.read(release.read(STATEMENT), str(release))
+    ledger, damage = _read_ledger(run)
+    if ledger is None:
+        if published is None:
+            raise RunError(damage)
+        statement, finished = published, True
+        notices = [f"The ledger could not be read, so nothing bears the numbers out: {damage}"]
+    else:
+        finished = published is not None and bool(result)
+        statement = _as_charged(run, ledger, evaluations)
+        if finished and published is not None and published.history == ledger.history:
+            statement, notices = published, _notices(published)
+        elif finished:
+            finished, notices = False, [_GONE_ON]
+        else:
+            notices = [_UNRELEASED if result else _UNFINISHED]
+    if run.root.exists(TRIAL):
+        notices.insert(0, _OF_A_SEARCH)
+    if statement.warning is not None:
+        notices.append(statement.warning)
+    contradictions: list[str] = []
+    if finished:
+        values = _released_config(release)
+        contradictions = _contradictions(release, values, statement)
+    elif ledger is not None:
+        values = published_config(run.config(), PrivacyPlan.from_dump(ledger.plan))
+    notices = [*contradictions, *notices]
+    return RunFacts(
+        name=str(values["name"]),
+        finished=finished,
+        statement=statement,
+        checked=ledger is not None and not contradictions and not statement.understates(),
+        **_config(values),
+        notices=[without_paths(notice) for notice in dict.fromkeys(notices)],
+        evaluations=evaluations,
+        private=PrivateFacts(
+            steps=steps,
+            ledger=None if ledger is None else facts_of(ledger),
+            sessions=[] if ledger is None else ledger.sessions,
+            seconds=_read_seconds(run),
+        ),
+    )
+
+
+def _config(values: dict[str, Any]) -> dict[str, Any]:
+    """What is said of a public configuration."""
+    rootless = values["data"]["name"] in ("digits", "fake")
+    return {"config": without_paths(write_yaml(values)), "needs_data": not rootless}
+
+
+_UNFINISHED = (
+    "This run is not finished. Nothing of it is published yet, and what it has spent so far is "
+    "what the ledger says; it will be more."
+)
+_UNRELEASED = (
+    "This run came to its end, and its release is not here: a trial that was not chosen has none."
+)
+_OF_A_SEARCH = (
+    "This run is a trial of a search. The ε here is its own, which is not the cost: that is in the "
+    "report of the search."
+)
+_GONE_ON = (
+    "The ledger and the published statement (release/privacy.json) list different noised sums: the "
+    "run was gone on with after it was published, or one of the two was replaced. The numbers here "
+    "are the ledger's."
+)
+_UNDERSTATED = (
+    "The ε that is claimed is less than what the accountant makes of the noised sums that the "
+    "statement itself lists. Do not rely on it."
+)
+
+
+def _released_config(release: Folder) -> dict[str, Any]:
+    values: dict[str, Any] = read_yaml(release.read(CONFIG).decode())
+    return values
+
+
+def _contradictions(release: Folder, values: dict[str, Any], statement: Statement) -> list[str]:
+    """What the statement and the configuration of a release contradict each other in."""
+    if statement.understates():  # which is a notice by itself
+        return []
+    try:
+        found = disagreement(json.loads(release.read(STATEMENT)), parse_config(values))
+    except ConfigError as error:
+        found = f"config.yaml cannot be read: {error}"
+    return [] if found is None else [f"The published documents contradict each other: {found}."]
+
+
+def _notices(statement: Statement) -> list[str]:
+    found = [_UNDERSTATED] if statement.understates() else []
+    return found if statement.warning is None else [*found, statement.warning]
+
+
+def _read_ledger(run: RunDirectory) -> tuple[Ledger | None, str]:
+    """The ledger, or what is wrong with it."""
+    try:
+        return run.read_ledger(), ""
+    except RunError as error:
+        return None, str(error)
+    except (KeyError, TypeError, ValueError) as error:
+        return None, f"another version of dp-ray wrote it ({type(error).__name__}: {error})"
+
+
+def _as_charged(run: RunDirectory, ledger: Ledger, evaluations: list[Evaluated]) -> Statement:
+    """The statement that the run would make if it ended here."""
+    plan, config = PrivacyPlan.from_dump(ledger.plan), run.config()
+    accuracy = evaluations[-1].accuracy if evaluations else None
+    outcome = Outcome(
+        finished=False,
+        steps=ledger.steps,
+        history=ledger.history,
+        epsilon=epsilon_of(plan.accountant, ledger.history, plan.delta),
+        evaluation=None if accuracy is None else Evaluation(accuracy, math.inf),
+        seconds=0.0,
+    )
+    values = privacy_statement(config, plan, outcome, replay=run.is_replay())
+    ran_on = ledger.sessions[-1].execution if ledger.sessions else {}
+    values["versions"] = {n: str(ran_on[n]) for n in ("torch", "numpy") if n in ran_on}
+    return Statement.model_validate(values)
+
+
+def _read_metrics(run: RunDirectory) -> tuple[list[Evaluated], list[Stepped]]:
+    """Both kinds of lines, by step; of a repeated step the last, and none that a crash tore."""
+    evaluated: dict[int, Evaluated] = {}
+    stepped: dict[int, Stepped] = {}
+    lines = run.private.read(METRICS).splitlines() if run.private.exists(METRICS) else []
+    for line in lines:
+        try:
+            values = json.loads(line)
+            step = int(values["step"])
+            if "epsilon" in values:
+                accuracy = values.get(METRIC_NAMES[0])
+                evaluated[step] = Evaluated(
+                    step,
+                    _number(values["epsilon"], math.inf),
+                    _number(values["max_grad_norm"], math.inf),
+                    None if accuracy is None else float(accuracy),
+                )
+            else:
+                numbers = {
+                    n: _number(values[n], math.nan) for n in Stepped.__annotations__ if n != "step"
+                }
+                stepped[step] = Stepped(step, **numbers)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return [evaluated[s] for s in sorted(evaluated)], [stepped[s] for s in sorted(stepped)]
+
+
+def _read_seconds(run: RunDirectory) -> float | None:
+    """What the last session took; result.json has it rounded."""
+    try:
+        return float(json.loads(run.private.read(PROGRESS))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _number(value: Any, otherwise: float) -> float:
+    """A number from JSON, which has null for what is not finite."""
+    return otherwise if value is None else float(value)
+
+
+@contextmanager
+def _readable(folder: Folder) -> Iterator[None]:
+    """Whatever is wrong with files that anybody may have written is told, not raised."""
+    try:
+        yield
+    except DpRayError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(
+            f"{folder} cannot be read ({type(error).__name__}: {error}): a file is damaged, or "
+            "another version of dp-ray wrote it. Restore it from a backup, or use that version"
+        ) from error

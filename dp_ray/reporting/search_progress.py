@@ -1,0 +1,161 @@
+"""The live lines of a search: trials done, the best so far, time left, and the running trials.
+
+They read what trials leave on the disk, so they are the same wherever trials run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+from rich.console import Console
+
+from dp_ray.artifacts.run_directory import PROGRESS, RunDirectory
+from dp_ray.errors import DpRayError
+from dp_ray.privacy.plan import PrivacyPlan
+from dp_ray.reporting.live import LiveLines
+from dp_ray.reporting.words import about, describe_point, duration
+from dp_ray.search.search import Search, TrialRecord
+
+_INTERVAL_S = 0.5
+_INTERVAL_OF_OBJECTS_S = 5.0
+
+
+@dataclass(frozen=True)
+class TrialProgress:
+    """How far one trial is.
+
+    Attributes:
+        name: its name.
+        words: where in the space it is.
+        state: running, done or failed.
+        step: updates taken.
+        plan: T, B̄ and K.
+        metric: as last evaluated.
+    """
+
+    name: str
+    words: str
+    state: str
+    step: int
+    plan: PrivacyPlan
+    metric: float | None
+
+    @property
+    def views_done(self) -> float:
+        """Views that were differentiated: what time is spent on."""
+        return self.step * self.plan.expected_batch_size * self.plan.views
+
+
+class SweepProgress(LiveLines):
+    """Shows a search's progress while it is entered.
+
+    Args:
+        search: whose trials.
+        epsilon: of the whole search, as planned.
+        console: where to show it.
+    """
+
+    def __init__(self, search: Search, epsilon: float, console: Console) -> None:
+        on_disk = search.directory.private.path is not None
+        super().__init__(console, _INTERVAL_S if on_disk else _INTERVAL_OF_OBJECTS_S)
+        self._search = search
+        self._epsilon = epsilon
+        self._settled: dict[str, TrialProgress] = {}
+        self._views_before: float | None = None
+
+    def lines(self, *, exact: bool = True) -> list[str]:
+        """See :class:`LiveLines`.
+
+        Args:
+            exact: for the user's eyes; otherwise times have one digit.
+        """
+        trials = self._read()
+        elapsed = self.elapsed_s
+        running = [trial for trial in trials if trial.state == "running"]
+        if not trials:
+            return [f"starting Ray … {duration(elapsed)}"]
+        states = [trial.state for trial in trials]
+        parts = [f"{states.count('done')} of {self._search.most_trials} trials done"]
+        if failed := states.count("failed"):
+            parts.append(f"{failed} failed")
+        # Whoever sees how trials do, and stops or starts anew for it, breaks a selection's bound.
+        blind = self._search.sweep.tune.only_best_may_be_seen
+        if not blind and (best := self._best(trials)) is not None:
+            assert best.metric is not None
+            parts.append(f"best {self._search.sweep.tune.metric} {best.metric:.3f}")
+        parts.append(f"ε of the search {self._epsilon:.2f}")
+        if (left := self._seconds_left(trials, elapsed)) is not None:
+            parts.append(f"{duration(left) if exact else about(left)} left")
+        return [", ".join(parts), *(_running_line(trial, blind=blind) for trial in running)]
+
+    def log_line(self) -> str | None:
+        """See :class:`LiveLines`; how many trials there are may be a secret, and logs are kept."""
+        return None if self._search.sweep.tune.only_best_may_be_seen else self.lines(exact=False)[0]
+
+    def _best(self, trials: list[TrialProgress]) -> TrialProgress | None:
+        sign = 1 if self._search.sweep.tune.larger_is_better else -1
+        done = [t for t in trials if t.state == "done" and t.metric is not None]
+        return max(done, key=lambda t: sign * (t.metric or 0.0), default=None)
+
+    def _seconds_left(self, trials: list[TrialProgress], elapsed: float) -> float | None:
+        """From the views that are left and the pace of this session."""
+        done = sum(trial.views_done for trial in trials)
+        if self._views_before is None:
+            self._views_before = done
+        pace = (done - self._views_before) / elapsed
+        if pace <= 0:
+            return None
+        return max(self._all_views(trials) - done, 0.0) / pace
+
+    def _all_views(self, trials: list[TrialProgress]) -> float:
+        if self._search.points is not None:
+            return self._drawn_views
+        plans = [trial.plan for trial in trials]
+        return _views(plans) / len(plans) * max(self._search.most_trials, len(plans))
+
+    @cached_property
+    def _drawn_views(self) -> float:
+        budgets = self._search.budgets
+        return _views([budgets.trial_at(point)[1] for point in self._search.points or ()])
+
+    def _read(self) -> list[TrialProgress]:
+        folder = self._search.directory.trials
+        found = []
+        for name in folder.names():
+            try:
+                trial = self._settled.get(name) or self._read_trial(name)
+            except (OSError, ValueError, DpRayError):  # being written
+                continue
+            if trial is not None:
+                found.append(trial)
+                if trial.state == "done":
+                    self._settled[name] = trial
+        return found
+
+    def _read_trial(self, name: str) -> TrialProgress | None:
+        run = RunDirectory(self._search.directory.trials / name)
+        record = TrialRecord.read(run.root)
+        if record is None:
+            return None
+        _, plan = self._search.budgets.trial_at(record.point)
+        words = describe_point(record.point)
+        metric = self._search.sweep.tune.metric
+        if run.finished():
+            value = run.read_result()[metric]
+            return TrialProgress(name, words, "done", plan.steps, plan, value)
+        state = "running" if record.error is None else "failed"
+        if not run.private.exists(PROGRESS):
+            return TrialProgress(name, words, state, 0, plan, None)
+        progress = json.loads(run.private.read(PROGRESS))
+        return TrialProgress(name, words, state, progress["step"], plan, progress[metric])
+
+
+def _views(plans: list[PrivacyPlan]) -> float:
+    return sum(plan.steps * plan.expected_batch_size * plan.views for plan in plans)
+
+
+def _running_line(trial: TrialProgress, *, blind: bool) -> str:
+    shown = "" if trial.metric is None or blind else f", {trial.metric:.3f}"
+    return f"  {trial.name}  step {trial.step}/{trial.plan.steps}{shown}  ({trial.words})"

@@ -1,0 +1,242 @@
+"""The end of a search: the best trial chosen once, and published with what the search cost."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dp_ray.artifacts.journal import roughly
+from dp_ray.artifacts.release import CHOICE, MODEL, STATEMENT, check_agreement
+from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory, read_object
+from dp_ray.config.yaml_text import read_yaml, write_yaml
+from dp_ray.errors import RunError
+from dp_ray.json_text import write_json
+from dp_ray.privacy.history import room
+from dp_ray.search.cost import search_cost
+from dp_ray.search.directory import BEST, RESULTS
+from dp_ray.search.outcome import TrialOutcome, best_of, read_outcomes, settled
+from dp_ray.search.search import Search
+
+REPLAYED = (
+    "This search repeats the draws and the noise of another one: publish at most one of the two, "
+    "because the difference of two models may show sums of gradients without noise."
+)
+
+CHOSEN = (
+    "The trial was chosen by {metric} on a test split that is public, as the user declares "
+    "(data_evaluation): the choice says nothing about private images beyond what ε covers."
+)
+
+_RESTORE = "Restore it from a backup, and go on with --resume; nothing was published"
+
+
+def decide(search: Search, *, seconds: float) -> dict[str, Any]:
+    """Chooses the best trial of a search that came to its end, and writes it down for good.
+
+    A second choice, after a crash, might fall on another trial: two would then be published.
+
+    Args:
+        search: whose trials ended.
+        seconds: what it took.
+
+    Returns:
+        All there is to say; private where only the best trial may be seen.
+
+    Raises:
+        RunError: no trial finished; or one released more than the search is charged for.
+        OSError: it cannot be written; the search can be resumed.
+    """
+    tune, outcomes = search.sweep.tune, settled(search, read_outcomes(search))
+    _check_within_plans(search, outcomes)
+    best = best_of(search, outcomes)
+    if outcomes and best is None:
+        raise _nothing_finished(search, outcomes)
+    spent = [outcome.history for outcome in outcomes]
+    cost = search_cost(search, spent)
+    everything: dict[str, Any] = {
+        "name": search.sweep.name,
+        "path": str(search.directory.root),
+        "status": "finished",
+        "privacy_mode": tune.privacy_mode,
+        "epsilon_of_search": cost.epsilon,
+        "epsilon_with_training": search_cost(search, spent, then=search.budgets.full_runs).epsilon,
+        "delta": cost.delta,
+        "accountant": cost.accountant,
+        "how": cost.how,
+        "warning": REPLAYED if search.directory.is_replay() else None,
+        "metric": tune.metric,
+        "mode": "max" if tune.larger_is_better else "min",
+        "best": None if best is None else _winner(best),
+        "best_trial": None if best is None else best.name,
+        "trials": [outcome.dump() for outcome in outcomes],
+        "seconds": round(seconds, 1),
+    }
+    search.directory.private.write(RESULTS, write_json(everything, indent=1).encode())
+    return everything
+
+
+def read_decision(search: Search) -> dict[str, Any] | None:
+    """What :func:`decide` wrote; None if nothing is decided.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    private = search.directory.private
+    if not private.exists(RESULTS):
+        return None
+    remedy = "restore it from a backup: it says which trial may be published"
+    return read_object(private, RESULTS, remedy)
+
+
+def publish_search(search: Search, everything: dict[str, Any]) -> dict[str, Any]:
+    """Writes best.yaml and release/; may be repeated.
+
+    Args:
+        search: which.
+        everything: from :func:`decide`.
+
+    Returns:
+        What result.json may say. Where only the best trial may be seen, nothing that tells of
+        another: not its place among them, nor how long they took, nor how many there were, on
+        which the bound rests.
+
+    Raises:
+        OSError: it cannot be written; the search can be resumed.
+    """
+    directory, tune = search.directory, search.sweep.tune
+    if everything["best_trial"] is not None:
+        directory.root.write(BEST, _best_config(search, everything).encode())
+        _release(search, everything)
+    if not tune.only_best_may_be_seen:
+        return with_rough_times(everything)
+    return {k: v for k, v in everything.items() if k not in ("best_trial", "trials", "seconds")}
+
+
+def with_rough_times(everything: dict[str, Any]) -> dict[str, Any]:
+    """All there is to say, with times that do not show how many examples joined the steps."""
+    trials = [{**trial, "seconds": roughly(trial["seconds"])} for trial in everything["trials"]]
+    return {**everything, "trials": trials, "seconds": roughly(everything["seconds"])}
+
+
+def forget_losers(search: Search, everything: dict[str, Any]) -> None:
+    """Removes what only the best trial of a private selection may leave: models and curves."""
+    if not search.sweep.tune.only_best_may_be_seen:
+        return
+    for trial in everything["trials"]:
+        if trial["name"] != everything["best_trial"]:
+            RunDirectory(search.directory.trials / trial["name"]).forget()
+
+
+def _check_within_plans(search: Search, outcomes: list[TrialOutcome]) -> None:
+    """The bounds of a selection and of an adaptive search are on what was planned."""
+    tune = search.sweep.tune
+    if tune.privacy_mode == "public" or not (tune.only_best_may_be_seen or tune.is_adaptive):
+        return
+    for outcome in outcomes:
+        planned, spent = outcome.plan.releases, outcome.history
+        other_rates = {q for _, q, _ in spent} - {outcome.plan.sample_rate}
+        if other_rates or room(planned, spent, math.inf) < 0:
+            raise RunError(
+                f"{search.directory.trials}/{outcome.name}: the ledger holds (σ, q, noised sums) "
+                f"{sorted(spent)}, and the search was charged for {sorted(planned)}: the trial was "
+                "gone on with outside of the search, whose ε does not hold any more. Nothing is "
+                "published"
+            )
+
+
+def _nothing_finished(search: Search, outcomes: list[TrialOutcome]) -> RunError:
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    first = f"the first says: {errors[0]}. " if errors else ""
+    return RunError(
+        f"{search.directory.root}: no trial finished; {first}Mend it and go on with --resume; what "
+        "was charged is in the trials' ledgers, and nothing was published"
+    )
+
+
+def _best_config(search: Search, everything: dict[str, Any]) -> str:
+    best = everything["best"]
+    large, plan = search.budgets.full_at(best["parameters"])
+    values = large.model_copy(update={"name": f"{search.sweep.name}-best", "seed": None}).dump()
+    values["train"]["storage_path"] = search.sweep.storage_path
+    if search.sweep.tune.privacy_mode != "public":
+        values["privacy"]["search_epsilon"] = everything["epsilon_of_search"]
+    held = "" if search.sweep.tune.hold is None else ", at the batch size that it stands for"
+    lines = [
+        f"# The best trial of {search.sweep.name}{held},",
+        f"# chosen by {everything['metric']} on a test split that its user declares public.",
+        f"# Trained on its own it spends ε = {plan.epsilon:.4f} at δ = {plan.delta:g}.",
+    ]
+    if search.sweep.tune.privacy_mode != "public":
+        lines.append(
+            "# On the data of the search both together spend ε = "
+            f"{everything['epsilon_with_training']:.4f}; on other data\n"
+            "# set privacy.search_epsilon to null."
+        )
+    return "\n".join(lines) + "\n\n" + write_yaml(values)
+
+
+def _winner(best: TrialOutcome) -> dict[str, Any]:
+    values = best.dump()
+    return {
+        "parameters": values["parameters"],
+        **best.metrics,
+        "epsilon_of_this_run_alone": values["epsilon"],
+        "note": "its own ε is not the cost: epsilon_of_search is",
+        **{
+            name: values[name]
+            for name in ("noise_multiplier", "steps", "expected_batch_size", "max_grad_norm")
+        },
+    }
+
+
+def _release(search: Search, everything: dict[str, Any]) -> None:
+    """The winner's release under the search's name, its statement about the search."""
+    source = search.directory.trials / everything["best_trial"] / RELEASE
+    try:
+        config = read_yaml(source.read(CONFIG).decode()) | {"name": search.sweep.name}
+        model = source.read(MODEL)
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{source} is damaged: {error}. {_RESTORE}") from error
+    statement = _statement(search, read_object(source, STATEMENT, _RESTORE), everything)
+    check_agreement(statement, config)
+    files = {
+        MODEL: model,
+        CONFIG: write_yaml(config).encode(),
+        STATEMENT: (write_json(statement, indent=2) + "\n").encode(),
+    }
+    search.directory.root.publish(RELEASE, files)
+
+
+def _statement(search: Search, alone: dict[str, Any], everything: dict[str, Any]) -> dict[str, Any]:
+    """The winner's privacy statement, with the ε of the search in place of its own."""
+    mode = everything["privacy_mode"]
+    about = {
+        "privacy_mode": mode,
+        "epsilon_of_search": everything["epsilon_of_search"],
+        "how": everything["how"],
+    }
+    assumptions = [*alone["assumptions"], CHOSEN.format(metric=everything["metric"])]
+    if mode == "public":
+        assumptions.append(
+            "The data of the search is public, as its user declares: ε is what this run alone "
+            "would spend if it were not, and does not count the other trials."
+        )
+        return {**alone, "assumptions": assumptions, "search": about}
+    assumptions[CHOICE] = (
+        "The space of the search, and whatever else its file says, was chosen without looking at "
+        "the private data."
+    )
+    if search.sweep.tune.only_best_may_be_seen:
+        assumptions.append(
+            "Nothing is published of the other trials, or acted upon: not even their number."
+        )
+    own = {name: alone.pop(name) for name in ("epsilon", "epsilon_by_accountant")}
+    note = "not the cost: the model was selected"
+    return {
+        "epsilon": everything["epsilon_of_search"],
+        **alone,
+        "accountant": everything["accountant"],
+        "assumptions": assumptions,
+        "warning": everything["warning"],
+        "search": {**about, "of_this_run_alone": {**own, "note": note}},
+    }

@@ -1,0 +1,130 @@
+"""How a run begins, or continues after a stop or a crash: all that happens before its workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dp_ray.artifacts.run_directory import (
+    DATA,
+    ENGINE,
+    PROGRESS,
+    RAY,
+    REFUSED,
+    RESULT,
+    STOP,
+    RunDirectory,
+)
+from dp_ray.config.run import Config
+from dp_ray.data.files import skipped_line
+from dp_ray.data.store import Dataset, open_dataset
+from dp_ray.errors import RunError
+from dp_ray.keys import RunKey
+from dp_ray.ledger.ledger import Ledger
+from dp_ray.objectives.evaluation import METRIC_NAMES
+from dp_ray.privacy.plan import PrivacyPlan
+from dp_ray.training.preparation import check_feasible, make_plan
+from dp_ray.training.resume import plan_resumption
+
+_LOCK_WAIT_S = 20.0
+"""The workers of a driver that was killed may take some seconds to end."""
+
+
+def begin(
+    run: RunDirectory, config: Config, replay: RunKey | None, tell: Callable[[str], None]
+) -> PrivacyPlan:
+    """Plan a run and write its directory.
+
+    Args:
+        run: where; its name must be free.
+        config: what to train.
+        replay: the key of another run, to repeat its draws and noise.
+        tell: logs one line, for example about skipped files.
+
+    Raises:
+        DpRayError: it cannot start; see the message.
+    """
+    run.check_free()
+    plan = make_plan(config)
+    try_data(config, tell)
+    run.create(config, plan, replay=replay)
+    return plan
+
+
+def take_up(
+    run: RunDirectory,
+    config: Config,
+    attempt: str,
+    tell: Callable[[str], None],
+    *,
+    break_lock: bool = False,
+) -> tuple[Config, PrivacyPlan]:
+    """Prepares a run that was begun before.
+
+    Args:
+        run: which.
+        config: as given now.
+        attempt: names this call, for the run's lock.
+        tell: told of a budget that differs from the run's first.
+        break_lock: take the run over from a process that is known to be dead.
+
+    Returns:
+        What it goes on as.
+
+    Raises:
+        DpRayError: it cannot go on; see the message.
+    """
+    if not run.exists():
+        raise RunError(f"{run.root} holds no run to resume: start it without --resume")
+    run.check_private()
+    # Here too, and not only in the coordinator: a run in use is refused before Ray is started.
+    ledger = run.write_ledger(attempt, wait_s=_LOCK_WAIT_S, take_over=break_lock)
+    try:
+        resumption = plan_resumption(run, ledger, config)
+        config, before, plan = resumption.config, resumption.before, resumption.plan
+        check_feasible(config, plan.steps)
+        try_data(config, tell)
+        if resumption.adds_steps:
+            tell(
+                f"privacy.steps: raised from {before.steps} to {plan.steps}, and the run's ε from "
+                f"{before.epsilon:.4f} to {plan.epsilon:.4f} at δ = {plan.delta:g}",
+            )
+        elif ledger.amended:
+            tell(
+                f"privacy.steps: {plan.steps}, as the run was given since its start; "
+                f"ε = {plan.epsilon:.4f} at δ = {plan.delta:g}",
+            )
+        _mark_running(run, ledger)
+        if resumption.adds_steps:
+            ledger.amend_plan(plan.dump())
+        _clear_notes(run)
+    finally:
+        ledger.close()
+    return config, plan
+
+
+def _mark_running(run: RunDirectory, ledger: Ledger) -> None:
+    """What an earlier attempt said of itself is no longer so."""
+    if run.root.exists(RESULT):
+        result = {**run.read_result(), "status": "running", "charges": ledger.charges}
+        run.write_result({**result, "epsilon": None} | dict.fromkeys(METRIC_NAMES))
+
+
+def try_data(config: Config, tell: Callable[[str], None]) -> Dataset | None:
+    """Open the data, so that a mistake in it shows before Ray starts.
+
+    Returns:
+        The data; None if the workers are on other machines.
+    """
+    if config.cluster.address is not None:
+        return None
+    dataset = open_dataset(config.data)
+    if (line := skipped_line(dataset.skipped)) is not None:
+        tell(line)
+    return dataset
+
+
+def _clear_notes(run: RunDirectory) -> None:
+    """What an earlier attempt left for whoever watched it."""
+    for name in run.private.names():
+        if name in (STOP, PROGRESS, REFUSED, ENGINE, DATA) or name.startswith(f"{RAY}-"):
+            run.private.delete(name)

@@ -1,0 +1,120 @@
+"""What is told of progress where there is no terminal: a log gets a line now and then."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+
+import pytest
+from helpers.searches import MakeSweep
+from helpers.support import MakeConfig, folder, key_of, start
+from rich.console import Console
+
+from dp_ray.artifacts.journal import roughly
+from dp_ray.artifacts.run_directory import PROGRESS, RunDirectory
+from dp_ray.reporting import live
+from dp_ray.reporting.run_progress import ProgressLine, describe_progress
+from dp_ray.reporting.search_progress import SweepProgress
+from dp_ray.reporting.summary import describe_result
+from dp_ray.search.publish import with_rough_times
+from dp_ray.search.search import Search
+from dp_ray.training.preparation import make_plan
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "_LOG_INTERVAL_S", 0.01)
+
+
+def first_line(shown: live.LiveLines, log: io.StringIO) -> str:
+    with shown:
+        while "\n" not in log.getvalue():
+            time.sleep(0.01)
+    return log.getvalue().splitlines()[0]
+
+
+def test_a_run_tells_step_epsilon_and_time_left(make_config: MakeConfig) -> None:
+    config = make_config(privacy={"steps": 40, "accountant": "rdp"})
+    run, plan = RunDirectory.of(config), make_plan(config)
+    progress = {
+        "step": 11,
+        "charges": 10,
+        "images_per_second": 261.7,
+        "test_accuracy": None,
+        "seconds_left": 97.3,
+        "repaired": False,
+    }
+    run.private.write(PROGRESS, json.dumps(progress).encode())
+    log = io.StringIO()
+    line = first_line(ProgressLine(run, plan, Console(file=log)), log)
+    spent = f"{plan.epsilon_after(10):.2f} of {plan.epsilon:.2f}"
+    assert line == f"step 10/40, about 300 images/s, ε ≤ {spent}, about 2 min left"
+
+
+@pytest.mark.parametrize("mode", ["compose", "private_selection"])
+def test_a_search_tells_no_number_of_trials_that_is_secret(
+    make_sweep: MakeSweep, mode: str
+) -> None:
+    search = Search.draw(make_sweep(privacy_mode=mode), key_of(1), tell=lambda _: None)
+    log = io.StringIO()
+    shown = SweepProgress(search, 6.0, Console(file=log))
+    if mode == "compose":
+        assert first_line(shown, log).startswith("starting Ray")
+    else:
+        assert shown.log_line() is None
+
+
+@pytest.mark.parametrize(
+    ("exact", "rough"),
+    [
+        (0.0, 0),
+        (0.44, 0.4),
+        (59, 60),
+        (61, 60),
+        (97, 120),
+        (3500, 3600),
+        (5500, 7200),
+        (90000, 72000),
+    ],
+)
+def test_times_are_rounded_to_one_digit_of_their_unit(exact: float, rough: float) -> None:
+    assert roughly(exact) == pytest.approx(rough)
+
+
+def test_a_log_does_not_tell_draws_apart(make_config: MakeConfig) -> None:
+    """Steps that took a percent more or less, as the draw decides, make the same line."""
+    plan = make_plan(make_config(privacy={"steps": 400, "accountant": "rdp"}))
+    lines, shown = set(), set()
+    for step in range(100, 120):
+        for factor in (0.98, 1.0, 1.01, 1.02):
+            progress = {
+                "step": step,
+                "charges": step,
+                "repaired": False,
+                "test_accuracy": None,
+                "images_per_second": 700.0 / factor,
+                "seconds_left": 700.0 * factor,
+            }
+            lines.add(describe_progress(progress, plan, exact=False))
+            shown.add(describe_progress(progress, plan))
+    assert len(lines) <= 2  # ε is that of the next twentieth
+    assert len(shown) > 50
+
+
+def test_the_seconds_of_a_run_are_rounded_where_others_may_read_them(
+    make_config: MakeConfig,
+) -> None:
+    config = make_config(privacy={"steps": 1})
+    result = start(config)
+    progress = json.loads((folder(config) / "private" / PROGRESS).read_text())
+    assert result["seconds"] == roughly(result["seconds"])
+    assert progress["seconds"] != roughly(progress["seconds"])
+    assert "in about" in describe_result(result)
+
+
+def test_the_times_of_a_search_are_rounded_where_others_may_read_them() -> None:
+    everything = {"seconds": 97.3, "trials": [{"name": "0000", "seconds": 12.34}], "metric": "x"}
+    told = with_rough_times(everything)
+    assert told == {"seconds": 120, "trials": [{"name": "0000", "seconds": 10.0}], "metric": "x"}
+    assert everything["seconds"] == 97.3

@@ -1,0 +1,130 @@
+"""Imports run downward, Ray stays in its folder, and the public surface is what it is."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import dp_ray
+
+PACKAGE = Path(dp_ray.__file__).parent
+
+# The subjects, and what each imports stands before it in this list.
+ORDER = [
+    "errors",
+    "keys",
+    "json_text",
+    "imports",
+    "storage",
+    "config",
+    "objectives",
+    "data",
+    "models",
+    "gradients",
+    "privacy",
+    "ledger",
+    "performance",
+    "artifacts",
+    "training",
+    "search",
+    "reporting",
+    "auditing",
+    "on_ray",
+    "api",
+    "cli",
+    "__main__",
+]
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of all modules that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+    return names
+
+
+def files() -> list[tuple[str, Path]]:
+    """(subject, file) of the whole package."""
+    return [(p.relative_to(PACKAGE).parts[0].removesuffix(".py"), p) for p in PACKAGE.rglob("*.py")]
+
+
+def test_imports_run_downward() -> None:
+    found = [(subject, path) for subject, path in files() if subject != "__init__"]
+    assert {subject for subject, _ in found} == set(ORDER)
+    for subject, path in found:
+        own = {name.split(".")[1] for name in imports(path) if name.startswith("dp_ray.")}
+        later = set(ORDER[ORDER.index(subject) + 1 :])
+        assert not own & later, f"{path}: {own & later}"
+
+
+def test_ray_is_imported_in_on_ray_alone() -> None:
+    importers = {
+        subject for subject, path in files() if any(n.split(".")[0] == "ray" for n in imports(path))
+    }
+    assert importers == {"on_ray"}
+
+
+def test_only_the_coordinator_imports_the_noise() -> None:
+    importers = {p.name for _, p in files() if "dp_ray.privacy.noise" in imports(p)}
+    assert importers == {"coordinator.py"}
+
+
+def test_importing_dp_ray_and_its_core_does_not_import_ray() -> None:
+    code = (
+        "import dp_ray, sys; dp_ray.clipped_gradient_sum; "
+        "import dp_ray.training.local, dp_ray.api.train, dp_ray.cli; "
+        "sys.exit(any(m == 'ray' or m.startswith('ray.') for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_surface() -> None:
+    assert sorted(dp_ray.__all__) == [
+        "ClippedSum",
+        "Config",
+        "DpRayError",
+        "clipped_gradient_sum",
+        "load_config",
+    ]
+    for name in dp_ray.__all__:
+        assert getattr(dp_ray, name).__doc__
+
+
+def test_every_public_function_has_a_docstring() -> None:
+    missing = [
+        f"{path.name}: {node.name}"
+        for _, path in files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+        and not _is_inner(path, node)
+    ]
+    assert not missing
+
+
+def _is_inner(path: Path, node: ast.FunctionDef | ast.ClassDef) -> bool:
+    """Functions inside functions, and methods of private classes."""
+    for outer in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        private = isinstance(outer, ast.ClassDef) and outer.name.startswith("_")
+        if isinstance(outer, ast.FunctionDef) or private:
+            inside = (n for child in outer.body for n in ast.walk(child))
+            if any(getattr(n, "lineno", 0) == node.lineno for n in inside):
+                return True
+    return False
+
+
+def test_followers_do_not_load_the_code_that_draws_noise() -> None:
+    """The training loop imports the coordinator, and with it Opacus's noise, on rank 0 only."""
+    code = (
+        "import dp_ray.training.loop, sys; "
+        "sys.exit(any(m in sys.modules for m in ('dp_ray.privacy.noise', 'opacus')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
