@@ -1,4 +1,4 @@
-"""What gloo's reduce and broadcast take, and whether dp_ray/performance/scaling.py predicts steps.
+"""What gloo's reduce and broadcast take, and whether dp_ray/training/scaling.py predicts steps.
 
     python benchmarks/collectives.py [--workers 1 2 4] [--json FILE]   measures, fits, checks
     python benchmarks/collectives.py --join RANK WORKERS ADDRESS       one process of several
@@ -36,7 +36,12 @@ from dp_ray.data.facts import data_facts
 from dp_ray.data.store import open_dataset
 from dp_ray.models.build import build_model
 from dp_ray.performance.estimate import microbatch_seconds, parameter_count
-from dp_ray.performance.scaling import (
+from dp_ray.performance.threads import usable_cores
+from dp_ray.training.collective import ProcessGroup
+from dp_ray.training.local import NobodyToTell
+from dp_ray.training.loop import train
+from dp_ray.training.preparation import make_plan
+from dp_ray.training.scaling import (
     Network,
     Work,
     broadcast_traffic,
@@ -44,11 +49,6 @@ from dp_ray.performance.scaling import (
     release_seconds_per_parameter,
     step_time,
 )
-from dp_ray.performance.threads import usable_cores
-from dp_ray.training.collective import ProcessGroup
-from dp_ray.training.local import NobodyToTell
-from dp_ray.training.loop import train
-from dp_ray.training.preparation import make_plan
 from dp_ray.training.session import Task, open_session
 from dp_ray.training.step import ShardWorker
 

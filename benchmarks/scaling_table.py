@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 
-from dp_ray.performance.scaling import Network, Work, step_time
+from dp_ray.training.scaling import Network, Work, step_time
 
 WORKERS = (1, 4, 16, 64, 256, 1024)
 POWERS = range(5, 10)

@@ -17,7 +17,7 @@ from dp_ray.config.search import SweepConfig
 from dp_ray.data.cache import cache_path
 from dp_ray.errors import ConfigError, DataError, RunError
 from dp_ray.keys import RunKey
-from dp_ray.ledger.lock import WriterLock
+from dp_ray.ledger.lock import OWNER_ENDS_S, WriterLock
 from dp_ray.on_ray.environment import check_environment, cluster_address, prepare_environment
 from dp_ray.on_ray.job import check_storage_path, errors_for_log
 from dp_ray.reporting.live import say
@@ -43,9 +43,6 @@ _MAY_CHANGE = (
     "data.download",
 )
 """What a search may be resumed with otherwise."""
-
-_LOCK_WAIT_S = 20.0
-"""A search that was killed may take some seconds to end."""
 
 
 def plan_sweep(
@@ -122,7 +119,7 @@ def run_sweep(
 @contextmanager
 def _locked(directory: SweepDirectory, *, take_over: bool = False) -> Iterator[None]:
     lock = WriterLock(
-        directory.private, secrets.token_hex(8), wait_s=_LOCK_WAIT_S, take_over=take_over
+        directory.private, secrets.token_hex(8), wait_s=OWNER_ENDS_S, take_over=take_over
     )
     try:
         yield

@@ -84,6 +84,10 @@ def _place() -> str:
         return ""
 
 
+OWNER_ENDS_S = 20.0
+"""How long to wait for an owner that was killed, or whose driver was: it may take some seconds."""
+
+
 class WriterLock:
     """The right to write a run, held until :meth:`release` or the end of the process.
 

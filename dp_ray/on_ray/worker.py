@@ -9,12 +9,11 @@ import ray.train
 import ray.train.torch
 
 from dp_ray.artifacts.run_directory import REFUSED
-from dp_ray.config.run import ClusterConfig
 from dp_ray.errors import DpRayError
 from dp_ray.imports import search_users_folders_last
 from dp_ray.on_ray.job import for_log
 from dp_ray.on_ray.session import node_name
-from dp_ray.performance.threads import usable_cores
+from dp_ray.performance.threads import worker_threads
 from dp_ray.training.collective import ProcessGroup
 from dp_ray.training.loop import train
 from dp_ray.training.session import Task, open_session
@@ -52,17 +51,8 @@ def _train(task: Task) -> None:
         import_module("dp_ray.training.coordinator")
     import_module("torch._dynamo")
     device = ray.train.torch.get_device()
-    threads = _threads(task.config.cluster)
+    workers_here = int(ray.train.get_context().get_local_world_size())
+    threads = worker_threads(task.config.cluster, workers_here)
     group = ProcessGroup(device, node_name(task.config.cluster))
     session = open_session(task, group, device=device, threads=threads)
     train(session, _RayReports())
-
-
-def _threads(cluster: ClusterConfig) -> int:
-    """The configured number; else this worker's share of the machine, if it is ours alone."""
-    if cluster.threads_per_worker is not None:
-        return cluster.threads_per_worker
-    if cluster.address is not None:
-        return cluster.cpus_per_worker
-    share = usable_cores() // int(ray.train.get_context().get_local_world_size())
-    return max(cluster.cpus_per_worker, share)

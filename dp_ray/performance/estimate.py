@@ -16,7 +16,7 @@ from dp_ray.errors import ConfigError
 from dp_ray.gradients.clipped_sum import clipped_gradient_sum
 from dp_ray.gradients.layout import ParameterLayout, trained_parameters
 from dp_ray.performance.allocator import keep_freed_memory
-from dp_ray.performance.threads import usable_cores
+from dp_ray.performance.threads import usable_cores, worker_threads
 
 GIB = 2.0**30
 
@@ -97,8 +97,7 @@ def microbatch_seconds(
     labels = torch.zeros(microbatch_size, dtype=torch.int64)
     seeds = torch.zeros(microbatch_size, dtype=torch.int64)
     threads_before = torch.get_num_threads()
-    share = usable_cores() // max(config.cluster.max_workers, 1)
-    torch.set_num_threads(config.cluster.threads_per_worker or max(share, 1))
+    torch.set_num_threads(worker_threads(config.cluster, config.cluster.max_workers))
     try:
         best = math.inf
         for _ in range(3):  # the first warms up

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dp_ray.performance.scaling import Network, Work, release_seconds_per_parameter, step_time
 from dp_ray.reporting.words import duration
+from dp_ray.training.scaling import Network, Work, release_seconds_per_parameter, step_time
 
 _WORTH_IT = 0.5
 """Of the workers' time; below, most of it is not spent on examples."""

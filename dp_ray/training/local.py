@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dp_ray.performance.device import local_device
-from dp_ray.performance.threads import usable_cores
+from dp_ray.performance.threads import worker_threads
 from dp_ray.training.collective import Alone
 from dp_ray.training.loop import Observer, train
 from dp_ray.training.session import Task, open_session
@@ -26,6 +26,6 @@ def train_in_process(task: Task, observer: Observer, *, node: str | None = None)
     """
     cluster = task.config.cluster
     device = local_device(cluster)
-    threads = cluster.threads_per_worker or usable_cores()
+    threads = worker_threads(cluster, 1)
     session = open_session(task, Alone(node), device=device, threads=threads)
     train(session, observer)

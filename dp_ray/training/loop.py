@@ -21,6 +21,9 @@ from dp_ray.training.evaluation import gives_numbers, shared_evaluation
 from dp_ray.training.session import Lead, Session
 from dp_ray.training.step import Assignment
 
+ASSIGNMENT_NUMBERS = 4
+"""Whole numbers of 8 bytes that rank 0 broadcasts before each step."""
+
 
 class Observer(Protocol):
     """Told of progress, at the same steps on every worker."""
@@ -101,7 +104,7 @@ def _take_steps(session: Session, observer: Observer, clock: Clock) -> None:
 
 
 def _share_assignment(session: Session) -> Assignment:
-    message = torch.zeros(4, dtype=torch.int64)
+    message = torch.zeros(ASSIGNMENT_NUMBERS, dtype=torch.int64)
     lead = session.lead
     if lead is not None:
         assignment = lead.coordinator.assignment()

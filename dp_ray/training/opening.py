@@ -20,13 +20,11 @@ from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import RunError
 from dp_ray.keys import RunKey
 from dp_ray.ledger.ledger import Ledger
+from dp_ray.ledger.lock import OWNER_ENDS_S
 from dp_ray.objectives.evaluation import METRIC_NAMES
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.training.preparation import check_feasible, make_plan
 from dp_ray.training.resume import plan_resumption
-
-_LOCK_WAIT_S = 20.0
-"""The workers of a driver that was killed may take some seconds to end."""
 
 
 def begin(
@@ -77,7 +75,7 @@ def take_up(
         raise RunError(f"{run.root} holds no run to resume: start it without --resume")
     run.check_private()
     # Here too, and not only in the coordinator: a run in use is refused before Ray is started.
-    ledger = run.write_ledger(attempt, wait_s=_LOCK_WAIT_S, take_over=break_lock)
+    ledger = run.write_ledger(attempt, wait_s=OWNER_ENDS_S, take_over=break_lock)
     try:
         resumption = plan_resumption(run, ledger, config)
         config, before, plan = resumption.config, resumption.before, resumption.plan

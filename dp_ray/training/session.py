@@ -24,6 +24,7 @@ from dp_ray.json_text import write_json
 from dp_ray.keys import SamplingKeys
 from dp_ray.ledger.balance import Execution
 from dp_ray.ledger.ledger import Ledger
+from dp_ray.ledger.lock import OWNER_ENDS_S
 from dp_ray.models.build import build_model
 from dp_ray.models.pretrained import load_pretrained
 from dp_ray.performance.allocator import keep_freed_memory
@@ -51,9 +52,6 @@ if TYPE_CHECKING:
 
 _BLOCK_OF_OBJECTS = 16
 """Where each charge is a round trip to an object store, some are paid for together."""
-
-_LOCK_WAIT_S = 20.0
-"""A coordinator that was killed, or whose driver was, may take some seconds to end."""
 
 
 @dataclass(frozen=True)
@@ -296,7 +294,7 @@ def _open_lead(
     decided = [deciding_fields(task.run.config()), dataset.digest, weights_digest]
     context = json.dumps(decided, sort_keys=True)
     run_key = task.run.key().bind(context)
-    ledger = task.run.write_ledger(task.attempt, wait_s=_LOCK_WAIT_S, block=task.charge_every)
+    ledger = task.run.write_ledger(task.attempt, wait_s=OWNER_ENDS_S, block=task.charge_every)
     try:
         coordinator = Coordinator(
             task.config,

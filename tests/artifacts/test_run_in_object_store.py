@@ -105,7 +105,7 @@ def test_a_crash_costs_the_rest_of_a_block_and_is_never_forgotten(
 def test_a_lock_that_is_left_behind_is_broken_knowingly(
     make_config: MakeConfig, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dp_ray.api.train._LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr("dp_ray.training.opening.OWNER_ENDS_S", 0.0)
     config = configured(make_config, store, "locked")
     kill_at(config, 2, monkeypatch)
     lock = json.loads(store.content("runs/locked/private/ledger").get("lock", b"{}"))

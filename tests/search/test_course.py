@@ -27,7 +27,7 @@ from dp_ray.search.search import Search, TrialRecord, trial_name
 
 def test_two_cannot_search_at_once(make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
     search = begin(make_sweep(privacy_mode="compose"))
-    monkeypatch.setattr(sweep_module, "_LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr(sweep_module, "OWNER_ENDS_S", 0.0)
     lock = WriterLock(search.directory.private, "other")
     try:
         with pytest.raises(DpRayError, match="process"):

@@ -117,7 +117,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dp_ray.api.train._LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr("dp_ray.training.opening.OWNER_ENDS_S", 0.0)
 
 
 def command(*arguments: str | Path) -> int:

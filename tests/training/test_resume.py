@@ -442,7 +442,7 @@ def test_threads_are_kept_on_resume(
 def test_a_run_in_use_is_refused_until_the_lock_is_broken(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "_LOCK_WAIT_S", 0.0)
+    monkeypatch.setattr("dp_ray.training.opening.OWNER_ENDS_S", 0.0)
     config = make_config()
     start_and_stop(config, 2)
     holder = RunDirectory.of(config).write_ledger("elsewhere")

@@ -21,12 +21,14 @@ import torch
 from scipy.stats import binom
 
 from dp_ray.keys import KEY_BYTES, KeyedStream
+from dp_ray.training.loop import ASSIGNMENT_NUMBERS
+from dp_ray.training.step import STATISTICS
 
 _SUM_BYTES, _PARAMETER_BYTES = 8, 4
 """Sums are reduced in float64, parameters broadcast in float32."""
 
-_STATISTICS_BYTES = 4 * 8
-_ASSIGNMENT_BYTES = 3 * 8
+_STATISTICS_BYTES = 8 * len(STATISTICS)
+_ASSIGNMENT_BYTES = 8 * ASSIGNMENT_NUMBERS
 
 _MAX_SEGMENT_BYTES = 2**20
 """gloo/reduce.h: the most that its ring passes on at a time."""

@@ -1,7 +1,7 @@
 """Three nodes on this machine, a run and a search submitted to them, and a node killed in each.
 
-``python cluster/three_nodes.py`` takes some minutes and prints what docs/cluster.md quotes. Nodes
-are processes that listen on 127.0.0.1 alone; all of it ends, and is removed, with the command.
+``python benchmarks/three_nodes.py`` takes some minutes and prints what docs/cluster.md quotes. Its
+nodes are processes that listen on 127.0.0.1 alone, which end, with all they wrote, with it.
 """
 
 from __future__ import annotations

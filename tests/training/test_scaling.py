@@ -13,7 +13,8 @@ from helpers.support import MakeConfig
 from typer.testing import CliRunner, Result
 
 from dp_ray import cli
-from dp_ray.performance.scaling import (
+from dp_ray.reporting.scaling import describe_scaling
+from dp_ray.training.scaling import (
     Network,
     Work,
     broadcast_traffic,
@@ -22,7 +23,6 @@ from dp_ray.performance.scaling import (
     release_seconds_per_parameter,
     step_time,
 )
-from dp_ray.reporting.scaling import describe_scaling
 
 LAN = Network(latency_s=50e-6, seconds_per_byte=8e-10)
 WORK = Work(
