@@ -45,7 +45,10 @@ def hooked(kind: str) -> nn.Module:
         ("weight_norm", r"use torch\.nn\.utils\.parametrizations\.weight_norm$"),
         ("spectral_norm", r"use torch\.nn\.utils\.parametrizations\.spectral_norm$"),
         ("prune", r"call torch\.nn\.utils\.prune\.remove"),
-        ("forward", r"a forward hook, watched of test_advice.*that register_forward_hook"),
+        (
+            "forward",
+            r"a forward hook, watched of tests.models.test_advice.*that register_forward_hook",
+        ),
         ("forward_pre", r"a forward_pre hook, watched.*that register_forward_pre_hook"),
         ("full_backward", r"a full_backward hook, watched.*that register_full_backward_hook"),
     ],
@@ -81,7 +84,7 @@ def build(name: str, facts: DataFacts = GREY, **fields: Any) -> nn.Module:
 
 
 def test_lazy_layers_get_their_shapes_from_the_seed() -> None:
-    first, second = build("test_advice:lazy_net"), build("test_advice:lazy_net")
+    first, second = build(f"{__name__}:lazy_net"), build(f"{__name__}:lazy_net")
     assert [p.shape for p in first.parameters()] == [(8, 1024), (8,), (3, 8), (3,)]
     assert all(map(torch.equal, first.parameters(), second.parameters()))
 
@@ -95,9 +98,9 @@ def test_lazy_layers_get_their_shapes_from_the_seed() -> None:
 )
 def test_norms_that_give_nothing_are_refused(norm: nn.Module, named: str) -> None:
     with pytest.raises(ModelError, match=named):
-        build("test_advice:normed", arguments={"norm": norm})
+        build(f"{__name__}:normed", arguments={"norm": norm})
     for way_out in (nn.GroupNorm(1, 32), nn.LayerNorm(32)):
-        build("test_advice:normed", arguments={"norm": way_out})
+        build(f"{__name__}:normed", arguments={"norm": way_out})
 
 
 def test_a_torchvision_network_takes_grey_images(tmp_path: Path) -> None:

@@ -494,7 +494,7 @@ def test_epsilon_is_what_the_accountant_says_of_the_ledger(
     config = make_config(privacy={"noise_multiplier": None, "epsilon": 1.0})
     start_and_stop(config, 3)
     doubled = replace(make_plan(config), noise_multiplier=2 * make_plan(config).noise_multiplier)
-    monkeypatch.setattr(run_module, "make_plan", lambda _config: doubled)
+    monkeypatch.setattr("dp_ray.training.opening.make_plan", lambda _config: doubled)
     result = start(config, resume=True)
     assert result["epsilon"] == pytest.approx(make_plan(config).epsilon)
 
