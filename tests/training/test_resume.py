@@ -430,9 +430,9 @@ def test_threads_are_kept_on_resume(
     """Another number would round sums otherwise, and each replay would be charged."""
     cluster = {"num_workers": 0, "threads_per_worker": None}
     config = make_config(cluster=cluster, train={"checkpoint_every": 100})
-    monkeypatch.setattr("dp_ray.training.local.usable_cores", lambda: 1)
+    monkeypatch.setattr("dp_ray.performance.threads.usable_cores", lambda: 1)
     crash(config, at_step=2)
-    monkeypatch.setattr("dp_ray.training.local.usable_cores", lambda: 7)
+    monkeypatch.setattr("dp_ray.performance.threads.usable_cores", lambda: 7)
     result = start(config, resume=True)
     assert result["charges"] == 4
     executions = [s.execution for s in RunDirectory.of(config).read_ledger().sessions]
