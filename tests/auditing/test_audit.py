@@ -24,6 +24,7 @@ from dp_ray.auditing.canaries import Canaries
 from dp_ray.auditing.directory import AuditDirectory
 from dp_ray.auditing.observers import GradientObserver, scores
 from dp_ray.auditing.report import describe_audit
+from dp_ray.cli.training import REFUTED
 from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, ModelError, RunError
 from dp_ray.on_ray.job import IN_JOB
@@ -238,7 +239,7 @@ def test_the_command_fails_loudly(
     arguments = ["audit", str(file), "--canaries", "4000", "--json"]
     with broken("noise off"):
         result = CliRunner().invoke(cli.app, arguments)
-    assert result.exit_code == cli.REFUTED == 1
+    assert result.exit_code == REFUTED == 1
     told = json.loads(result.stdout.splitlines()[-1])
     assert (told["name"], told["refuted"]) == ("small-audit", True)
     assert "stays secret" in result.stderr

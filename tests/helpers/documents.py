@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from dp_ray import cli
 from dp_ray.artifacts.journal import Journal
+from dp_ray.cli import options
 from helpers.pages import ROOT, Page
 
 STOPPED = "dp-ray train configs/digits.yaml --name long"
@@ -125,7 +126,7 @@ class Reader:
                 asked = iter([False] * 5 + [True] * 1000)
                 patch.setattr(Journal, "stop_requested", lambda _: next(asked))
             result = CliRunner().invoke(cli.app, [name, *words])
-        assert result.exit_code == (cli.STOPPED if command == STOPPED else 0), (
+        assert result.exit_code == (options.STOPPED if command == STOPPED else 0), (
             f"{command}: {result.output}{result.exception!r}"
         )
         return result.output

@@ -1,0 +1,41 @@
+"""The commands; each hands over to the part that does the work."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from dp_ray.cli.reading import config, data, evaluate, ledger, plan, report
+from dp_ray.cli.training import audit, train, tune
+from dp_ray.errors import DpRayError
+
+app = typer.Typer(
+    help="Differentially private training of image classifiers on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (plan, data, train, tune, audit, evaluate, ledger, report, config):
+    app.command()(_command)
+
+
+def _in_one_line(text: str) -> str:
+    """Without line breaks, and without what would steer a terminal, as a file's name could."""
+    line = " ".join(part.strip() for part in text.splitlines())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+
+
+def main() -> None:
+    """The console script: a user's mistake ends in one message and exit code 2."""
+    try:
+        app(prog_name="dp-ray")
+    except DpRayError as error:
+        from dp_ray.on_ray.job import message_of
+
+        text = _in_one_line(f"dp-ray: {message_of(error)}")
+        Console(stderr=True).print(text, style="bold", markup=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

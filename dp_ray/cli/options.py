@@ -1,0 +1,49 @@
+"""What several commands share: options, and how they print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dp_ray.json_text import write_json
+
+STOPPED = 130
+"""Exit code of a run that was stopped by the user and can be resumed."""
+
+ConfigFile = Annotated[
+    Path, typer.Argument(help="A YAML configuration, such as configs/digits.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Overrides a field; may be repeated."),
+]
+Name = Annotated[
+    str | None, typer.Option(help="Name of the run; default the configuration file's name.")
+]
+BreakLock = Annotated[
+    bool,
+    typer.Option(
+        "--break-lock",
+        help="With --resume: take what is resumed over from a process that is known to be gone.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+def print_text(text: str) -> None:
+    """Print a text as it is."""
+    typer.echo(text)
+
+
+def check_break_lock(break_lock: bool, resume: bool) -> None:
+    """Refuse ``--break-lock`` without ``--resume``."""
+    if break_lock and not resume:
+        raise typer.BadParameter("--break-lock goes with --resume")
+
+
+def print_json(value: dict[str, Any], wanted: bool) -> None:
+    """Print one line of JSON, if ``--json`` was given."""
+    if wanted:
+        typer.echo(write_json(value))

@@ -1,0 +1,218 @@
+"""The commands that train nothing: they plan, look, evaluate and report."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dp_ray.cli.options import (
+    ConfigFile,
+    Json,
+    Name,
+    Overrides,
+    print_json,
+    print_text,
+)
+
+
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    workers: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="W,W,…",
+            help="Predict the time of a step with so many workers, such as 1,8,64.",
+        ),
+    ] = None,
+    latency_us: Annotated[
+        float, typer.Option(help="With --workers: microseconds of a message in their network.")
+    ] = 50.0,
+    bandwidth_gbit: Annotated[
+        float, typer.Option(help="With --workers: Gbit/s of a worker's network link.")
+    ] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Solve the budget and estimate time and memory. Reads no data.
+
+    Of privacy.epsilon, privacy.noise_multiplier and privacy.steps two are given; the third is
+    printed here, with the ε curve over the steps.
+    """
+    from dp_ray.config.files import load_config
+    from dp_ray.reporting.plan import describe_plan, plan_facts
+    from dp_ray.reporting.scaling import describe_scaling, scaling_facts
+
+    counts = _worker_counts(workers or [])
+    for option, value in (("--latency-us", latency_us), ("--bandwidth-gbit", bandwidth_gbit)):
+        if not 0 < value < math.inf:
+            raise typer.BadParameter(f"{option} {value}: a finite number above 0 is needed")
+    facts = plan_facts(load_config(config, overrides or ()))
+    print_text(describe_plan(facts))
+    if counts:
+        facts["scaling"] = scaling_facts(
+            facts, counts, latency_us=latency_us, bandwidth_gbit=bandwidth_gbit
+        )
+        print_text("\n" + describe_scaling(facts["scaling"]))
+    print_json(facts, as_json)
+
+
+def data(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where the report and the contact sheet go, for their owner's eyes alone; default "
+            "<train.storage_path>/<name>-data.",
+        ),
+    ] = None,
+    name: Name = None,
+    as_json: Json = False,
+) -> None:
+    """Look at the data as a run would read it: what was read, what was skipped, and examples.
+
+    Draws a contact sheet: examples of each class, and their K views. Trains nothing and costs no
+    privacy budget. What it prints and draws shows private data, and must not be published.
+    """
+    from dp_ray.api.data import look_at_data
+    from dp_ray.config.files import load_config
+
+    facts = look_at_data(load_config(config, overrides or (), name=name), out, print_text)
+    print_json(facts, as_json)
+
+
+def _worker_counts(given: list[str]) -> list[int]:
+    """``["1,2", "8"]`` as numbers, ascending, each once."""
+    counts = set()
+    for part in ",".join(given).split(",") if given else []:
+        try:
+            number = int(part)
+        except ValueError:
+            number = 0
+        if not 1 <= number <= 10**6:
+            raise typer.BadParameter(
+                f"--workers {','.join(given)}: {part.strip() or 'nothing'} is not a whole number "
+                "from 1 to a million; write --workers 1,8,64"
+            )
+        counts.add(number)
+    return sorted(counts)
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="A run, such as runs/digits, or its release folder.")],
+    overrides: Overrides = None,
+    picture: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the confusion matrix is drawn: .png, .svg or .pdf. Default confusion.png "
+            "in the run's folder; for a release folder, which stays as it is, in the current one.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a released model on the test split.
+
+    Prints accuracy in all and for each class, with 95% intervals, the calibration error and the
+    largest confusions, and draws the confusion matrix.
+    """
+    from dp_ray.reporting.confusion import picture_file, save_confusion
+    from dp_ray.reporting.evaluation import describe_evaluation
+    from dp_ray.training.evaluate_run import evaluate_run
+
+    file = picture_file(run, picture)
+    result = evaluate_run(run, overrides or [])
+    print_text(describe_evaluation(result))
+    result["picture"] = save_confusion(result, file)
+    print_text(f"picture       {result['picture']}")
+    print_json(result, as_json)
+
+
+def ledger(
+    run: Annotated[str, typer.Argument(help="A run, such as runs/digits.")],
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Go on without records that a power cut took from the end: charges for what they "
+            "may have held.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Verify a run's ledger and show what was spent: steps, repeats, ε by each accountant."""
+    from dp_ray.reporting.ledger import describe_ledger, ledger_facts, repair_ledger
+
+    if repair:
+        repair_ledger(run)
+    facts = ledger_facts(run)
+    print_text(describe_ledger(facts))
+    print_json(facts, as_json)
+
+
+class ReportFormat(StrEnum):
+    """What a report is written as."""
+
+    HTML = "html"
+    MARKDOWN = "markdown"
+
+
+def report(
+    location: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|SWEEP",
+            help="A run or a search, such as runs/digits, or a release folder by itself.",
+        ),
+    ],
+    public: Annotated[
+        bool,
+        typer.Option("--public", help="Leave out what is private: a page that may be published."),
+    ] = False,
+    form: Annotated[
+        ReportFormat,
+        typer.Option("--format", help="A page, or a model card, which is always public."),
+    ] = ReportFormat.HTML,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to: .html or .md. Default report.html in the private part, or with "
+            "--public privacy-report.html (model-card.md) beside it; of a release folder, which "
+            "stays as it is, in the current one.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one page about a run or a search: the privacy statement in plain words, then figures.
+
+    The page is one file, without scripts, and loads nothing.
+    """
+    from dp_ray.reporting.make import write_report
+
+    result = write_report(location, public=public, form=form.value, output=output)
+    print_text(f"report        {result['report']}")
+    kept = "it holds nothing private" if result["public"] else "not to be published: see --public"
+    print_text(f"publish       {kept}")
+    print_json(result, as_json)
+
+
+def config(
+    file: Annotated[Path | None, typer.Argument(help="Show this file's values.")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Print every field with its meaning, and its default or a file's value."""
+    from dp_ray.config.files import load_config
+    from dp_ray.reporting.fields import describe_config, field_reference
+
+    if file is None and overrides:
+        raise typer.BadParameter("--set changes a file's values: name the file")
+    loaded = None if file is None else load_config(file, overrides or ())
+    print_text(describe_config(loaded))
+    print_json(field_reference() if loaded is None else loaded.dump(), as_json)

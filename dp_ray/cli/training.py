@@ -1,0 +1,202 @@
+"""The commands that train: a run, a search, an audit."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from dp_ray.cli.options import (
+    STOPPED,
+    BreakLock,
+    ConfigFile,
+    Json,
+    Name,
+    Overrides,
+    check_break_lock,
+    print_json,
+    print_text,
+)
+
+REFUTED = 1
+"""Exit code of an audit that refutes what a run claims."""
+
+
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    name: Name = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped or that crashed.")
+    ] = False,
+    break_lock: BreakLock = False,
+    replay_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Repeat the draws and the noise of a run whose private/run_key this is, for tests "
+            "and audits. At most one of the two models may be published.",
+        ),
+    ] = None,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Trace the third step: private/profile gets a trace for Perfetto (or "
+            "chrome://tracing) and a table of each worker's time.",
+        ),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a model within its privacy budget.
+
+    Results go to <train.storage_path>/<name>: release/ may be published, private/ must not be.
+
+    Ctrl-C stops after the step at hand, with a checkpoint and exit code 130; --resume goes on.
+    More privacy.steps (and the privacy.epsilon that they cost) may be given with it.
+    """
+    from dp_ray.api.train import run_training
+    from dp_ray.artifacts.run_directory import read_replay_key
+    from dp_ray.config.files import load_config
+    from dp_ray.reporting.summary import describe_result
+
+    loaded = load_config(config, overrides or (), name=name)
+    check_break_lock(break_lock, resume)
+    if resume and replay_key is not None:
+        raise typer.BadParameter(
+            "--replay-key starts a run; --resume goes on with the run's own key"
+        )
+    result = run_training(
+        loaded,
+        resume=resume,
+        break_lock=break_lock,
+        profile=profile,
+        replay=None if replay_key is None else read_replay_key(replay_key, loaded.seed),
+        console=Console(stderr=True),
+    )
+    print_text(describe_result(result))
+    print_json(result, as_json)
+    if result["status"] == "stopped":
+        raise typer.Exit(STOPPED)
+
+
+def tune(
+    config: Annotated[
+        Path, typer.Argument(help="A YAML search, such as configs/sweeps/digits.yaml.")
+    ],
+    overrides: Overrides = None,
+    name: Name = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a search that was stopped or that crashed.")
+    ] = False,
+    break_lock: BreakLock = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the search would cost, and start nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Search fields of a configuration at an equal privacy budget, and count what it costs.
+
+    The ε of the search heads the output; the best trial's own ε is not the cost.
+    Results go to <train.storage_path>/<name>: release/ may be published, private/ must not be.
+
+    Ctrl-C stops with exit code 130; --resume goes on, without running a finished trial again.
+    """
+    from dp_ray.api.tune import plan_sweep, run_sweep
+    from dp_ray.config.search import load_sweep
+    from dp_ray.reporting.search import describe_search, describe_sweep_result, search_facts
+    from dp_ray.search.cost import search_cost
+
+    loaded, console = load_sweep(config, overrides or (), name=name), Console(stderr=True)
+    if dry_run:
+        search, _ = plan_sweep(loaded, console)
+        cost = search_cost(search)
+        print_text(describe_search(search, cost))
+        print_json(search_facts(search, cost), as_json)
+        return
+    check_break_lock(break_lock, resume)
+    result = run_sweep(loaded, resume=resume, break_lock=break_lock, console=console)
+    print_text(describe_sweep_result(result))
+    print_json(result, as_json)
+    if result["status"] == "stopped":
+        raise typer.Exit(STOPPED)
+
+
+class CanaryForm(StrEnum):
+    """Of canaries."""
+
+    GRADIENT = "gradient"
+    MISLABELLED = "mislabelled"
+
+
+_TOLD_IN_A_JOB = ("name", "path", "status", "refuted", "can_refute")
+"""Of an audit's outcome; the rest has figures of the data, and others may read a job's log."""
+
+
+def audit(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the audit; default the configuration file's name and -audit."),
+    ] = None,
+    kind: Annotated[
+        CanaryForm,
+        typer.Option(
+            help="gradient: canaries add a gradient of norm C in a direction of their own; "
+            "mislabelled: examples with a wrong label."
+        ),
+    ] = CanaryForm.GRADIENT,
+    canaries: Annotated[
+        int | None,
+        typer.Option(help="How many; default half of the examples, 4000 at most."),
+    ] = None,
+    significance: Annotated[
+        float, typer.Option(help="Probability that the lower bound may be wrong.")
+    ] = 0.05,
+    runs: Annotated[
+        int,
+        typer.Option(help="Above 1: so many runs, every other with one canary."),
+    ] = 1,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an audit that was stopped or that crashed.")
+    ] = False,
+    break_lock: BreakLock = False,
+    as_json: Json = False,
+) -> None:
+    """Attack a training run, and hold what that shows against the ε that it claims.
+
+    Canaries take the place of examples, each by a fair coin, and the attack sees every release.
+    Prints a lower bound on ε beside the claim. Exit code 1 if the claim is refuted.
+
+    It trains on the data: all that it leaves in <train.storage_path>/<name> must stay secret.
+    """
+    from dp_ray.api.audit import run_audit
+    from dp_ray.auditing.report import describe_audit, describe_verdict
+    from dp_ray.config.files import load_config
+    from dp_ray.on_ray.job import in_job
+
+    check_break_lock(break_lock, resume)
+    outcome = run_audit(
+        load_config(config, overrides or (), name=name or f"{config.stem}-audit"),
+        kind=kind.value,
+        canaries=canaries,
+        significance=significance,
+        runs=runs,
+        resume=resume,
+        break_lock=break_lock,
+        console=Console(stderr=True),
+    )
+    if in_job():
+        print_text(describe_verdict(outcome))
+        outcome = {name: outcome[name] for name in _TOLD_IN_A_JOB if name in outcome}
+    else:
+        print_text(describe_audit(outcome))
+    print_json(outcome, as_json)
+    if outcome["status"] == "stopped":
+        raise typer.Exit(STOPPED)
+    if outcome.get("refuted"):
+        raise typer.Exit(REFUTED)
