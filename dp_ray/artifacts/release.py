@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -41,11 +42,16 @@ ASSUMPTIONS = (
     "was a model published that another run made with the same key (--replay-key).",
     "Run time, memory and traffic are not observed by the adversary.",
     "The network's outputs depend on its tensors, one example and the run's own randomness alone: "
-    "each run checks that on made-up images, as far as Python objects can be read, and assumes it "
-    "of what cannot be: files, clocks, installed packages, extensions in C.",
+    "each run checks that on made-up images, as far as Python objects can be read. It assumes it "
+    "of all other images, and of what cannot be read: files, clocks, other processes and threads, "
+    "installed packages, extensions in C, and what Python counts by itself.",
     "An example's gradient is rounded alike whichever worker computes it, and whatever else is in "
-    "its microbatch: each run compares workers bit for bit, and places in a microbatch to within "
-    "rounding, on made-up images before its first step, and assumes it of all others.",
+    "its microbatch: on made-up images, before its first step, each run compares workers bit for "
+    "bit, the other examples of a microbatch bit for bit on a CPU and to within rounding on a GPU, "
+    "and places in a microbatch to within rounding. It assumes it of all other images.",
+    "The noise is Gaussian: its numbers are computed in float64 from a cipher (AES-256) with a key "
+    "of the operating system, added in float64, and the sum is rounded to float32. No theorem "
+    "covers that rounding.",
 )
 
 REPLAYED = (
@@ -103,6 +109,7 @@ def publish(
     tensors: dict[str, Tensor],
     outcome: Outcome,
     test_digest: str,
+    charge_score: Callable[[str, float], History],
 ) -> None:
     """Writes ``release/`` (of a finished run) and ``result.json``, each whole or not at all.
 
@@ -113,8 +120,10 @@ def publish(
         tensors: what the file of the model holds, by name.
         outcome: how the run ended.
         test_digest: digest of the test split that the outcome's evaluation is of.
+        charge_score: of the run's ledger; pays for an accuracy on held-out data.
 
     Raises:
+        LedgerError: an accuracy cannot be charged; nothing is published.
         OSError: it cannot be written; the run can be resumed.
         RunError: the documents contradict each other; nothing is published.
     """
@@ -142,6 +151,7 @@ def publish(
             key=run.key(),
             model=saved,
             test_digest=test_digest,
+            charge=charge_score,
         )
         statement = privacy_statement(config, plan, outcome, replay=run.is_replay(), score=score)
         text = write_json(statement, indent=2) + "\n"

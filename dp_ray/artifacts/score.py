@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Callable
 from typing import Any
 
 from dp_ray.config.run import Config
 from dp_ray.keys import KeyedStream, RunKey
 from dp_ray.objectives.evaluation import METRIC_NAMES, Evaluation
 from dp_ray.privacy.accounting import epsilon_of
+from dp_ray.privacy.history import History
 from dp_ray.privacy.plan import PrivacyPlan
 
 PUBLIC = (
@@ -23,8 +26,10 @@ EXACT = (
 NOISED = (
     "The test split is held out, as its user declares (data_evaluation): test_accuracy has "
     "Gaussian noise on the number of right answers, which one test image moves by 1 at most. For "
-    "each test image it is private by epsilon_of_test_accuracy at the same delta. The number of "
-    "test images is public. Exact figures, and those of other steps, are not published."
+    "each test image epsilon_of_test_accuracy, at the same delta, covers all accuracies that this "
+    "run published (test_accuracies_published), and nothing else: accuracies of other models on "
+    "the same images cost more, and what dp-ray evaluate, result.json and the terminal show is "
+    "exact. The number of test images is public."
 )
 
 
@@ -44,6 +49,7 @@ def published_score(
     key: RunKey,
     model: bytes,
     test_digest: str,
+    charge: Callable[[str, float], History],
 ) -> dict[str, Any]:
     """The figures of the test split for a statement.
 
@@ -56,24 +62,34 @@ def published_score(
         model: the released file.
         test_digest: digest of the test split. Another model, split, count or σ has noise of its
             own, and the same release repeated has the same noise.
+        charge: :meth:`~dp_ray.ledger.ledger.Ledger.charge_score` of the run.
     """
     noise = config.data.evaluation_noise
-    said = {"test_accuracy_noise": noise, "epsilon_of_test_accuracy": None}
-    if noise is None or evaluation is None:
+    said = {
+        "test_accuracy_noise": noise,
+        "test_accuracies_published": None,
+        "epsilon_of_test_accuracy": None,
+    }
+    if evaluation is None or config.data.evaluation == "public":
         return {**metrics, **said}
     right = round(evaluation.accuracy * evaluation.examples)
     address = (
         f"{hashlib.sha256(model).hexdigest()} {right} of {evaluation.examples} of {test_digest} "
         f"with {noise!r}"
     )
+    # An exact one is charged as well: a noised one of a later release cannot hide it.
+    published = charge(key.derive(f"name of the published accuracy of {address}").hex(), noise or 0)
+    if noise is None:
+        return {**metrics, **said}
     secret = key.derive(f"noise of the published accuracy of {address}")
     drawn = float(KeyedStream(secret, incarnation=0, step=0).normal(1)[0])
     # Rounded, so that the low bits of the sum tell nothing of the count.
     noised = round((right + noise * drawn) / evaluation.examples, 6)
-    epsilon = epsilon_of(plan.accountant, ((noise, 1.0, 1),), plan.delta)
+    epsilon = epsilon_of(plan.accountant, published, plan.delta)
     return {
         **dict.fromkeys(METRIC_NAMES),
+        **said,
         "test_accuracy": min(max(noised, 0.0), 1.0),
-        "test_accuracy_noise": noise,
-        "epsilon_of_test_accuracy": epsilon,
+        "test_accuracies_published": sum(count for _, _, count in published),
+        "epsilon_of_test_accuracy": epsilon if math.isfinite(epsilon) else None,
     }

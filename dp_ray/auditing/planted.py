@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dp_ray.auditing.canaries import Canaries
 from dp_ray.gradients.clipping import Clipping, clip_and_sum
 from dp_ray.gradients.layout import ParameterLayout, trained_parameters
+from dp_ray.privacy.adaptive import LARGEST_CLIP
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ class Planted:
             return None
         directions = Directions.of(canaries, ParameterLayout.of(model).size, device)
         network = PlantedNetwork(model, directions)
-        loss = PlantedLoss(num_classes, 1e4 * (max_grad_norm + 1))
+        # Above any C that the run may have, where it adapts; the square is a float32 number.
+        loss = PlantedLoss(num_classes, 1e4 * max(max_grad_norm, LARGEST_CLIP))
         return cls(network, directions, ParameterLayout.of(network), loss, clipping)
 
     def amplitude(self, max_grad_norm: float) -> float:

@@ -53,6 +53,7 @@ class Session:
         data: digest of the training data.
         parameters: digest of the parameters' names and shapes.
         untrained: digest of frozen parameters and buffers; None in ledgers from before it was kept.
+        binding: what the run key is bound to; None in ledgers from before it was kept.
     """
 
     execution: Execution
@@ -61,6 +62,7 @@ class Session:
     data: str
     parameters: str
     untrained: str | None = None
+    binding: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Balance:
         highest: the highest incarnation that was used, or may have been.
         amended: whether the plan was replaced.
         repairs: how often a damaged end was accepted.
+        scores: name → σ of each published accuracy on held-out data; 0 of an exact one.
     """
 
     def __init__(self) -> None:
@@ -101,6 +104,7 @@ class Balance:
         self.highest = 0
         self.amended = False
         self.repairs = 0
+        self.scores: dict[str, float] = {}
         self._counts: Counter[tuple[float, float]] = Counter()
 
     @property
@@ -138,6 +142,7 @@ class Balance:
             "unused": self._take_unused,
             "checkpoint": self._take_checkpoint,
             "repair": self._take_repair,
+            "score": self._take_score,
         }
         meaning[record.kind](record.content, writing)
 
@@ -179,6 +184,9 @@ class Balance:
         self.floor = self.highest = content["floor"]
         self.repairs += 1
         self._spend_prepaid()
+
+    def _take_score(self, content: dict[str, Any], _writing: bool) -> None:
+        self.scores[content["name"]] = content["noise"]
 
     def _spend_prepaid(self) -> None:
         for charge in self.prepaid():

@@ -13,6 +13,7 @@ because nobody knows which sum its noise was added to.
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from dataclasses import asdict
 from enum import Enum
 from typing import Any
@@ -184,11 +185,12 @@ class Ledger:
         data: str,
         parameters: str,
         untrained: str | None = None,
+        binding: str | None = None,
     ) -> None:
         """Records how, from where and on what the run goes on; see :class:`Session`."""
         entries = self._balance.newest.values()
         repeats = sum(e.charge.step >= first_step and not e.prepaid for e in entries)
-        session = Session(execution, first_step, repeats, data, parameters, untrained)
+        session = Session(execution, first_step, repeats, data, parameters, untrained, binding)
         self._append("session", asdict(session))
 
     def charge(self, charge: Charge) -> Verdict:
@@ -218,6 +220,24 @@ class Ledger:
             self._append("sum", known, durable=False)
             return Verdict.CHARGED
         return Verdict.REPLAYED if entry.charge == charge else Verdict.CONFLICT
+
+    def charge_score(self, name: str, noise: float) -> History:
+        """Make the charge for an accuracy that is about to be published durable.
+
+        Args:
+            name: the same for the same figure only, which is charged once.
+            noise: σ of the noise on the number of right answers; 0 of an exact figure.
+
+        Returns:
+            All accuracies of the run that were charged, as the accountants take them.
+
+        Raises:
+            LedgerError: the charge could not be made durable; nothing may be published.
+        """
+        if name not in self._balance.scores:
+            self._append("score", {"name": name, "noise": noise})
+        counts = Counter(self._balance.scores.values())
+        return tuple((sigma, 1.0, count) for sigma, count in sorted(counts.items()))
 
     def add_checkpoint(self, name: str, digest: str) -> None:
         """Records a checkpoint that was written: only those on record are gone on from."""

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from dp_ray.gradients.clipping import SMALLEST_CLIP
 
-_LARGEST_CLIP = 1e9
+LARGEST_CLIP = 1e9
+"""Where C stops growing."""
 
 COUNT_SENSITIVITY = 0.5
 """Examples are counted as +½ or -½, so that one more or less moves the count by ½ and not by 1."""
@@ -69,4 +70,4 @@ class AdaptiveClipping:
         """
         within = min(max(noised_count / expected_batch_size + 0.5, 0.0), 1.0)
         moved = max_grad_norm * math.exp(self.learning_rate * (self.quantile - within))
-        return min(max(moved, SMALLEST_CLIP), _LARGEST_CLIP)
+        return min(max(moved, SMALLEST_CLIP), LARGEST_CLIP)

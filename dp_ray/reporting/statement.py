@@ -86,6 +86,7 @@ class Statement(_Part):
     test_accuracy: float | None
     test_loss: float | None
     test_accuracy_noise: Positive | None = None
+    test_accuracies_published: Annotated[int, Field(ge=1)] | None = None
     epsilon_of_test_accuracy: NonNegative | None = None
     data_evaluation: Literal["held_out", "public"]
     assumptions: list[str]
@@ -298,6 +299,8 @@ def figures(statement: Statement) -> list[tuple[str, str]]:
     if statement.test_accuracy_noise is not None:
         cost = f"{_epsilon(statement.epsilon_of_test_accuracy)} at δ = {statement.delta:g}"
         noise = f"σ = {statement.test_accuracy_noise:g} right answers"
+        published = statement.test_accuracies_published or 1
+        noise += "" if published == 1 else f"; all {published} that the run published"
         rows.append(("ε of the test accuracy, for test images", f"{cost} ({noise})"))
     if others:
         rows.append(("ε by each accountant", others))

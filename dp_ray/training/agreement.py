@@ -23,6 +23,7 @@ from dp_ray.keys import SamplingKeys
 from dp_ray.performance.machine import describe_machine
 from dp_ray.privacy.sampling import PoissonSampler, Shard
 from dp_ray.training.collective import Collective
+from dp_ray.training.kept_in_c import settings
 from dp_ray.training.step import Assignment, ShardWorker
 
 _LENGTH = 2000
@@ -117,7 +118,7 @@ def check_same_arithmetic(
     One example more moves the shards' boundaries, so another one may go to another worker. Were its
     gradient rounded otherwise there, it could lie on the other side of a kink, and the sum would
     move by more than C. Each worker sums up one microbatch of the same made-up images, with the
-    same views and parameters, as in a step.
+    same views and parameters, as in a step. Switches of torch and numpy are compared as well.
 
     Args:
         collective: the workers; those that join later are a new group, which is checked again.
@@ -152,6 +153,7 @@ def check_same_arithmetic(
     params = layout.join(dict(model.named_parameters()))
     total = worker.clipped_sum(params, Assignment(0, 0, max_grad_norm, done=False))
     content = [tensor.cpu().numpy().tobytes() for tensor in (total.vector, total.statistics)]
+    content.append(repr(settings()).encode())  # made-up images need not show all that these do
     digests = _from_all(collective, hashlib.sha256(b"".join(content)).hexdigest())
     nodes = _from_all(collective, collective.node or "")
     machines = _from_all(collective, ", ".join(describe_machine(device).values()))
@@ -163,7 +165,7 @@ def check_same_arithmetic(
         f"{len(others)} of {collective.world_size} workers round otherwise than the first one "
         f"({machines[0]}): {where}. One example more could then move others' gradients. Use nodes "
         "of one kind, or set ATEN_CPU_CAPABILITY, MKL_ENABLE_INSTRUCTIONS and ONEDNN_MAX_CPU_ISA "
-        "to what all of them have"
+        "to what all of them have, and the settings of torch and numpy alike"
     )
 
 

@@ -46,6 +46,7 @@ class Coordinator:
             anew each time.
         untrained_digest: of frozen parameters and buffers, which no checkpoint holds; likewise.
         execution: how this run is executed: what decides whether sums repeat bit for bit.
+        binding: what ``run_key`` is bound to, for the sessions to come; None in old runs.
         observer: in an audit, sees every release.
 
     Raises:
@@ -68,6 +69,7 @@ class Coordinator:
         weights_digest: str | None,
         untrained_digest: str,
         execution: Execution,
+        binding: str | None = None,
         observer: ReleaseObserver | None = None,
     ) -> None:
         self._plan = plan
@@ -105,6 +107,7 @@ class Coordinator:
             data=data_digest,
             parameters=parameters,
             untrained=untrained_digest,
+            binding=binding,
         )
 
     @property

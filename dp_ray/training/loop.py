@@ -183,4 +183,5 @@ def _finish(session: Session, lead: Lead) -> None:
             seconds=journal.seconds,
         ),
         test_digest=session.dataset.test_digest,
+        charge_score=lead.ledger.charge_score,
     )

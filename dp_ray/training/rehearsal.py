@@ -156,7 +156,7 @@ class Rehearsal:
         # Caches are filled, of each mode and shape; from then on nothing may change.
         first = self._call(_TRAINING, of_mine([*mine, *others], plain))
         few, more = self._count, self._count + 1
-        for count in (*evaluated, few, more):
+        for count in (*evaluated, more, few):  # a cache that keeps the latest ends as below
             self._call(_EVALUATION, logits(range(count)))
         sums, outputs = [first], []
         for neighbours in ([*mine, *others], [*mine, *strangers], [*strangers, *mine]):

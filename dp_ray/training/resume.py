@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, LedgerError, RunError
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.privacy.accounting import BudgetError, solve_steps
+from dp_ray.privacy.history import room
 from dp_ray.privacy.plan import PrivacyPlan, check_countable
 from dp_ray.training.optimizers import depends_on_length
 
@@ -63,6 +65,7 @@ def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resump
         raise RunError(run.taken())
     _check_result(run, ledger)
     _check_key(run, started)
+    _check_covered(config, plan, ledger)
     if ledger.sessions:
         config = _keep_execution(config, ledger.sessions[-1].execution)
     return Resumption(config, before, plan)
@@ -90,6 +93,28 @@ def _check_key(run: RunDirectory, started: Config) -> None:
     """Refuse to publish a seed from which the run's draws and noise follow."""
     if started.seed is not None and not run.is_replay():
         refuse_key_of_seed(run.key(), started.seed)
+
+
+def _check_covered(config: Config, plan: PrivacyPlan, ledger: Ledger) -> None:
+    """Refuse a plan that does not cover what was charged, which a repair alone can bring about.
+
+    Nothing more could be drawn, and ``config.yaml`` of a release would allow less than was spent.
+    """
+    if room(plan.releases, ledger.history, math.inf) >= 0:
+        return
+    cost = plan.with_steps(ledger.charges).epsilon
+    wanted = {"privacy.steps": ledger.charges, "privacy.epsilon": _round_up(cost)}
+    more = [f"{f} to {value} or more" for f, value in wanted.items() if _value(config, f)]
+    remedy = f"Set {' and '.join(more)}: {ledger.charges} noised sums cost ε = {cost:.4f}"
+    if _laid_out(config, plan):
+        remedy = "Start a new run with another --name; its privacy cost adds to this one's"
+    raise ConfigError(
+        "privacy.steps",
+        plan.steps,
+        f"the ledger was repaired, which charged for all that lost records may have held: "
+        f"{ledger.charges} noised sums, more than the run's plan covers. Nothing can be released",
+        remedy,
+    )
 
 
 def _check_fields(started: Config, now: Config) -> None:
@@ -147,8 +172,7 @@ def _raise_steps(config: Config, before: PrivacyPlan, *, amended: bool) -> Priva
         )
     if steps == before.steps and privacy.epsilon is not None and not amended:
         raise _changes_nothing(config, before)
-    laid_out = [config.optimizer.scheduler] if depends_on_length(config.optimizer) else []
-    laid_out += ["privacy.noise_schedule"] if len(before.noise_factors) > 1 else []
+    laid_out = _laid_out(config, before)
     if steps > before.steps and laid_out:
         raise ConfigError(
             "privacy.steps",
@@ -157,6 +181,12 @@ def _raise_steps(config: Config, before: PrivacyPlan, *, amended: bool) -> Priva
             "Start a new run with another --name; its privacy cost adds to this one's",
         )
     return after
+
+
+def _laid_out(config: Config, plan: PrivacyPlan) -> list[str | None]:
+    """Schedules that were laid out for the steps of a plan."""
+    found = [config.optimizer.scheduler] if depends_on_length(config.optimizer) else []
+    return found + (["privacy.noise_schedule"] if len(plan.noise_factors) > 1 else [])
 
 
 def _changes_nothing(config: Config, before: PrivacyPlan) -> ConfigError:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +28,7 @@ from dp_ray.ledger.balance import Execution
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.ledger.lock import OWNER_ENDS_S
 from dp_ray.models.build import build_model
-from dp_ray.models.pretrained import load_pretrained
+from dp_ray.models.pretrained import digest_of_tensors, load_pretrained
 from dp_ray.performance.allocator import keep_freed_memory
 from dp_ray.performance.device import prepare_device
 from dp_ray.performance.engine_choice import Choice
@@ -292,10 +294,11 @@ def _open_lead(
 
     # The configuration that the run was started with: one that allows more steps draws the same.
     decided = [deciding_fields(task.run.config()), dataset.digest, weights_digest]
-    context = json.dumps(decided, sort_keys=True)
-    run_key = task.run.key().bind(context)
     ledger = task.run.write_ledger(task.attempt, wait_s=OWNER_ENDS_S, block=task.charge_every)
     try:
+        binding = _binding(ledger, decided, model)
+        context = json.dumps(decided, sort_keys=True) if binding is None else binding
+        run_key = task.run.key().bind(context)
         coordinator = Coordinator(
             task.config,
             task.plan,
@@ -308,6 +311,7 @@ def _open_lead(
             weights_digest=weights_digest,
             untrained_digest=untrained_digest,
             execution=execution,
+            binding=binding,
             observer=observer,
         )
         journal = Journal(task.run, task.plan, repaired=ledger.repairs > 0)
@@ -315,6 +319,23 @@ def _open_lead(
     except BaseException:
         ledger.close()
         raise
+
+
+def _binding(ledger: Ledger, decided: Sequence[object], model: nn.Module) -> str | None:
+    """Return what the run's key is bound to: that of its first session, if there was one.
+
+    Args:
+        ledger: of the run.
+        decided: configuration and digests of the data and of pretrained weights.
+        model: as it is before the first step of a new run.
+
+    Returns:
+        A digest; None for a run of an earlier version, which bound its key to ``decided`` alone.
+    """
+    if ledger.sessions:
+        return ledger.sessions[0].binding
+    start = digest_of_tensors(dict(chain(model.named_parameters(), model.named_buffers())))
+    return hashlib.sha256(json.dumps([*decided, start], sort_keys=True).encode()).hexdigest()
 
 
 def _share_keys(lead: Lead | None, collective: Collective) -> SamplingKeys:

@@ -14,6 +14,7 @@ import hashlib
 import os
 import random
 import sys
+import threading
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -25,6 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from dp_ray.imports import is_users
+from dp_ray.training.kept_in_c import (
+    belongs_to_an_object,
+    lock_state,
+    parts_of_tensor,
+    parts_of_wrapper,
+    reduced,
+    settings,
+)
 
 State = dict[str, str]
 """Place → digest of what is there."""
@@ -34,13 +43,22 @@ _ALL_PLAIN = (*_PLAIN, torch.dtype, torch.device, torch.Size, torch.layout)
 
 _LIBRARIES = {*sys.stdlib_module_names, "dp_ray", "numpy", "opacus", "torch", "torchvision", "timm"}
 
-_OPAQUE = {"abc", "importlib", "logging", "re", "threading", "typing", "warnings", "weakref"}
+_OPAQUE = {"abc", "importlib", "logging", "re", "typing", "warnings"}
 """Packages whose objects change by themselves, and hold nothing that a network computes with."""
+
+_EXACT = (dict, list, tuple)
+"""Containers without attributes of their own."""
 
 _LAYERS = ("layer ", "the network ")
 """How the names of places inside of modules begin."""
 
 _DUNDER_KEPT = ("__dict__", "__slots__")
+
+_OF_IMPORT = {
+    *("__builtins__", "__cached__", "__doc__", "__file__", "__loader__", "__name__", "__package__"),
+    *("__path__", "__spec__", "__warningregistry__"),
+}
+"""Globals that Python itself puts into a module."""
 
 
 def read_state(model: nn.Module, device: torch.device) -> State:
@@ -52,8 +70,9 @@ def read_state(model: nn.Module, device: torch.device) -> State:
         model: the network.
         device: where it runs; names the generator of random numbers there.
     """
-    environment = _digest(dict(os.environ))
-    return {**read_objects(model), **_generators(device), "os.environ": environment}
+    rest = {"os.environ": dict(os.environ), "settings of torch and numpy": settings()}
+    rest_digests = {name: _digest(values) for name, values in rest.items()}
+    return {**read_objects(model), **_generators(device), **rest_digests}
 
 
 def read_objects(model: nn.Module) -> State:
@@ -111,12 +130,10 @@ class _Walk:
             return
         self._first[id(value)] = place
         self._alive.append(value)
-        if id(value) in self._own:
-            self.state[place] = "a tensor of the network"
-        elif (content := _content(value)) is not None:
-            self.state[place] = content
-        else:
-            self.state[place] = _kind(value)
+        own = id(value) in self._own
+        content = "a tensor of the network" if own else _content(value)
+        self.state[place] = _kind(value) if content is None else content
+        if content is None or isinstance(value, Tensor | np.ndarray):
             parts = [(_join(place, name), part) for name, part in self._parts(value)]
             self._stack.extend(reversed(parts))
 
@@ -129,45 +146,52 @@ class _Walk:
             yield from self._globals(vars(value), value.__name__)
         elif isinstance(value, type):
             yield from _class_parts(value)
+        elif isinstance(value, Tensor | np.ndarray):
+            yield from parts_of_tensor(value)
         else:
             simple = _simple_parts(value)
-            yield from self._object_parts(value) if simple is None else simple
+            yield from simple or ()
+            derived = isinstance(value, Mapping | list | tuple) and type(value) not in _EXACT
+            if simple is None or derived:
+                yield from self._object_parts(value)
 
     def _globals(self, namespace: dict[str, Any], module: str) -> Iterator[tuple[str, Any]]:
         """What a module holds, once."""
         if id(namespace) not in self._first:
             self._first[id(namespace)] = module
             for name, part in list(namespace.items()):
-                if not (name.startswith("__") and name.endswith("__")):
+                if name not in _OF_IMPORT:
                     yield f"={name} of the module {module}", part
 
     def _object_parts(self, value: Any) -> Iterator[tuple[str, Any]]:
         cls = type(value)
+        attributes = dict(getattr(value, "__dict__", {}))  # first: some objects make it when asked
         yield f" (its class {cls.__name__})", cls
         if isinstance(value, set | frozenset):
             yield " (its members)", sorted(map(_digest, value))
         elif _iterates(value):
             yield " (its items)", list(value)
-        if (reduced := _reduced(value)) is not None:
-            yield " (its state)", reduced
+        if (state := reduced(value, library=_is_library(cls.__module__))) is not None:
+            yield " (its state)", state
         if cls.__module__ in ("functools", "itertools"):
             referents = [part for part in gc.get_referents(value) if not isinstance(part, type)]
             yield " (its state)", referents
-        attributes = dict(getattr(value, "__dict__", {}))
         attributes.update((n, getattr(value, n, None)) for n in _slots(cls))  # type: ignore[arg-type]
         registered = id(value) in self._registered
         for name, part in attributes.items():
-            if registered and name in ("_parameters", "_buffers", "_modules"):
-                yield f".{name}", dict.fromkeys(part)  # the tensors are compared elsewhere
+            if registered and name == "_modules":
+                yield f".{name}", dict.fromkeys(part)  # they are visited as layers
             else:
                 yield f".{name}", part
 
 
 def _simple_parts(value: Any) -> Iterable[tuple[str, Any]] | None:
     """Parts of Python's own containers and wrappers; None of other objects."""
-    parts: Iterable[tuple[str, Any]] | None = None
+    parts: Iterable[tuple[str, Any]] | None = parts_of_wrapper(value)
     if isinstance(value, Mapping):
-        parts = ((f"[{_label(key)}]", part) for key, part in list(value.items()))
+        items = list(value.items())
+        objects = [(" (a key)", key) for key, _ in items if not isinstance(key, _PLAIN)]
+        parts = [*((f"[{_label(key)}]", part) for key, part in items), *objects]
     elif isinstance(value, list | tuple):
         parts = ((f"[{i}]", part) for i, part in enumerate(value))
     elif isinstance(value, types.MethodType):
@@ -196,6 +220,8 @@ def _content(value: Any) -> str | None:
         return f"{name} {array.dtype} {array.shape} {_hash(data)}"
     if (numbers := _generator(value)) is not None:
         return f"{name} {numbers}"
+    if (lock := lock_state(value)) is not None:
+        return lock
     if _is_closed(value):
         return f"{name} {getattr(value, '__qualname__', '')}"
     try:
@@ -210,7 +236,11 @@ def _is_closed(value: Any) -> bool:
         return _is_library(value.__name__)
     if isinstance(value, types.FunctionType):
         return _is_library(value.__module__)
+    if belongs_to_an_object(value):
+        return False
     closed = (types.CodeType, types.BuiltinFunctionType, types.MethodDescriptorType)
+    if isinstance(value, threading.Thread):
+        return True
     return isinstance(value, closed) or type(value).__module__.partition(".")[0] in _OPAQUE
 
 
@@ -253,27 +283,6 @@ def _tensor(value: Tensor) -> str:
         return said
 
 
-def _reduced(value: Any) -> Any:
-    """State of an iterator, as pickle would write it; None of other objects."""
-    cls = type(value)
-    if cls.__module__ == "itertools" or (
-        cls.__module__ == "builtins" and (cls.__name__.endswith("iterator") or cls in _LAZY)
-    ):
-        try:
-            return value.__reduce__()[1:]
-        except Exception:  # some cannot be pickled, in later versions of Python none
-            return repr(value) if cls.__name__ in ("count", "repeat") else None
-    if hasattr(value, "tell") and hasattr(value, "seekable"):
-        try:
-            return value.tell()
-        except (OSError, ValueError):
-            return None
-    return len(value) if hasattr(cls, "__len__") and not hasattr(value, "__dict__") else None
-
-
-_LAZY = (enumerate, map, zip, filter, reversed)
-
-
 def _iterates(value: Any) -> bool:
     """Whether the items of a container from C can be read without using it up."""
     return type(value).__module__ == "collections" and hasattr(type(value), "__len__")
@@ -283,6 +292,8 @@ def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     names = function.__code__.co_freevars
     for name, cell in zip(names, function.__closure__ or (), strict=True):
         yield f" (its variable {name})", _cell(cell)
+    yield " (its code)", hash(function.__code__)  # within a process, by content
+    yield " (its text)", function.__doc__
     yield " (its defaults)", function.__defaults__
     yield " (its keyword defaults)", function.__kwdefaults__
     yield from ((f".{name}", part) for name, part in vars(function).items())
@@ -342,7 +353,8 @@ def _join(place: str, name: str) -> str:
 
 def _kind(value: Any) -> str:
     size = f" of {len(value)}" if isinstance(value, Mapping | list | tuple | set) else ""
-    return f"{type(value).__name__}{size}"
+    order = f" in order {_digest([*map(_label, value)])}" if isinstance(value, Mapping) else ""
+    return f"{type(value).__name__}{size}{order}"
 
 
 def _label(key: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,15 @@ from rich.console import Console
 from dp_ray.api.train import run_training
 from dp_ray.artifacts import release as release_module
 from dp_ray.artifacts.consistency import disagreement
-from dp_ray.artifacts.release import Outcome, privacy_statement, published_config
+from dp_ray.artifacts.release import (
+    ASSUMPTIONS,
+    PRETRAINED,
+    Outcome,
+    privacy_statement,
+    published_config,
+)
 from dp_ray.artifacts.run_directory import RunDirectory
+from dp_ray.artifacts.score import EXACT, NOISED, PUBLIC
 from dp_ray.config.files import parse_config
 from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, RunError
@@ -141,6 +149,15 @@ def test_the_statement_says_what_the_test_split_is_declared(make_config: MakeCon
     for declared in ("public", "held_out"):
         config = make_config(data={"evaluation": declared})
         assert statement_of(config)["data_evaluation"] == declared
+
+
+def test_the_page_lists_what_every_statement_assumes() -> None:
+    """Word for word: release and score are the one source."""
+    page = (Path(__file__).parents[2] / "docs/privacy.md").read_text()
+    listed = page.partition("## What remains assumed")[2].partition("\n## ")[0]
+    points = [" ".join(point.split()) for point in re.split(r"^\* ", listed, flags=re.M)[1:]]
+    said = [re.sub(r" (Where weights were|Of the test split, as) .*", "", p) for p in points]
+    assert said == [*ASSUMPTIONS, PRETRAINED, PUBLIC, EXACT, NOISED]
 
 
 CHANGES: list[tuple[str, Any]] = [

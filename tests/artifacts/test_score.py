@@ -11,10 +11,11 @@ from helpers.searches import MakeSweep, begin, draw
 from helpers.support import QUIET, MakeConfig, folder, key_of, start
 
 from dp_ray.api.tune import run_sweep
+from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.artifacts.score import assumption, published_score
 from dp_ray.config.files import parse_config
 from dp_ray.config.search import load_sweep
-from dp_ray.errors import ConfigError
+from dp_ray.errors import ConfigError, RunError
 from dp_ray.keys import RunKey
 from dp_ray.objectives.evaluation import Evaluation
 from dp_ray.privacy.accounting import epsilon_of
@@ -22,6 +23,7 @@ from dp_ray.reporting.make import write_report
 from dp_ray.reporting.search_page import PUBLIC, may_be_published
 from dp_ray.search.publish import CHOSEN, _best_config, _statement
 from dp_ray.search.search import Search
+from dp_ray.storage import LocalFolder
 from dp_ray.training.preparation import make_plan
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +113,13 @@ RIGHT = Evaluation(0.75, 0.5, 400)
 
 def score(config: Any, evaluation: Evaluation = RIGHT, **given: Any) -> dict[str, Any]:
     metrics: dict[str, float | None] = dict(evaluation.named())
-    options = {"key": RunKey(bytes(32)), "model": b"model", "test_digest": "t", **given}
+    options = {
+        "key": RunKey(bytes(32)),
+        "model": b"model",
+        "test_digest": "t",
+        "charge": lambda _name, noise: ((noise, 1.0, 1),),
+        **given,
+    }
     return published_score(config, make_plan(config), evaluation, metrics, **options)
 
 
@@ -122,6 +130,7 @@ def test_without_noise_figures_are_exact_and_the_statement_says_what_they_tell(
     assert score(config) == {
         **RIGHT.named(),
         "test_accuracy_noise": None,
+        "test_accuracies_published": None,
         "epsilon_of_test_accuracy": None,
     }
     assert "learns from them whether the model is right" in assumption(config)
@@ -179,6 +188,45 @@ def test_nothing_that_is_published_has_the_exact_accuracy(make_config: MakeConfi
     assert "Accuracy over the steps" not in page
     assert f"{result['test_accuracy']:.2%}" not in page
     assert "hides each of them" in page
+
+
+def test_accuracies_that_a_run_published_before_are_counted(make_config: MakeConfig) -> None:
+    """A finished run that is given more steps publishes another one on the same images."""
+
+    def ask(noise: float | None, steps: int) -> dict[str, Any]:
+        data = {"evaluation_noise": noise}
+        config = make_config(data=data, privacy={"accountant": "rdp", "steps": steps})
+        start(config, resume=steps > 1)
+        return dict(json.loads((folder(config) / "release/privacy.json").read_text()))
+
+    first, second, third = (ask(20.0, 1), ask(20.0, 2), ask(10.0, 3))
+    for found, noises in ((first, [20.0]), (second, [20.0] * 2), (third, [10.0, 20.0, 20.0])):
+        assert found["test_accuracies_published"] == len(noises)
+        history = tuple((noise, 1.0, 1) for noise in noises)
+        expected = epsilon_of("rdp", history, 1e-4)
+        assert found["epsilon_of_test_accuracy"] == pytest.approx(expected, rel=1e-9)
+    assert ask(None, 4)["epsilon_of_test_accuracy"] is None
+    after_an_exact_one = ask(20.0, 5)
+    assert after_an_exact_one["test_accuracies_published"] == 5
+    assert after_an_exact_one["epsilon_of_test_accuracy"] is None
+
+
+def test_an_accuracy_is_charged_before_it_is_published_and_once(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(data=NOISED, privacy={"accountant": "rdp", "steps": 1})
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "publish", full)
+        with pytest.raises(RunError, match="nothing was published"):
+            start(config)
+    assert RunDirectory.of(config).read_ledger()._balance.scores != {}
+    start(config, resume=True)
+    statement = json.loads((folder(config) / "release/privacy.json").read_text())
+    assert statement["test_accuracies_published"] == 1
 
 
 def test_noise_on_public_figures_is_refused(make_config: MakeConfig) -> None:

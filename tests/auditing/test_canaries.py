@@ -21,6 +21,7 @@ from dp_ray.gradients.clipped_sum import clipped_gradient_sum
 from dp_ray.gradients.clipping import Clipping
 from dp_ray.gradients.engines.engine import Engine, EngineName
 from dp_ray.gradients.layout import trained_parameters
+from dp_ray.privacy.adaptive import LARGEST_CLIP
 from dp_ray.storage import open_folder
 from dp_ray.training.probe import Observation
 
@@ -122,9 +123,9 @@ def test_only_included_canaries_are_mislabelled(digits: Dataset) -> None:
 
 
 @pytest.mark.parametrize("clipping", ["flat", "automatic", "per_layer"])
-@pytest.mark.parametrize("norm", [0.01, 1.0, 30.0])
+@pytest.mark.parametrize("norm", [0.01, 1.0, 30.0, LARGEST_CLIP])
 def test_a_gradient_canary_adds_c_in_its_direction(clipping: Clipping, norm: float) -> None:
-    """As much as any example may, and no more; where a layer has a share of C, that share."""
+    """As much as any example may, and no more, also where C has grown; by layers, their share."""
     given = planted(Canaries.draw("gradient", 40, N, key=KEY), clipping)
     share = 1 / np.sqrt(2) if clipping == "per_layer" else 1.0
     for which in (0, 7):

@@ -6,13 +6,16 @@ Only the recorded key of a run repeats it, and what repeats says so.
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from helpers.interrupted import start_and_stop
 from helpers.searches import MakeSweep, begin, draw
-from helpers.support import QUIET, MakeConfig, folder, key_of, released, same
+from helpers.support import QUIET, MakeConfig, folder, key_of, released, same, start
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -21,8 +24,10 @@ from dp_ray.api.train import run_training
 from dp_ray.artifacts.run_directory import RunDirectory, read_replay_key
 from dp_ray.auditing.directory import AuditDirectory, AuditSettings
 from dp_ray.config.run import Config
-from dp_ray.errors import ConfigError
+from dp_ray.errors import ConfigError, RunError
+from dp_ray.ledger.ledger import Ledger
 from dp_ray.search.search import Search
+from dp_ray.training import session as session_module
 from dp_ray.training.preparation import make_plan
 
 NETWORK = """\
@@ -97,6 +102,73 @@ def test_a_recorded_key_repeats_a_run_and_the_repetition_says_so(
         assert RunDirectory.of(config).is_replay() is replay
     # A key that was repeated once can be repeated again.
     assert read_replay_key(folder(second) / "private/run_key", None) == RunDirectory.of(first).key()
+
+
+STARTS_ANYWHERE = """\
+import os
+import torch
+from torch import nn
+
+class Network(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+        self.register_buffer("gain", torch.tensor(float(os.environ["GAIN"])))
+
+    def forward(self, images):
+        return self.gain * super().forward(images)
+
+def build(num_classes, channels, image_size):
+    return Network()
+"""
+
+
+def test_a_repeated_key_shares_no_noise_with_another_start(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of other initial parameters or another buffer, the sums would be others."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "starts_anywhere.py").write_text(STARTS_ANYWHERE)
+    changes = []
+    for number, (seed, gain) in enumerate([(1, "1.0"), (1, "1.0"), (2, "1.0"), (1, "2.0")]):
+        monkeypatch.setenv("GAIN", gain)
+        config = make_config(
+            name=f"start-{number}",
+            model={"name": "starts_anywhere:build"},
+            privacy={"noise_multiplier": 1000.0, "steps": 1},
+            optimizer={"lr": 64.0},
+            seed=seed,
+        )
+        run_training(config, resume=False, console=QUIET, replay=key_of(5))
+        found = released(config)
+        del found["gain"]
+        changes.append(vector(found))
+    assert torch.equal(changes[0], changes[1])
+    for other in changes[2:]:
+        correlation = torch.corrcoef(torch.stack([changes[0], other]))[0, 1]
+        assert abs(float(correlation)) < 4 / len(other) ** 0.5
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_key_that_it_had(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sessions do not say what the key was bound to: configuration, data and weights."""
+    whole, stopped = make_config(name="whole"), make_config(name="stopped")
+    append = Ledger._append
+
+    def as_before(ledger: Ledger, kind: str, content: dict[str, Any], **how: bool) -> None:
+        append(ledger, kind, {n: v for n, v in content.items() if n != "binding"}, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session_module, "_binding", lambda *_: None)
+        patch.setattr(Ledger, "_append", as_before)
+        start(whole)
+        start_and_stop(stopped, 2)
+    with suppress(RunError):  # another key could not even read the checkpoints
+        start(stopped, resume=True)
+    assert RunDirectory.of(stopped).finished()
+    assert same(released(whole), released(stopped))
+    assert RunDirectory.of(stopped).read_ledger().charges == 4
+    assert [s.binding for s in RunDirectory.of(stopped).read_ledger().sessions] == [None, None]
 
 
 def test_what_is_no_key_is_refused_and_a_run_goes_on_with_its_own(tmp_path: Path) -> None:

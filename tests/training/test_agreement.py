@@ -178,6 +178,19 @@ def test_workers_that_round_otherwise_are_refused() -> None:
     assert told == [told[0]] * 3
 
 
+def test_workers_with_other_settings_are_refused() -> None:
+    """Though they agree on the made-up images, which hold no number that one of them drops."""
+
+    class Flushing(Engine):
+        def microbatch_sum(self, *arguments: Any, **keywords: Any) -> Sums:
+            torch.set_flush_denormal(True)  # of this thread alone
+            return super().microbatch_sum(*arguments, **keywords)
+
+    assert torch.set_flush_denormal(False)
+    told = compared([Engine(), Flushing()])
+    assert told[0].startswith("1 of 2 workers round otherwise than the first one")
+
+
 def test_all_stop_where_one_has_a_problem() -> None:
     """Each with its own problem, or else with the first that another one has."""
     problems = [None, ModelError("that of b"), RunError("that of c")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,33 @@ class RemembersByShape(Plain):
         return super().forward(x + self.table[x.shape])
 
 
+class Memoizes(Plain):
+    """Calls a partial function, and one that Python remembers the results of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.activation = functools.partial(torch.nn.functional.leaky_relu, negative_slope=0.1)
+        self.table = functools.lru_cache(maxsize=8)(torch.ones)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return super().forward(self.activation(x) + self.table(x.shape[-1]))
+
+
+class KeepsTheLatestShapes(Plain):
+    """Keeps tables of the shapes that were used last, in the order of their use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[torch.Size, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        table = self.tables.pop(x.shape, None)
+        self.tables[x.shape] = torch.ones(x.shape[-1]) if table is None else table
+        return super().forward(x + self.tables[x.shape])
+
+
 class Gives(Plain):
     """Returns something else in evaluation."""
 
@@ -250,7 +278,9 @@ def test_a_network_that_is_no_function_is_refused(make_config: MakeConfig, kind:
 
 
 @pytest.mark.parametrize(
-    "model", [Plain(), KeepsOnes(), RemembersByShape()], ids=lambda m: type(m).__name__
+    "model",
+    [Plain(), KeepsOnes(), RemembersByShape(), Memoizes(), KeepsTheLatestShapes()],
+    ids=lambda m: type(m).__name__,
 )
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_function_is_taken(make_config: MakeConfig, model: nn.Module, size: int) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, DpRayError, LedgerError, RunError
 from dp_ray.ledger.ledger import Ledger
+from dp_ray.reporting.ledger import repair_ledger
 from dp_ray.training import coordinator as coordinator_module
 from dp_ray.training.preparation import make_plan
 from dp_ray.training.step import Assignment, ShardSum, ShardWorker
@@ -518,3 +520,44 @@ def test_a_schedule_laid_out_for_fewer_steps_is_refused_before_more_are_charged(
         start(longer, resume=True)
     assert RunDirectory.of(config).read_ledger().plan["steps"] == 4
     assert len(charged(config)) == 4
+
+
+@pytest.mark.parametrize("solved", ["epsilon", "noise_multiplier", "steps"])
+def test_a_repair_beyond_the_plan_names_the_steps_that_lead_out(
+    make_config: MakeConfig, solved: str
+) -> None:
+    """Nothing can be released under a plan that does not cover what was charged."""
+    budget = {"epsilon": 1.6, "noise_multiplier": 0.99, "steps": 6} | {solved: None}
+    shared = {"train": {"charge_every": 4}}
+    config = make_config(privacy=budget, **shared)
+    planned = make_plan(config).steps
+    start_and_stop(config, planned - 1)
+    with (folder(config) / "private/ledger/records.jsonl").open("ab") as records:
+        records.write(b"torn")
+    repair_ledger(str(folder(config)))
+    before = RunDirectory.of(config).read_ledger().charges
+    assert before > planned
+    with pytest.raises(DpRayError) as found:
+        start(config, resume=True)
+    assert "the ledger was repaired" in str(found.value)
+    assert isinstance(found.value, ConfigError)
+    assert found.value.field == "privacy.steps"
+    assert (folder(config) / "release").exists() is False
+    wanted = re.findall(r"privacy\.(\w+) to ([\d.]+) or more", found.value.remedy)
+    assert [name for name, _ in wanted] == [n for n in ("steps", "epsilon") if budget[n]]
+    larger = {name: int(value) if name == "steps" else float(value) for name, value in wanted}
+    result = start(make_config(privacy=budget | larger, **shared), resume=True)
+    assert result["status"] == "finished"
+    assert result["charges"] >= before
+    assert json.loads((folder(config) / "release/privacy.json").read_text())["charges"] >= before
+
+
+def test_a_repair_beyond_a_plan_that_cannot_grow_says_so(make_config: MakeConfig) -> None:
+    options = {"scheduler": "CosineAnnealingLR"}
+    config = make_config(optimizer=options, train={"charge_every": 4})
+    start_and_stop(config, 3)
+    with (folder(config) / "private/ledger/records.jsonl").open("ab") as records:
+        records.write(b"torn")
+    repair_ledger(str(folder(config)))
+    with pytest.raises(ConfigError, match=r"Start a new run with another --name"):
+        start(config, resume=True)

@@ -15,13 +15,16 @@ from dp_ray.training.state import first_difference, read_objects, read_state
 CPU = torch.device("cpu")
 
 HIDING_PLACES = """
-import array, collections, ctypes, functools, io, itertools, os, random, threading, types
+import array, collections, contextvars, ctypes, datetime, decimal, functools, io, itertools, os
+import queue, random, threading, types, weakref
 
 import numpy as np
 import torch
 from torch import nn
 
 COUNT = 0
+__count__ = 0
+VARIABLE = contextvars.ContextVar("count", default=0)
 BOX = types.SimpleNamespace(n=0)
 LOCAL = threading.local()
 LOCAL.n = 0
@@ -49,6 +52,97 @@ def endless():
     while True:
         i += 1
         yield i
+
+
+class Box:
+    pass
+
+
+class Derived(dict):
+    pass
+
+
+class DerivedArray(np.ndarray):
+    pass
+
+
+def dunder_global(net):
+    global __count__
+    __count__ += 1
+
+
+def context_variable(net):
+    VARIABLE.set(VARIABLE.get() + 1)
+
+
+def text_of_a_function(net):
+    closure.__doc__ = (closure.__doc__ or "") + "x"
+
+
+def threads(net):
+    torch.set_num_threads(1 + torch.get_num_threads() % 2)
+
+
+def attribute_of_a_buffer(net):
+    net.buffer.n = getattr(net.buffer, "n", 0) + 1
+
+
+def gradient_of_a_buffer(net):
+    net.buffer.grad = torch.ones(1) if net.buffer.grad is None else net.buffer.grad + 1
+
+
+def attribute_of(value):
+    value.n = getattr(value, "n", 0) + 1
+
+
+def weak_key(net):
+    net.kept[net] = net.kept.get(net, 0) + 1
+
+
+def lock(net):
+    net.kept.release() if net.kept.locked() else net.kept.acquire()
+
+
+def flag(net):
+    net.kept.clear() if net.kept.is_set() else net.kept.set()
+
+
+def add(step):
+    def tick(net):
+        net.kept = net.kept + step
+
+    return tick
+
+
+def other_function(net):
+    net.kept = (lambda: 1) if net.kept() == 2 else (lambda: 2)
+
+
+def rewrite(net):
+    number = int(net.kept.getvalue() or b"0") + 1
+    net.kept.seek(0)
+    net.kept.write(b"%d" % number)
+    net.kept.seek(0)
+
+
+def rotate(net):
+    first = next(iter(net.kept))
+    net.kept[first] = net.kept.pop(first)
+
+
+def counting_factory():
+    numbers = []
+
+    def make():
+        numbers.append(0)
+        return 0
+
+    return collections.defaultdict(make)
+
+
+def ask_and_forget(net):
+    net.kept["a"]
+    del net.kept["a"]
 
 
 def closure():
@@ -181,12 +275,34 @@ KEPT = {
     "numpy's Generator": (draw, lambda: np.random.default_rng(0)),
     "numpy's RandomState": (lambda net: net.kept.rand(), lambda: np.random.RandomState(0)),
     "torch's Generator": (draw_from_torch, torch.Generator),
+    "Decimal": (add(decimal.Decimal(1)), lambda: decimal.Decimal(0)),
+    "datetime": (add(datetime.timedelta(1)), lambda: datetime.datetime(2026, 1, 1)),
+    "BytesIO": (rewrite, io.BytesIO),
+    "order of a dict": (rotate, lambda: {"a": 1, "b": 2}),
+    "factory of a dict": (ask_and_forget, counting_factory),
+    "attribute of a dict": (lambda net: attribute_of(net.kept), Derived),
+    "attribute of a tensor": (lambda net: attribute_of(net.kept[0]), lambda: [torch.zeros(1)]),
+    "attribute of an array": (
+        lambda net: attribute_of(net.kept), lambda: np.zeros(1).view(DerivedArray)
+    ),
+    "member of a set": (lambda net: attribute_of(*net.kept), lambda: {Box()}),
+    "key of a dict": (lambda net: attribute_of(*net.kept), lambda: {Box(): 1}),
+    "bound method": (lambda net: net.kept.__self__.append(1), lambda: [].append),
+    "other function": (other_function, lambda: lambda: 1),
+    "WeakKeyDictionary": (weak_key, weakref.WeakKeyDictionary),
+    "weak reference": (lambda net: attribute_of(net.kept()), lambda: weakref.ref(Derived)),
+    "Semaphore": (lambda net: net.kept.release(), lambda: threading.Semaphore(0)),
+    "Event": (flag, threading.Event),
+    "Lock": (lock, threading.Lock),
+    "RLock": (lambda net: net.kept.acquire(), threading.RLock),
+    "SimpleQueue": (lambda net: net.kept.put(1), queue.SimpleQueue),
     **{
         tick.__name__: (tick, int)
         for tick in (
             module_global, default_argument, class_attribute, base_class_of_torch, namespace,
             function_attribute, thread_local, lru_cache, environment, numpy_global,
-            python_global, torch_global,
+            python_global, torch_global, dunder_global, context_variable, text_of_a_function,
+            threads, attribute_of_a_buffer, gradient_of_a_buffer,
         )
     },
     "closure": (closure(), int),
@@ -200,6 +316,7 @@ def make(kind):
         def __init__(self):
             super().__init__()
             self.kept = kept()
+            self.register_buffer("buffer", torch.zeros(1))
 
         def forward(self, x):
             tick(self)
@@ -226,7 +343,12 @@ KINDS = (
     *("property", "StringIO", "Python's Random", "numpy's Generator", "numpy's RandomState"),
     *("torch's Generator", "module_global", "default_argument", "class_attribute", "closure"),
     *("base_class_of_torch", "namespace", "function_attribute", "thread_local", "lru_cache"),
-    *("environment", "numpy_global", "python_global", "torch_global"),
+    *("environment", "numpy_global", "python_global", "torch_global", "dunder_global", "Decimal"),
+    *("context_variable", "text_of_a_function", "threads", "attribute_of_a_buffer", "datetime"),
+    *("gradient_of_a_buffer", "BytesIO", "order of a dict", "factory of a dict", "bound method"),
+    *("attribute of a dict", "attribute of a tensor", "attribute of an array", "key of a dict"),
+    *("member of a set", "other function", "WeakKeyDictionary", "weak reference", "Semaphore"),
+    *("Event", "Lock", "RLock", "SimpleQueue"),
 )
 
 
