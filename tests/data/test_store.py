@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dp_ray.config.run import DataConfig
-from dp_ray.data import store
 from dp_ray.data.facts import data_facts
-from dp_ray.data.sources import registry as readers
+from dp_ray.data.source import Source
+from dp_ray.data.sources.digits import Digits
+from dp_ray.data.sources.image_folder import ImageFolder
 from dp_ray.data.sources.registry import load_splits
+from dp_ray.data.splits import Splits
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import ConfigError, DataError
 
@@ -72,13 +74,13 @@ def more_labels(config):
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by one with each time that a source is opened for decoding."""
     found: list[str] = []
-    original = store.load_splits
+    for kind in (Digits, ImageFolder):
 
-    def counted(config: DataConfig) -> readers.Splits:
-        found.append(config.name)
-        return original(config)
+        def counted(source: Source, original: Callable[[Any], Splits] = kind.splits) -> Splits:
+            found.append(source.config.name)
+            return original(source)
 
-    monkeypatch.setattr(store, "load_splits", counted)
+        monkeypatch.setattr(kind, "splits", counted)
     return found
 
 
