@@ -48,9 +48,10 @@ def look_at_data(config: Config, out: str | None, tell: Callable[[str], None]) -
     _check_place(folder, config)
     _lay_out(folder)
     with errors_for_log(folder, LocalFolder(cache_path(config.data))):
-        unread = source_of(config.data).unread()
+        source = source_of(config.data)
+        unread = source.unread()
         _tell_unread(unread, tell)  # before what may be refused because of them
-        dataset = open_dataset(config.data)
+        dataset = open_dataset(config.data, source)
         facts = data_facts_of(dataset, unread, config.data)
         sheet = draw_contact_sheet(dataset, config.augment)
     files = {"report": f"{folder}/{REPORT}", "contact_sheet": f"{folder}/{SHEET}"}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dp_ray.config.run import DataConfig
 from dp_ray.data.cache import Cache, unwritable
-from dp_ray.data.source import DataFacts
+from dp_ray.data.source import DataFacts, Source
 from dp_ray.data.sources.registry import source_of
 from dp_ray.data.splits import Notes, Split, Splits, added_up
 from dp_ray.errors import ConfigError, DataError
@@ -78,14 +78,18 @@ class Dataset:
         return added_up(notes.skipped for notes in self.notes)
 
 
-def open_dataset(config: DataConfig) -> Dataset:
+def open_dataset(config: DataConfig, source: Source | None = None) -> Dataset:
     """Opens the decoded copy, made first if it is not there yet.
+
+    Args:
+        config: the data section.
+        source: the source of that section, where it was made already.
 
     Raises:
         ConfigError: the number of examples is not what the configuration says.
         DataError: the data cannot be read, or the decoded copy cannot be written.
     """
-    source = source_of(config)
+    source = source or source_of(config)
     facts = source.facts()
     cache = Cache.open(config)
     stamp = source.stamp()
