@@ -10,13 +10,13 @@ from dp_ray.artifacts.run_directory import IGNORE
 from dp_ray.config.run import Config
 from dp_ray.data.cache import cache_path
 from dp_ray.data.files import skipped_line
-from dp_ray.data.sources.image_folder import Scan, beside_splits, scan_splits
-from dp_ray.data.splits import added_up
+from dp_ray.data.source import Unread
+from dp_ray.data.sources.registry import source_of
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import ConfigError, DpRayError, StorageError
 from dp_ray.on_ray.job import check_storage_path, errors_for_log, in_job
 from dp_ray.reporting.contact_sheet import draw_contact_sheet
-from dp_ray.reporting.data import data_facts_of, describe_data, describe_skipped
+from dp_ray.reporting.data import data_facts_of, describe_data, describe_unread
 from dp_ray.storage import Folder, LocalFolder, open_folder, user_path
 
 SHEET = "contact_sheet.png"
@@ -48,16 +48,14 @@ def look_at_data(config: Config, out: str | None, tell: Callable[[str], None]) -
     _check_place(folder, config)
     _lay_out(folder)
     with errors_for_log(folder, LocalFolder(cache_path(config.data))):
-        scans: tuple[Scan, ...] = ()
-        beside: list[str] = []
-        if config.data.name == "image_folder":
-            scans, beside = scan_splits(config.data), beside_splits(config.data)
-        _tell_skipped(scans, beside, tell)  # before what may be refused because of them
-        dataset = open_dataset(config.data)
-        facts = data_facts_of(dataset, scans, config.data)
+        source = source_of(config.data)
+        unread = source.unread()
+        _tell_unread(unread, tell)  # before what may be refused because of them
+        dataset = open_dataset(config.data, source)
+        facts = data_facts_of(dataset, unread, config.data)
         sheet = draw_contact_sheet(dataset, config.augment)
     files = {"report": f"{folder}/{REPORT}", "contact_sheet": f"{folder}/{SHEET}"}
-    whole = f"{describe_data(facts, whole=True)}\n\n{describe_skipped(scans, beside, whole=True)}\n"
+    whole = f"{describe_data(facts, whole=True)}\n\n{describe_unread(unread, whole=True)}\n"
     try:
         folder.write(REPORT, whole.encode(errors="backslashreplace"))
         folder.write(SHEET, sheet)
@@ -73,11 +71,8 @@ def look_at_data(config: Config, out: str | None, tell: Callable[[str], None]) -
     return files if in_job() else {**facts, **files}
 
 
-def _tell_skipped(scans: tuple[Scan, ...], beside: list[str], tell: Callable[[str], None]) -> None:
-    if in_job():
-        text = skipped_line(added_up(found.counts for found in scans))
-    else:
-        text = describe_skipped(scans, beside)
+def _tell_unread(unread: Unread, tell: Callable[[str], None]) -> None:
+    text = skipped_line(unread.counts) if in_job() else describe_unread(unread)
     if text:
         tell(f"{text}\n")
 

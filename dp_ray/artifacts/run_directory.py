@@ -21,6 +21,7 @@ from typing import Any
 from dp_ray.config.files import parse_config
 from dp_ray.config.run import Config
 from dp_ray.config.yaml_text import read_yaml, write_yaml
+from dp_ray.data.sources.registry import unheeded_fields
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.json_text import write_json
 from dp_ray.keys import KEY_BYTES, RunKey
@@ -393,6 +394,6 @@ def deciding_fields(config: Config) -> dict[str, Any]:
     del fields["model.pretrained_norm"]  # follows from the weights, whose digest counts
     for may_change in ("data.root", "data.cache", "data.download", *said):
         del fields[may_change]
-    if config.data.name != "image_folder":
-        del fields["data.background"]  # of what has no transparent parts
+    for name in unheeded_fields(config.data):
+        del fields[f"data.{name}"]
     return fields | {"train.precision": config.train.precision}

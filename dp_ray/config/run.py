@@ -32,13 +32,13 @@ class DataConfig(Section):
 
     name: str = Field(
         "digits",
-        description="digits, mnist, fashion_mnist, cifar10, image_folder, fake, or the import "
-        "path of your own loader (my_pkg.my_module:load).",
+        description="A data set by its name, or the import path of your own loader or source "
+        "(my_pkg.my_module:load).",
     )
     root: str | None = Field(
         None,
-        description="Folder that holds the data; digits needs none. ~ and $NAME are what they are "
-        "on each node.",
+        description="Folder that holds the data; needed where files are read. ~ and $NAME are what "
+        "they are on each node.",
     )
     download: bool = Field(False, description="Let torchvision download the data into root.")
     expected_batch_size: Count = Field(
@@ -46,8 +46,8 @@ class DataConfig(Section):
     )
     num_examples: Count | None = Field(
         None,
-        description="N, the number of training examples. Public and recorded; known for the "
-        "named data sets, to be given for image_folder, fake and your own.",
+        description="N, the number of training examples. Public and recorded; known for a "
+        "public data set, given for private ones.",
     )
     num_classes: Annotated[int, Field(ge=2, le=10**6)] | None = Field(
         None, description="Number of classes; known for the named data sets."

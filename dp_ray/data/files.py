@@ -12,14 +12,6 @@ from dp_ray.config.run import DataConfig
 from dp_ray.errors import ConfigError, DataError
 from dp_ray.storage import user_path
 
-FOLDERS = {
-    "mnist": ["MNIST"],
-    "fashion_mnist": ["FashionMNIST"],
-    "cifar10": ["cifar-10-batches-py"],
-    "image_folder": ["train", "test"],
-}
-"""Where below data.root the files lie."""
-
 _LEFT_BEHIND = {
     "thumbs.db",
     "ehthumbs.db",
@@ -57,8 +49,13 @@ def is_left_behind(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
 
-def root_of(config: DataConfig) -> Path:
-    """``data.root`` on this machine.
+def root_of(config: DataConfig, *, holds: str, may_download: bool = False) -> Path:
+    """Return ``data.root`` on this machine.
+
+    Args:
+        config: the data section.
+        holds: a folder that the root must hold, for the message.
+        may_download: whether data.download makes up for a root that is not there.
 
     Raises:
         ConfigError: it is not set, or not there.
@@ -67,15 +64,15 @@ def root_of(config: DataConfig) -> Path:
         raise ConfigError(
             "data.root",
             None,
-            f"{config.name} needs the folder that holds {FOLDERS[config.name][0]}/",
+            f"{config.name} needs the folder that holds {holds}/",
             "Set data.root to it",
         )
     root = user_path(config.root)
-    if not root.is_dir() and not config.download:
-        remedy = f"Give the folder that holds {FOLDERS[config.name][0]}/"
+    if not root.is_dir() and not (config.download and may_download):
+        remedy = f"Give the folder that holds {holds}/"
         if "$" in str(root):
             remedy = f"Set what is unset in the environment there, or give it in full. {remedy}"
-        if config.name != "image_folder":
+        if may_download:
             remedy += ", or set data.download=true"
         problem = "no such folder" + ("" if str(root) == config.root else f" as {root}")
         raise ConfigError("data.root", config.root, problem, remedy)

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,8 +52,9 @@ def added_up(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(total)
 
 
+@runtime_checkable
 class Split(Protocol):
-    """Images and labels that can be walked through once, in order, in pieces."""
+    """Images and labels that are read in order, in pieces, each time from the beginning."""
 
     @property
     def notes(self) -> Notes:
@@ -63,7 +64,10 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def pieces(self) -> Iterator[Piece]:
-        """Consecutive ([n, C, H, W] uint8, [n] int64) pairs."""
+        """Consecutive ([n, C, H, W] uint8, [n] int64) pairs; len() examples in all.
+
+        The digest of the data depends on where it is cut, so the pieces are the same each time.
+        """
         ...
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from importlib.metadata import version
+from collections.abc import Iterable
+from pathlib import Path
 
-from dp_ray.config.run import DataConfig
-from dp_ray.data.files import FOLDERS, root_of, walk
-from dp_ray.data.sources.registry import load_splits
+from dp_ray.data.files import walk
 
 _DECODING = "decoding 3"
 """Changes with what is made of the same files."""
@@ -17,22 +16,19 @@ _CLOCK_NS = 20_000_000
 second or faster."""
 
 
-def source_stamp(config: DataConfig) -> str | None:
-    """What changes when the source of the data changes; None if that cannot be told cheaply."""
-    if config.name == "digits":
-        return f"scikit-learn {version('scikit-learn')}"
-    if config.name == "fake":
-        return "fake 2"
-    if ":" in config.name:
-        return None
-    root = root_of(config)
-    parts = FOLDERS[config.name]
-    if config.download and not any((root / part).exists() for part in parts):
-        load_splits(config)
-    stamps, newest = [_DECODING], 0
-    if config.name == "image_folder":
-        stamps.append(f"background {config.background}")
-    for found in (entry for part in parts for entry in walk(root / part)):
+def stamp_of_files(root: Path, folders: Iterable[str], settings: Iterable[str] = ()) -> str:
+    """Return a text that differs whenever files below the folders may differ; open none.
+
+    Args:
+        root: the folder that holds the folders.
+        folders: names below it; one that is not there counts as empty.
+        settings: texts on how the files are decoded, which differ when that differs.
+
+    Raises:
+        DataError: see :func:`~dp_ray.data.files.walk`.
+    """
+    stamps, newest = [_DECODING, *settings], 0
+    for found in (entry for folder in folders for entry in walk(root / folder)):
         path, status = found.path, found.status
         if status is None:  # left out: only that it is there counts
             stamps.append(f"{path.relative_to(root)} {found.folder} left out")

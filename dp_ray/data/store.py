@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from dp_ray.config.run import DataConfig
 from dp_ray.data.cache import Cache, unwritable
-from dp_ray.data.facts import DataFacts, data_facts
-from dp_ray.data.sources.registry import load_splits
+from dp_ray.data.source import DataFacts, Source
+from dp_ray.data.sources.registry import source_of
 from dp_ray.data.splits import Notes, Split, Splits, added_up
-from dp_ray.data.stamp import source_stamp
 from dp_ray.errors import ConfigError, DataError
 
 
@@ -79,27 +78,32 @@ class Dataset:
         return added_up(notes.skipped for notes in self.notes)
 
 
-def open_dataset(config: DataConfig) -> Dataset:
+def open_dataset(config: DataConfig, source: Source | None = None) -> Dataset:
     """Opens the decoded copy, made first if it is not there yet.
+
+    Args:
+        config: the data section.
+        source: the source of that section, where it was made already.
 
     Raises:
         ConfigError: the number of examples is not what the configuration says.
         DataError: the data cannot be read, or the decoded copy cannot be written.
     """
-    facts = data_facts(config)
+    source = source or source_of(config)
+    facts = source.facts()
     cache = Cache.open(config)
-    stamp = source_stamp(config)
+    stamp = source.stamp()
     splits = None
-    if stamp is None:  # a user's own loader: only its output tells whether it changed
-        splits = load_splits(config)
+    if stamp is None:  # only the content tells whether it changed
+        splits = source.splits()
         stamp = _content_digest(splits)
     name = cache.name_of([config.name, asdict(facts), stamp])
     folder = cache.path / name
     try:
         with cache.lock(name):
             if not folder.exists():
-                _write(folder, splits or load_splits(config), facts)
-                if splits is None and source_stamp(config) != stamp:
+                _write(folder, splits or source.splits(), facts)
+                if splits is None and source_of(config).stamp() != stamp:
                     shutil.rmtree(folder)
                     raise DataError(
                         "the files of the data were changed while they were read. Start again "
@@ -166,7 +170,7 @@ def _write(folder: Path, splits: Splits, facts: DataFacts) -> None:
 
 
 def _write_split(folder: Path, name: str, split: Split, facts: DataFacts) -> str:
-    shape = (facts.channels, facts.image_size, facts.image_size)
+    shape = facts.shape
     # A zero-length array cannot be mapped; np.save writes it as well as any other.
     images = (
         _new_map(folder / f"{name}_images.npy", (len(split), *shape))
@@ -175,17 +179,24 @@ def _write_split(folder: Path, name: str, split: Split, facts: DataFacts) -> str
     )
     labels = np.empty(len(split), dtype=np.int64)
     digest = hashlib.sha256()
-    start = 0
+    done = 0
     for piece_images, piece_labels in split.pieces():
         if piece_images.shape[1:] != shape or piece_images.dtype != np.uint8:
             raise DataError(
                 f"{name} images are {piece_images.dtype} {piece_images.shape[1:]}; data.channels "
                 f"and data.image_size say uint8 {shape}"
             )
-        part = slice(start, start + len(piece_labels))
+        part = slice(done, done + len(piece_labels))
+        done = part.stop
+        if done > len(split):
+            break
         images[part], labels[part] = piece_images, piece_labels
         digest.update(np.ascontiguousarray(piece_images).tobytes() + piece_labels.tobytes())
-        start = part.stop
+    if done != len(split):  # some would be made up, or left out
+        raise DataError(
+            f"the pieces of the {name} split hold {done} examples, but its len() is "
+            f"{len(split)}. Make them agree in the source"
+        )
     if isinstance(images, np.memmap):
         images.flush()
     else:

@@ -6,14 +6,13 @@ All of it is private.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dp_ray.config.run import DataConfig
-from dp_ray.data.sources.image_folder import Scan
+from dp_ray.data.source import Unread
 from dp_ray.data.splits import Notes
 from dp_ray.data.store import Dataset
 from dp_ray.reporting.contact_sheet import class_names
@@ -25,12 +24,12 @@ _SHOWN_NAMES = 20
 WARNING = "This is about private images: do not publish it."
 
 
-def data_facts_of(dataset: Dataset, scans: Iterable[Scan], config: DataConfig) -> dict[str, Any]:
+def data_facts_of(dataset: Dataset, unread: Unread, config: DataConfig) -> dict[str, Any]:
     """What ``dp-ray data`` reports, as plain values.
 
     Args:
         dataset: as a run would open it.
-        scans: of an image folder, its splits.
+        unread: what the source did not read.
         config: what was asked for.
     """
     facts = dataset.facts
@@ -46,11 +45,7 @@ def data_facts_of(dataset: Dataset, scans: Iterable[Scan], config: DataConfig) -
             {"label": label, "name": _as_text(name), "train": train[label], "test": test[label]}
             for label, name in enumerate(class_names(dataset))
         ],
-        "skipped": [
-            {"reason": reason, "path": _as_text(path)}
-            for found in scans
-            for reason, path in found.skipped
-        ],
+        "skipped": [{"reason": reason, "path": _as_text(path)} for reason, path in unread.skipped],
     }
 
 
@@ -74,18 +69,16 @@ def describe_data(facts: dict[str, Any], *, whole: bool = False) -> str:
     )
 
 
-def describe_skipped(scans: Iterable[Scan], beside: list[str], *, whole: bool = False) -> str:
+def describe_unread(unread: Unread, *, whole: bool = False) -> str:
     """The entries that are no examples, by reason; empty if there are none.
 
     Args:
-        scans: the splits of an image folder.
-        beside: names of what lies beside them.
+        unread: what the source does not read.
         whole: leave out no name.
     """
     paths: dict[str, list[str]] = {}
-    for found in scans:
-        for reason, path in found.skipped:
-            paths.setdefault(reason, []).append(str(Path(path).relative_to(found.folder.parent)))
+    for reason, path in unread.skipped:
+        paths.setdefault(reason, []).append(str(Path(path).relative_to(unread.root)))
     lines = []
     for reason, names in paths.items():
         lines.append(f"skipped       {len(names):,} {reason}:")
@@ -93,9 +86,9 @@ def describe_skipped(scans: Iterable[Scan], beside: list[str], *, whole: bool = 
         lines += [f"              {_on_one_line(name)}" for name in shown]
         if len(shown) < len(names):
             lines.append(f"              and {len(names) - len(shown):,} more")
-    if beside:
+    if beside := unread.beside:
         others = ", ".join(map(_on_one_line, beside if whole else beside[:_SHOWN_NAMES]))
-        lines.append(f"not read      {others}: only train/ and test/ are")
+        lines.append(f"not read      {others}: only {unread.read} are")
     return "\n".join(lines)
 
 

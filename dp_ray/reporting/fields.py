@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -12,6 +13,10 @@ from dp_ray.config.files import describe_fields
 from dp_ray.config.run import Config
 from dp_ray.config.search import TuneConfig
 from dp_ray.config.yaml_text import write_yaml
+from dp_ray.data.sources.registry import SOURCES
+
+_NAMES: dict[str, Iterable[str]] = {"data.name": SOURCES}
+"""Fields whose values are the names of a registry."""
 
 
 def describe_config(config: Config | None) -> str:
@@ -35,7 +40,7 @@ def describe_config(config: Config | None) -> str:
         indent = "  " if parent else ""
         if not parent and lines:
             lines.append("")
-        comment = textwrap.wrap(field.description or "", 96 - len(indent))
+        comment = textwrap.wrap(described(path, field), 96 - len(indent))
         lines += [f"{indent}# {line}" for line in comment]
         if config is None:
             value = field.get_default(call_default_factory=True)
@@ -45,6 +50,13 @@ def describe_config(config: Config | None) -> str:
             inner = values[parent] if parent else values
             lines.append(f"{indent}{name}: {as_yaml(inner[name])}")
     return "\n".join(lines if config is not None else [*lines, *_search_fields()]).strip()
+
+
+def described(path: str, field: FieldInfo) -> str:
+    """Return a field's sentence, followed by the names that its registry has."""
+    sentence = field.description or ""
+    names = _NAMES.get(path)
+    return f"{sentence} Names: {', '.join(names)}." if names else sentence
 
 
 def _search_fields() -> list[str]:
@@ -71,7 +83,7 @@ def field_reference() -> dict[str, Any]:
         reference[path] = {
             "default": None if required else default,
             "required": required,
-            "description": field.description,
+            "description": described(path, field),
         }
     return reference
 

@@ -19,7 +19,7 @@ from pydantic_core import PydanticUndefined
 from dp_ray.config.files import section_of
 from dp_ray.config.run import Config
 from dp_ray.config.search import Domain, TuneConfig
-from dp_ray.reporting.fields import as_yaml
+from dp_ray.reporting.fields import as_yaml, described
 
 HEAD = """\
 # Configuration
@@ -79,7 +79,7 @@ def _table(path: str, section: type[BaseModel]) -> Iterator[str]:
         default = field.get_default(call_default_factory=True)
         shown = "must be given" if default is PydanticUndefined else f"`{as_yaml(default)}`"
         full = f"{path}.{name}" if path else name
-        cells = (f"`{full}`", _in_words(properties[name]), shown, field.description or "")
+        cells = (f"`{full}`", _in_words(properties[name]), shown, described(full, field))
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
     yield ""
 

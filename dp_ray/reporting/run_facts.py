@@ -15,6 +15,7 @@ from dp_ray.artifacts.release import STATEMENT, Outcome, privacy_statement, publ
 from dp_ray.artifacts.run_directory import CONFIG, METRICS, PROGRESS, RELEASE, RunDirectory
 from dp_ray.config.files import parse_config
 from dp_ray.config.yaml_text import read_yaml, write_yaml
+from dp_ray.data.sources.registry import is_self_contained
 from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.ledger.balance import Session
 from dp_ray.ledger.ledger import Ledger
@@ -210,8 +211,8 @@ def _read_run(run: RunDirectory) -> RunFacts:
 
 def _config(values: dict[str, Any]) -> dict[str, Any]:
     """What is said of a public configuration."""
-    rootless = values["data"]["name"] in ("digits", "fake")
-    return {"config": without_paths(write_yaml(values)), "needs_data": not rootless}
+    needs_data = not is_self_contained(values["data"]["name"])
+    return {"config": without_paths(write_yaml(values)), "needs_data": needs_data}
 
 
 _UNFINISHED = (

@@ -26,7 +26,9 @@ from dp_ray.data import stamp as stamp_module
 from dp_ray.data import store
 from dp_ray.data.cache import KEY, Cache
 from dp_ray.data.facts import data_facts
-from dp_ray.data.sources.registry import load_splits
+from dp_ray.data.sources.image_folder import ImageFolder
+from dp_ray.data.sources.registry import load_splits, source_of
+from dp_ray.data.splits import Splits
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import ConfigError, DataError, DpRayError, RunError
 from dp_ray.on_ray import job
@@ -90,7 +92,7 @@ def test_the_name_of_a_copy_is_no_test_of_a_guess(
         open_dataset(pictures(cache=str(cache)))
     assert not names(caches[0]) & names(caches[1])
     config = pictures()
-    guesses = [stamp_module.source_stamp(config), store._content_digest(load_splits(config))]
+    guesses = [source_of(config).stamp(), store._content_digest(load_splits(config))]
     for guess in guesses:
         identity = json.dumps([config.name, asdict(data_facts(config)), guess]).encode()
         for cache in caches:
@@ -257,15 +259,15 @@ def test_files_that_change_while_they_are_read_leave_no_copy(
     pictures: Callable[..., DataConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be found again under the old files' name."""
-    load = store.load_splits
+    load = ImageFolder.splits
 
-    def raced(config: DataConfig) -> Any:
+    def raced(source: ImageFolder) -> Splits:
         draw(tmp_path / "images/train/a/0.ppm", 77)
-        return load(config)
+        return load(source)
 
     config = pictures()
     with monkeypatch.context() as patch:
-        patch.setattr(store, "load_splits", raced)
+        patch.setattr(ImageFolder, "splits", raced)
         with pytest.raises(DataError, match="changed while they were read"):
             open_dataset(config)
     assert not names(Path(config.cache or ""))
@@ -280,7 +282,7 @@ def test_a_change_within_one_tick_of_the_clock_is_waited_for(
     newest = max(file.stat().st_ctime_ns for file in (tmp_path / "images").rglob("*.ppm"))
     monkeypatch.setattr(stamp_module.time, "time_ns", lambda: newest + 1_000_000)
     monkeypatch.setattr(stamp_module.time, "sleep", waited.append)
-    stamp_module.source_stamp(config)
+    source_of(config).stamp()
     assert waited == [pytest.approx(0.019, abs=0.001)]
 
 

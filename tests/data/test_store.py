@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import stat
 import threading
 from collections.abc import Callable
@@ -12,73 +11,34 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.data import refusal
 from numpy.lib.format import open_memmap
-from numpy.typing import NDArray
 from PIL import Image
 
 from dp_ray.config.run import DataConfig
-from dp_ray.data import store
 from dp_ray.data.facts import data_facts
-from dp_ray.data.sources import registry as readers
+from dp_ray.data.source import Source
+from dp_ray.data.sources.digits import Digits
+from dp_ray.data.sources.image_folder import ImageFolder
 from dp_ray.data.sources.registry import load_splits
+from dp_ray.data.splits import Splits
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import ConfigError, DataError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-OWN_LOADER = """
-import numpy as np
-
-images = np.arange(6 * 16, dtype=np.uint8).reshape(6, 1, 4, 4)
-labels = np.array([0, 1, 2, 0, 1, 2])
-offset = 0
-
-def load(config):
-    assert config.num_examples == 6
-    return (images + offset, labels), (images[:2] + offset, labels[:2])
-
-def without_test(config):
-    return (images, labels), (images[:0], labels[:0])
-
-def one_split(config):
-    return images, labels, images
-
-def nothing(config):
-    return None
-
-def floats(config):
-    return (images / 255, labels), (images / 255, labels)
-
-def other_size(config):
-    return (images[:, :, :2], labels), (images, labels)
-
-def too_high(config):
-    return (images, labels + 1), (images, labels)
-
-def too_high_in_test(config):
-    return (images, labels), (images, labels + 1)
-
-def negative(config):
-    return (images, labels - 1), (images, labels)
-
-def fewer_labels(config):
-    return (images, labels[:4]), (images, labels)
-
-def more_labels(config):
-    return (images[:4], labels), (images, labels)
-"""
 
 
 @pytest.fixture
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by one with each time that a source is opened for decoding."""
     found: list[str] = []
-    original = store.load_splits
+    for kind in (Digits, ImageFolder):
 
-    def counted(config: DataConfig) -> readers.Splits:
-        found.append(config.name)
-        return original(config)
+        def counted(source: Source, original: Callable[[Any], Splits] = kind.splits) -> Splits:
+            found.append(source.config.name)
+            return original(source)
 
-    monkeypatch.setattr(store, "load_splits", counted)
+        monkeypatch.setattr(kind, "splits", counted)
     return found
 
 
@@ -132,63 +92,6 @@ def folder_config(folder: Path, tmp_path: Path) -> Callable[..., DataConfig]:
         return DataConfig(**{**values, **given})
 
     return make
-
-
-@pytest.fixture
-def own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], DataConfig]:
-    """A configuration whose loader is a function of the module ``OWN_LOADER``."""
-    name = f"own_{tmp_path.name}".replace("-", "_")
-    (tmp_path / f"{name}.py").write_text(OWN_LOADER, encoding="utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(tmp_path)
-
-    def make(function: str) -> DataConfig:
-        return DataConfig(
-            name=f"{name}:{function}",
-            expected_batch_size=2,
-            num_examples=6,
-            num_classes=3,
-            image_size=4,
-            channels=1,
-            cache=str(tmp_path / "cache"),
-        )
-
-    return make
-
-
-def pixel_rows(images: NDArray[np.uint8]) -> set[bytes]:
-    return {image.tobytes() for image in images}
-
-
-def refusal(kind: type[ConfigError] | type[DataError], config: DataConfig) -> str:
-    with pytest.raises(kind) as caught:
-        open_dataset(config)
-    return str(caught.value)
-
-
-def test_digits_are_split_into_disjoint_parts(digits: DataConfig) -> None:
-    """No test image was trained on, pixel by pixel; together they are the 1797 of scikit-learn."""
-    from sklearn.datasets import load_digits
-
-    data = open_dataset(digits)
-    assert data.train.images.shape == (1437, 1, 8, 8)
-    assert data.test.images.shape == (360, 1, 8, 8)
-    train, test = pixel_rows(data.train.images), pixel_rows(data.test.images)
-    assert len(train) == 1437
-    assert len(test) == 360
-    assert not train & test
-    source = load_digits()
-    scaled = np.rint(source.images * 255 / 16).astype(np.uint8)
-    assert train | test == pixel_rows(scaled)
-    labels = {image.tobytes(): label for image, label in zip(scaled, source.target, strict=True)}
-    for split in (data.train, data.test):
-        assert split.images.dtype == np.uint8
-        assert split.labels.dtype == np.int64
-        found = [labels[image.tobytes()] for image in split.images]
-        assert found == split.labels.tolist()
-        shares = np.bincount(split.labels, minlength=10) / len(split)
-        assert 0.09 < shares.min() < shares.max() < 0.11  # every class in both
-    assert data.facts == data_facts(digits)
 
 
 def test_images_are_mapped_into_memory_and_shared(digits: DataConfig) -> None:
@@ -251,34 +154,6 @@ def test_decoded_copy_is_as_private_as_the_data(digits: DataConfig) -> None:
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
     for file in cache.iterdir():
         assert file.is_dir() or stat.S_IMODE(file.stat().st_mode) == 0o600
-
-
-def test_digest_tells_training_sets_apart(tmp_path: Path) -> None:
-    def digest(**given: Any) -> str:
-        config = DataConfig(
-            name="fake", expected_batch_size=2, image_size=4, cache=str(tmp_path), **given
-        )
-        return open_dataset(config).digest
-
-    assert digest(num_examples=20) == digest(num_examples=20, num_classes=10)
-    assert digest(num_examples=20) != digest(num_examples=21)
-
-
-def test_fake_data_are_as_configured(tmp_path: Path) -> None:
-    config = DataConfig(
-        name="fake",
-        expected_batch_size=2,
-        num_examples=50,
-        num_classes=3,
-        image_size=5,
-        channels=1,
-        cache=str(tmp_path),
-    )
-    data = open_dataset(config)
-    assert data.train.images.shape == (50, 1, 5, 5)
-    assert len(data.test) == 10
-    assert set(data.train.labels.tolist()) == {0, 1, 2}
-    assert len(pixel_rows(data.train.images)) == 50
 
 
 def test_image_folder_decodes_every_kind(folder_config: Callable[..., DataConfig]) -> None:
@@ -400,95 +275,6 @@ def test_a_missing_split_is_refused(folder: Path, folder_config: Callable[..., D
     assert str(folder) in message
 
 
-def test_own_loader_by_import_path(own_config: Callable[[str], DataConfig]) -> None:
-    data = open_dataset(own_config("load"))
-    assert data.train.images.tobytes() == bytes(range(96))
-    assert data.train.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert len(data.test) == 2
-    assert isinstance(data.train.images, np.memmap)
-
-
-def test_own_loader_without_a_test_split(own_config: Callable[[str], DataConfig]) -> None:
-    data = open_dataset(own_config("without_test"))
-    assert len(data.train) == 6
-    assert len(data.test) == 0
-
-
-def test_own_loader_with_other_content_is_decoded_anew(
-    own_config: Callable[[str], DataConfig], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import importlib
-
-    config = own_config("load")
-    first = open_dataset(config)
-    module = importlib.import_module(config.name.partition(":")[0])
-    monkeypatch.setattr(module, "offset", np.uint8(1))
-    second = open_dataset(config)
-    assert second.train.images.tobytes() == bytes(range(1, 97))
-    assert first.digest != second.digest
-
-
-@pytest.mark.parametrize("function", ["nothing", "one_split"])
-def test_own_loader_with_another_return_is_refused(
-    own_config: Callable[[str], DataConfig], function: str
-) -> None:
-    message = refusal(DataError, own_config(function))
-    assert message.startswith("data.name = ")
-    assert function in message
-    assert "((train_images, train_labels), (test_images, test_labels))" in message
-
-
-@pytest.mark.parametrize("function", ["floats", "other_size"])
-def test_own_images_of_another_shape_or_type_are_refused(
-    own_config: Callable[[str], DataConfig], function: str
-) -> None:
-    message = refusal(DataError, own_config(function))
-    assert "uint8 (1, 4, 4)" in message
-    assert "data.image_size" in message
-
-
-@pytest.mark.parametrize("function", ["fewer_labels", "more_labels"])
-def test_own_images_and_labels_must_be_as_many(
-    own_config: Callable[[str], DataConfig], function: str
-) -> None:
-    """A clear error; never a label for no image, or numpy's words on broadcasting."""
-    with pytest.raises((ConfigError, DataError), match=r"(?s)6.*4|4.*6"):
-        open_dataset(own_config(function))
-
-
-@pytest.mark.parametrize(
-    ("function", "reach"),
-    [("too_high", "1 to 3"), ("too_high_in_test", "1 to 3"), ("negative", "-1 to 1")],
-)
-def test_labels_out_of_range_are_refused(
-    own_config: Callable[[str], DataConfig], function: str, reach: str
-) -> None:
-    message = refusal(ConfigError, own_config(function))
-    assert message.startswith("data.num_classes = 3: ")
-    assert f"labels reach from {reach}" in message
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [("dp_ray.config.run:no_loader", "no_loader"), ("no_such_module:load", "no_such_module")],
-)
-def test_a_loader_that_cannot_be_imported_is_refused(
-    tmp_path: Path, name: str, reason: str
-) -> None:
-    config = DataConfig(
-        name=name,
-        expected_batch_size=2,
-        num_examples=6,
-        num_classes=3,
-        image_size=4,
-        channels=1,
-        cache=str(tmp_path),
-    )
-    message = refusal(ConfigError, config)
-    assert message.startswith(f"data.name = {name!r}: cannot be imported: ")
-    assert reason in message.partition("imported: ")[2]
-
-
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
     config = DataConfig(name="digitz", expected_batch_size=2, cache=str(tmp_path))
     message = refusal(ConfigError, config)
@@ -496,30 +282,6 @@ def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
     for name in ("digits", "mnist", "cifar10", "image_folder", "fake", "my_module:load"):
         assert name in message
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
-def test_missing_files_are_refused(tmp_path: Path, name: str) -> None:
-    """No root; a root that does not exist; a root without the files. None downloads anything."""
-    cache, empty = str(tmp_path / "cache"), tmp_path / "empty"
-    empty.mkdir()
-
-    def config(root: Path | None) -> DataConfig:
-        return DataConfig(
-            name=name, expected_batch_size=2, cache=cache, root=None if root is None else str(root)
-        )
-
-    message = refusal(ConfigError, config(None))
-    assert message.startswith("data.root = None: ")
-    assert f"{name} needs the folder" in message
-    message = refusal(ConfigError, config(tmp_path / "nowhere"))
-    assert message.startswith("data.root = ")
-    assert "no such folder" in message
-    assert "data.download=true" in message
-    message = refusal(DataError, config(empty))
-    assert str(empty) in message
-    assert "data.download=true" in message
-    assert not list(empty.iterdir())
 
 
 def test_an_image_folder_that_is_missing_is_refused(
@@ -597,108 +359,3 @@ def test_nothing_but_the_cache_is_written(
         f"{s}_{n}" for s in ("train", "test") for n in ("digest", "notes")
     }
     assert str(folder) not in text
-
-
-def test_mnist(real_data: Path, tmp_path: Path) -> None:
-    config = DataConfig(
-        name="mnist", root=str(real_data), expected_batch_size=2048, cache=str(tmp_path)
-    )
-    data = open_dataset(config)
-    assert data.train.images.shape == (60_000, 1, 28, 28)
-    assert data.test.images.shape == (10_000, 1, 28, 28)
-    assert isinstance(data.train.images, np.memmap)
-    # The published constants that the catalogue normalises by, and the published first labels.
-    assert abs(float(data.train.images.mean()) / 255 - data.facts.mean[0]) < 1e-4
-    assert abs(float(data.train.images.std()) / 255 - data.facts.std[0]) < 1e-4
-    assert data.train.labels[:8].tolist() == [5, 0, 4, 1, 9, 2, 1, 3]
-    assert np.bincount(data.test.labels).tolist() == [
-        *(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009)
-    ]
-
-
-@pytest.mark.parametrize(
-    "labels", ["np.arange(6) + 0.5", "np.array(list('abcdef'))", "np.array(3)"]
-)
-def test_own_labels_that_are_no_row_of_whole_numbers_are_refused(
-    labels: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    name = "labels_" + labels.encode().hex()
-    (tmp_path / f"{name}.py").write_text(
-        "import numpy as np\n"
-        "images = np.zeros((6, 1, 4, 4), dtype=np.uint8)\n"
-        f"def load(config):\n    return (images, {labels}), (images, np.arange(6) % 2)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    facts = {"num_examples": 6, "num_classes": 2, "image_size": 4, "channels": 1}
-    config = DataConfig(
-        name=f"{name}:load", expected_batch_size=2, cache=str(tmp_path / "cache"), **facts
-    )
-    with pytest.raises(DataError, match="whole numbers"):
-        open_dataset(config)
-    config = config.model_copy(update={"name": f"{name}:images"})
-    with pytest.raises(ConfigError, match=r"data\.name.*no function"):
-        open_dataset(config)
-
-
-RETURNED = {
-    "ragged": ("[zeros((1, 4, 4)), zeros((1, 4, 5))]", "[0, 1]", "train images .*shape"),
-    "grey among RGB": ("[zeros((3, 4, 4)), zeros((1, 4, 4))]", "[0, 1]", "train images .*shape"),
-    "nothing": ("None", "[0, 1]", "train images hold NoneType"),
-    "Pillow's": (
-        "[Image.new('L', (4, 4)), object()]",
-        "[0, 1]",
-        "train images .*no numbers of one shape",
-    ),
-    "flat": ("zeros((2, 16))", "[0, 1]", r"\[N, C, H, W\], not of shape \(2, 16\)"),
-    "several labels": ("zeros((2, 1, 4, 4))", "[[0], [0, 1]]", "train labels .*shape"),
-    "words": ("zeros((2, 1, 4, 4))", "['cat', 'dog']", "train labels must be .* whole numbers"),
-}
-
-
-@pytest.mark.parametrize("kind", RETURNED)
-def test_what_a_loader_returns_instead_of_arrays_is_named(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In one line, with the part and the cause; never numpy's own words alone."""
-    images, labels, words = RETURNED[kind]
-    name = f"returned_{kind.encode().hex()}"
-    (tmp_path / f"{name}.py").write_text(
-        "from numpy import uint8, zeros as of\nfrom PIL import Image\n"
-        "def zeros(shape):\n    return of(shape, uint8)\n"
-        f"def load(config):\n    return ({images}, {labels}), (zeros((1, 1, 4, 4)), [0])\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    facts = {"num_examples": 2, "num_classes": 2, "image_size": 4, "channels": 1}
-    config = DataConfig(
-        name=f"{name}:load", expected_batch_size=2, cache=str(tmp_path / "cache"), **facts
-    )
-    with pytest.raises(DataError, match=rf"data\.name = '{name}:load': .*{words}") as caught:
-        open_dataset(config)
-    assert "\n" not in str(caught.value)
-
-
-def test_an_error_of_a_loader_is_told_with_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, text, words in (
-        (
-            "exits",
-            "import sys\ndef load(config):\n    sys.exit('no data')\n",
-            "SystemExit: no data",
-        ),
-        ("typo", "def load(config) return None\n", "SyntaxError: "),
-        ("key", "CLASSES = {}['a']\ndef load(config): ...\n", "KeyError: 'a'"),
-    ):
-        (tmp_path / f"loader_{name}.py").write_text(text)
-        monkeypatch.syspath_prepend(tmp_path)
-        config = DataConfig(
-            name=f"loader_{name}:load",
-            expected_batch_size=2,
-            cache=str(tmp_path / "cache"),
-            **{"num_examples": 2, "num_classes": 2, "image_size": 4, "channels": 1},
-        )
-        with pytest.raises((ConfigError, DataError)) as caught:
-            open_dataset(config)
-        message = str(caught.value)
-        assert words in message
-        assert re.search(rf"loader_{name}\.py, line \d", message)

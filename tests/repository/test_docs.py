@@ -100,6 +100,17 @@ def own_images(folder: Path) -> None:
     np.savez(folder / "arrays.npz", **arrays)
 
 
+def own_arrays(folder: Path) -> None:
+    """Images of five classes in .npy files."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 60), ("test", 10)):
+        place = folder / "arrays" / split
+        place.mkdir(parents=True)
+        images = generator.integers(0, 256, (count, 3, 16, 16), dtype=np.uint8)
+        np.save(place / "images.npy", images)
+        np.save(place / "labels.npy", generator.integers(0, 5, count))
+
+
 def trained_run(folder: Path) -> None:
     """A run, and its release at another place."""
     Reader.run("dp-ray train configs/digits.yaml")
@@ -107,6 +118,7 @@ def trained_run(folder: Path) -> None:
 
 
 PREPARE: dict[str, Callable[[Path], None]] = {
+    "docs/extending.md": own_arrays,
     "docs/how_to/own_data.md": own_images,
     "docs/report.md": trained_run,
 }

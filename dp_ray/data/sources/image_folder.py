@@ -14,15 +14,44 @@ from numpy.typing import NDArray
 
 from dp_ray.config.run import DataConfig
 from dp_ray.data.class_names import match_classes, order_of, shown_name
-from dp_ray.data.facts import DataFacts
-from dp_ray.data.files import FOLDERS, is_left_behind, root_of, walk
+from dp_ray.data.files import is_left_behind, root_of, walk
 from dp_ray.data.pictures import SUFFIXES, Background, Picture, read_picture
+from dp_ray.data.source import DataFacts, Source, Unread, given_facts
 from dp_ray.data.splits import Notes, Piece, Splits, slices
+from dp_ray.data.stamp import stamp_of_files
 from dp_ray.errors import ConfigError, DataError
 
 HIDDEN = "hidden or left by a system"
 SUFFIX = "with a suffix that is not read"
 OUTSIDE = "in no class folder"
+
+_SPLITS = ("train", "test")
+"""Folders below data.root."""
+
+
+class ImageFolder(Source):
+    """Images in ``train/<class>/`` and ``test/<class>/`` below data.root."""
+
+    decoding_fields = frozenset({"background"})
+
+    def facts(self) -> DataFacts:
+        """See :class:`~dp_ray.data.source.Source`."""
+        return given_facts(self.config)
+
+    def stamp(self) -> str:
+        """See :class:`~dp_ray.data.source.Source`."""
+        background = f"background {self.config.background}"
+        return stamp_of_files(_root(self.config), _SPLITS, [background])
+
+    def splits(self) -> Splits:
+        """See :class:`~dp_ray.data.source.Source`."""
+        return open_image_folder(self.config, self.facts())
+
+    def unread(self) -> Unread:
+        """See :class:`~dp_ray.data.source.Source`."""
+        skipped = [entry for found in scan_splits(self.config) for entry in found.skipped]
+        beside = _beside_splits(self.config)
+        return Unread(_root(self.config), skipped, beside, "train/ and test/")
 
 
 @dataclass(frozen=True)
@@ -177,9 +206,9 @@ def scan_splits(config: DataConfig) -> tuple[Scan, Scan]:
         ConfigError: data.root is not set, or not there.
         DataError: one of them is missing, or see :func:`scan`.
     """
-    root = root_of(config)
+    root = _root(config)
     scans = []
-    for name in FOLDERS["image_folder"]:
+    for name in _SPLITS:
         folder = root / name
         if not folder.is_dir():
             there: list[str] = []
@@ -194,10 +223,14 @@ def scan_splits(config: DataConfig) -> tuple[Scan, Scan]:
     return scans[0], scans[1]
 
 
-def beside_splits(config: DataConfig) -> list[str]:
+def _root(config: DataConfig) -> Path:
+    return root_of(config, holds=_SPLITS[0])
+
+
+def _beside_splits(config: DataConfig) -> list[str]:
     """Names of what lies in data.root beside train/ and test/, hidden entries left out."""
-    names = (f"{path.name}/" if path.is_dir() else path.name for path in root_of(config).iterdir())
-    splits = {f"{name}/" for name in FOLDERS["image_folder"]}
+    names = (f"{path.name}/" if path.is_dir() else path.name for path in _root(config).iterdir())
+    splits = {f"{name}/" for name in _SPLITS}
     return sorted(name for name in names if name not in splits and not is_left_behind(name))
 
 

@@ -23,7 +23,7 @@ from dp_ray.config.run import DataConfig
 from dp_ray.data.class_names import match_classes
 from dp_ray.data.files import skipped_line
 from dp_ray.data.pictures import SUFFIXES
-from dp_ray.data.sources.image_folder import HIDDEN, OUTSIDE, SUFFIX, scan, scan_splits
+from dp_ray.data.sources.image_folder import HIDDEN, OUTSIDE, SUFFIX, ImageFolder, scan, scan_splits
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import ConfigError, DataError
 from dp_ray.reporting.run_progress import ProgressLine
@@ -182,7 +182,7 @@ def test_what_a_system_changes_leaves_the_decoded_copy_as_it_is(
     """Finder writes .DS_Store whenever it shows a folder; an editor's lock is a link to nowhere."""
     (root / "train/a/.DS_Store").write_bytes(b"1")
     open_dataset(configure())
-    monkeypatch.setattr("dp_ray.data.store.load_splits", lambda _: pytest.fail("decoded again"))
+    monkeypatch.setattr(ImageFolder, "splits", lambda _: pytest.fail("decoded again"))
     (root / "train/a/.DS_Store").write_bytes(b"other")
     assert open_dataset(configure()).skipped == {HIDDEN: 1}
     monkeypatch.undo()
