@@ -155,10 +155,20 @@ def solve_budget(config: Config, *, near: float | None = None) -> PrivacyPlan:
             f"δ must be below 1/N = 1/{n} = {1 / n:.3g}: a larger one allows to publish an example",
             f"Use {_round_down(0.1 / n):g}, say",
         )
+    plan = _solved(unsolved_plan(config, n), privacy, near)
+    mechanism_of(plan).check()
+    plan = plan.with_steps(plan.steps)
+    check_countable(plan)
+    return plan
+
+
+def unsolved_plan(config: Config, num_examples: int) -> PrivacyPlan:
+    """Return the plan of a configuration; open σ and T are 0, and ε is not computed."""
+    privacy = config.privacy
     schedule = privacy.noise_schedule
-    plan = PrivacyPlan(
-        num_examples=n,
-        expected_batch_size=batch,
+    return PrivacyPlan(
+        num_examples=num_examples,
+        expected_batch_size=config.data.expected_batch_size,
         views=config.augment.views,
         noise_multiplier=privacy.noise_multiplier or 0.0,
         max_grad_norm=privacy.max_grad_norm,
@@ -167,16 +177,11 @@ def solve_budget(config: Config, *, near: float | None = None) -> PrivacyPlan:
         accountant=privacy.accountant,
         epsilon=math.inf,
         clipping=privacy.clipping,
+        adaptive_clipping=adaptive_clipping(config),
         noise_factors=(1.0,) if schedule is None else schedule.factors,
         mechanism=privacy.mechanism,
         mechanism_arguments=_pairs(privacy.mechanism_arguments),
     )
-    plan = _solved(plan, privacy, near)
-    plan = replace(plan, adaptive_clipping=adaptive_clipping(config))
-    mechanism_of(plan).check()
-    plan = plan.with_steps(plan.steps)
-    check_countable(plan)
-    return plan
 
 
 def _solved(plan: PrivacyPlan, privacy: PrivacyConfig, near: float | None) -> PrivacyPlan:

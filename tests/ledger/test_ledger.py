@@ -533,7 +533,7 @@ def test_a_reader_cannot_charge(folder: LocalFolder) -> None:
     reader = Ledger(folder, KEY)
     for write in (
         lambda: reader.charge(charge(5)),
-        lambda: reader.amend_plan({}),
+        lambda: reader.amend_plan(PLAN),
         lambda: reader.add_checkpoint("a", "b"),
         lambda: reader.open_session({}, first_step=0, data="", parameters=""),
     ):
@@ -555,7 +555,7 @@ def test_a_closed_ledger_charges_nothing(folder: LocalFolder) -> None:
 def test_a_ledger_is_created_once(folder: LocalFolder) -> None:
     ledger = filled(folder)
     with pytest.raises(FileExistsError):
-        Ledger.create(folder, KEY, {})
+        Ledger.create(folder, KEY, PLAN)
     assert ledger.charge(charge(5)) is CHARGED
     assert Ledger(folder, KEY).charges == 6
 
@@ -590,7 +590,7 @@ def test_no_key_material_in_the_files(folder: LocalFolder) -> None:
     for path in folder.path.iterdir():
         assert KEY not in path.read_bytes()
         assert KEY.hex() not in path.read_text()
-    assert records(folder)[0] == {"kind": "plan", **PLAN}
+    assert records(folder)[0] == {"kind": "plan", **json.loads(json.dumps(PLAN.dump()))}
 
 
 # Any order of steps, stops and crashes.
@@ -608,7 +608,7 @@ class Coordinators(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = self.new_folder()
-        Ledger.create(self.folder, KEY, {**PLAN, "steps": self.STEPS})
+        Ledger.create(self.folder, KEY, replace(PLAN, steps=self.STEPS))
         self.ledger: Writer | None = None
         self.noised: dict[tuple[int, int], Charge] = {}
         self.states: dict[str, tuple[int, str]] = {}
