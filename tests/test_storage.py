@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers.object_store import ObjectStore, serve_objects
+from helpers.plans import privacy_plan
 
 from dp_ray.errors import LedgerError, StorageError
 from dp_ray.ledger.balance import Charge
@@ -19,7 +20,7 @@ from dp_ray.ledger.lock import WriterLock
 from dp_ray.storage import Folder, LocalFolder, ObjectFolder, open_folder
 
 KEY = bytes(range(32))
-PLAN = {"steps": 9, "noise_multiplier": 1.0, "sample_rate": 0.1}
+PLAN = privacy_plan()
 
 
 @pytest.fixture(scope="module")

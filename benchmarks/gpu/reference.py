@@ -31,7 +31,7 @@ def drawn() -> dict[str, NDArray[np.generic]]:
     everyone = Shard(0, 50_000)
     return {
         "words": stream("views").words(np.arange(2_000, dtype=np.uint64), 11),
-        "ids": PoissonSampler(50_000, 4096).draw(stream("draw"), everyone),
+        "ids": PoissonSampler(50_000, 4096).draw(lambda _: stream("draw"), 7, everyone),
         "normals": stream("noise").normal(100_000),
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 from dp_ray.config.run import Config
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.history import History, room
-from dp_ray.privacy.schedule import NoiseSchedule
+from dp_ray.privacy.plan import PrivacyPlan, unsolved_plan
 
 _SAME = {
     "delta": "privacy.delta",
@@ -66,7 +66,7 @@ def _settings(statement: Mapping[str, Any], config: Config) -> Iterator[str]:
     said, configured = statement.get("test_accuracy_noise"), config.data.evaluation_noise
     if said != configured:
         yield f"test_accuracy_noise is {said}, and data.evaluation_noise {configured}"
-    said, configured = tuple(statement["noise_factors"]), _schedule(config).factors
+    said, configured = tuple(statement["noise_factors"]), _plan(statement, config).noise_factors
     if said != configured:
         yield f"noise_factors are {said} in the statement, and {configured} by config.yaml"
 
@@ -83,8 +83,7 @@ def _sums(statement: Mapping[str, Any], config: Config, history: History | None)
         return
     if statement["steps"] > steps:
         yield f"{statement['steps']} steps were taken, and privacy.steps is {steps}"
-    noise, rate = statement["noise_multiplier"], statement["sample_rate"]
-    planned = _schedule(config).releases(noise, rate, steps)
+    planned = _plan(statement, config).released_with(statement["noise_multiplier"], steps)
     if room(planned, listed, math.inf) < 0:
         yield f"the noised sums {listed} are more than config.yaml allows: {planned}"
 
@@ -125,9 +124,8 @@ def _listed(statement: Mapping[str, Any]) -> History:
     )
 
 
-def _schedule(config: Config) -> NoiseSchedule:
-    section = config.privacy.noise_schedule
-    return NoiseSchedule((1.0,) if section is None else section.factors)
+def _plan(statement: Mapping[str, Any], config: Config) -> PrivacyPlan:
+    return unsolved_plan(config, statement["num_examples"])
 
 
 def _counts_search(statement: Mapping[str, Any]) -> bool:

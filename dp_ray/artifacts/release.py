@@ -27,6 +27,7 @@ from dp_ray.json_text import write_json
 from dp_ray.objectives.evaluation import METRIC_NAMES, Evaluation
 from dp_ray.privacy.accounting import epsilon_by_accountant
 from dp_ray.privacy.history import History
+from dp_ray.privacy.mechanism import MECHANISMS, mechanism_of
 from dp_ray.privacy.plan import PrivacyPlan, with_budget
 
 MODEL = "model.safetensors"
@@ -62,6 +63,11 @@ REPLAYED = (
 PRETRAINED = (
     "Training started from weights that were trained on public data, as the user declares; ε does "
     "not cover what those were trained on."
+)
+
+OWN_MECHANISM = (
+    "The mechanism is the user's own code: that its noise costs what it says was not checked by "
+    "dp-ray."
 )
 
 CHOICE = next(i for i, text in enumerate(ASSUMPTIONS) if "a search on it" in text)
@@ -262,6 +268,8 @@ def privacy_statement(
         )
     if config.model.pretrained is not None:
         assumptions.append(PRETRAINED)
+    if plan.mechanism not in MECHANISMS:
+        assumptions.append(OWN_MECHANISM)
     return {
         "epsilon": finite(outcome.epsilon),
         "delta": plan.delta,
@@ -279,9 +287,7 @@ def privacy_statement(
         "views": plan.views,
         "expected_batch_size": plan.expected_batch_size,
         "num_examples": plan.num_examples,
-        "mechanism": "DP-SGD: Gaussian mechanism on sums of clipped per-example gradients"
-        + ("" if plan.adaptive_clipping is None else " and on counts of those within the bound")
-        + ", Poisson sampling",
+        "mechanism": mechanism_of(plan).sentence,
         "released": [
             {"noise_multiplier": sigma, "sample_rate": rate, "sums": sums}
             for sigma, rate, sums in outcome.history

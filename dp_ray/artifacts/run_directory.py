@@ -27,6 +27,7 @@ from dp_ray.json_text import write_json
 from dp_ray.keys import KEY_BYTES, RunKey
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.ledger.lock import WriterLock
+from dp_ray.privacy.mechanism import DEFAULT
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.storage import Folder, open_folder
 
@@ -238,7 +239,7 @@ class RunDirectory(ResultDirectory):
             self.private.write(CONFIG, write_yaml(config.dump()).encode())
             key = replay or RunKey.from_entropy()
             write_key(self.private, key, replay=replay is not None)
-            Ledger.create(self.ledger, key.derive("ledger"), plan.dump())
+            Ledger.create(self.ledger, key.derive("ledger"), plan)
         except OSError as error:
             raise self.unwritable(error) from error
 
@@ -396,4 +397,6 @@ def deciding_fields(config: Config) -> dict[str, Any]:
         del fields[may_change]
     for name in unheeded_fields(config.data):
         del fields[f"data.{name}"]
+    if config.privacy.mechanism == DEFAULT:  # keys and runs of before there were others stay valid
+        del fields["privacy.mechanism"], fields["privacy.mechanism_arguments"]
     return fields | {"train.precision": config.train.precision}

@@ -17,7 +17,6 @@ from dp_ray.auditing.observers import scores
 from dp_ray.auditing.tradeoff import audit_history, can_refute
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.history import History
-from dp_ray.privacy.plan import PrivacyPlan
 
 _FARTHEST = 1.01
 """Over C. One example shifts the places of others, whose gradients a device may round otherwise."""
@@ -50,7 +49,7 @@ class Claim:
             RunError: the run key is missing.
         """
         ledger = run.read_ledger()
-        plan = PrivacyPlan.from_dump(ledger.plan)
+        plan = ledger.plan
         tight, stated = (
             epsilon_of(name, ledger.history, plan.delta) for name in ("pld", plan.accountant)
         )

@@ -245,6 +245,14 @@ class PrivacyConfig(Section):
     noise_schedule: NoiseScheduleConfig | None = Field(
         None, description="Let σ fall during the run; null keeps it."
     )
+    mechanism: str = Field(
+        "gaussian",
+        description="How units are drawn and noise is added: gaussian, or the import path of a "
+        "mechanism of your own (my_pkg:Class), whose accounting you answer for.",
+    )
+    mechanism_arguments: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="Options of a mechanism that has its own."
+    )
     accountant: Literal["prv", "rdp", "pld"] = Field(
         "prv", description="Who says what was spent: Opacus's PRV or RDP, dp-accounting's PLD."
     )

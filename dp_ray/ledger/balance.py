@@ -6,8 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dp_ray.errors import LedgerError
 from dp_ray.ledger.chain import Record
 from dp_ray.privacy.history import History
+from dp_ray.privacy.plan import PrivacyPlan
 
 UNKNOWN = ""
 """The digest of a sum that was never written down."""
@@ -84,7 +86,7 @@ class Balance:
     """The state of a ledger after its records so far; :meth:`take` adds one.
 
     Attributes:
-        plan: what the run is held to.
+        plan: what the run is held to; None before its record.
         newest: step → its newest charge.
         sessions: coordinators that worked on the run, in order.
         checkpoints: name → digest of those that were written, the newest last.
@@ -96,7 +98,7 @@ class Balance:
     """
 
     def __init__(self) -> None:
-        self.plan: dict[str, Any] = {}
+        self.plan: PrivacyPlan | None = None
         self.newest: dict[int, Entry] = {}
         self.sessions: list[Session] = []
         self.checkpoints: dict[str, str] = {}
@@ -113,8 +115,8 @@ class Balance:
         return sum(self._counts.values())
 
     @property
-    def history(self) -> History:
-        """What was paid for, as the accountants take it."""
+    def charged(self) -> History:
+        """What was paid for: σ, rate and number of charges."""
         return tuple((sigma, rate, count) for (sigma, rate), count in sorted(self._counts.items()))
 
     @property
@@ -147,8 +149,14 @@ class Balance:
         meaning[record.kind](record.content, writing)
 
     def _take_plan(self, content: dict[str, Any], _writing: bool) -> None:
-        self.amended = bool(self.plan)
-        self.plan = content
+        self.amended = self.plan is not None
+        try:
+            self.plan = PrivacyPlan.from_dump(content)
+        except (KeyError, TypeError, ValueError) as error:
+            raise LedgerError(
+                f"the ledger's plan was written by another version of dp-ray ({error!r}): use the "
+                "version that the run was started with"
+            ) from error
 
     def _take_session(self, content: dict[str, Any], writing: bool) -> None:
         self.sessions.append(Session(**content))

@@ -22,8 +22,9 @@ from dp_ray.errors import LedgerError
 from dp_ray.ledger.balance import UNKNOWN, Balance, Charge, Execution, Session
 from dp_ray.ledger.chain import Chain, Record, Totals
 from dp_ray.ledger.lock import WriterLock
-from dp_ray.privacy.history import History, room
-from dp_ray.privacy.schedule import NoiseSchedule
+from dp_ray.privacy.history import History
+from dp_ray.privacy.mechanism import Cost, Mechanism, mechanism_of
+from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.storage import Folder
 
 
@@ -63,26 +64,29 @@ class Ledger:
         self._block = block
         self._balance = Balance()
         self._chain = Chain(folder, key, guard=None if lock is None else lock.check, mend=repair)
-        for record in self._chain.records:
-            self._balance.take(record, writing=False)
-        if not self._balance.plan:
+        try:
+            for record in self._chain.records:
+                self._balance.take(record, writing=False)
+            if self._balance.plan is None:
+                raise LedgerError(
+                    f"the ledger {folder} holds no plan, its beginning is lost: restore it from a "
+                    "backup, or start a new run"
+                )
+        except LedgerError:
             self._chain.close()
-            raise LedgerError(
-                f"the ledger {folder} holds no plan, its beginning is lost: restore it from a "
-                "backup, or start a new run"
-            )
+            raise
         if self._chain.damaged:
             self._repair()
 
     @classmethod
-    def create(cls, folder: Folder, key: bytes, plan: dict[str, Any]) -> None:
+    def create(cls, folder: Folder, key: bytes, plan: PrivacyPlan) -> None:
         """Begins a ledger with the plan that the run is held to.
 
         Raises:
             FileExistsError: there is one already.
             OSError: it cannot be written.
         """
-        Chain.create(folder, key, "plan", plan)
+        Chain.create(folder, key, "plan", plan.dump())
 
     def close(self) -> None:
         """Ends writing, and says which steps are paid for and were never noised."""
@@ -102,8 +106,9 @@ class Ledger:
             return False
 
     @property
-    def plan(self) -> dict[str, Any]:
+    def plan(self) -> PrivacyPlan:
         """What the run is held to; with the steps that it was given since."""
+        assert self._balance.plan is not None, "checked when the ledger was opened"
         return self._balance.plan
 
     @property
@@ -124,11 +129,11 @@ class Ledger:
     @property
     def history(self) -> History:
         """What was paid for, as the accountants take it."""
-        return self._balance.history
+        return self._mechanism.accounted(self._balance.charged)
 
     def affords(self, noise_multiplier: float) -> bool:
         """Whether the plan covers one more sum with that σ, whatever was spent on repeats."""
-        return self._room(noise_multiplier) > 0
+        return self._mechanism.room(self._balance.charged, noise_multiplier) > 0
 
     @property
     def sessions(self) -> list[Session]:
@@ -163,8 +168,11 @@ class Ledger:
 
         Returns:
             That on record, if its very sum can be had again or was never noised; otherwise one
-            that was never used.
+            that was never used. Always the first where the mechanism may not draw a step again:
+            :meth:`charge` then tells whether the sum is the same.
         """
+        if not self._mechanism.may_redraw:
+            return 0
         entry = self._balance.newest.get(step)
         if entry is not None:
             same = entry.execution == self._balance.execution and entry.charge.digest != UNKNOWN
@@ -203,10 +211,24 @@ class Ledger:
             Whether the sum may be noised, and at what cost.
 
         Raises:
-            LedgerError: the budget is spent, or the charge could not be made durable; nothing may
-                be released.
+            LedgerError: the budget is spent, the mechanism may not draw a step again and another
+                sum is on record, or the charge could not be made durable; nothing may be released.
         """
+        verdict = self._verdict_on(charge)
+        if verdict is Verdict.CONFLICT and not self._mechanism.may_redraw:
+            raise LedgerError(
+                f"privacy.mechanism = {self.plan.mechanism}: it may not draw a step again, and the "
+                f"sum of step {charge.step} is not the one on record, or none is on record. "
+                "Nothing was released. Resume with the workers, threads, device and versions of "
+                "the session before, or start a new run with another --name; its privacy cost adds "
+                "to this one's"
+            )
+        return verdict
+
+    def _verdict_on(self, charge: Charge) -> Verdict:
         entry = self._balance.newest.get(charge.step)
+        if charge.incarnation > 0 and not self._mechanism.may_redraw:
+            return Verdict.CONFLICT
         if entry is None or entry.charge.incarnation < charge.incarnation:
             if charge.incarnation < self._balance.floor:
                 return Verdict.CONFLICT
@@ -243,33 +265,27 @@ class Ledger:
         """Records a checkpoint that was written: only those on record are gone on from."""
         self._append("checkpoint", {"name": name, "digest": digest})
 
-    def amend_plan(self, plan: dict[str, Any]) -> None:
+    def amend_plan(self, plan: PrivacyPlan) -> None:
         """Replaces the plan, by one with more steps."""
-        self._append("plan", plan)
+        self._append("plan", plan.dump())
 
     def _block_from(self, charge: Charge) -> int:
-        """Steps from this one on, all with its σ, that may be paid for together."""
-        steps, sigma = self.plan["steps"], charge.noise_multiplier
-        most = min(self._block, self._room(sigma), steps - charge.step)
+        """Steps from this one on, all of its cost, that may be paid for together."""
+        cost = Cost(charge.noise_multiplier, charge.sample_rate)
+        left = self._mechanism.room(self._balance.charged, cost.noise_multiplier)
+        most = min(self._block, left, self.plan.steps - charge.step)
         count = 1
         while (
             count < most
             and self._unused_incarnation(charge.step + count) == charge.incarnation
-            and self._noise_at(charge.step + count) == sigma
+            and self._mechanism.cost_at(charge.step + count) == cost
         ):
             count += 1
         return count
 
-    def _room(self, noise_multiplier: float) -> int:
-        first, rate, steps = (self.plan[n] for n in ("noise_multiplier", "sample_rate", "steps"))
-        return room(self._schedule.releases(first, rate, steps), self.history, noise_multiplier)
-
-    def _noise_at(self, step: int) -> float:
-        return self._schedule.noise_at(self.plan["noise_multiplier"], step, self.plan["steps"])
-
     @property
-    def _schedule(self) -> NoiseSchedule:
-        return NoiseSchedule(tuple(self.plan.get("noise_factors", (1.0,))))
+    def _mechanism(self) -> Mechanism:
+        return mechanism_of(self.plan)
 
     def _unused_incarnation(self, step: int) -> int:
         entry = self._balance.newest.get(step)
@@ -289,8 +305,7 @@ class Ledger:
                 "count": lost,
                 "floor": highest + 1 + secrets.randbelow(2**40),
                 # Of steps that nobody knows: as if they had had the least noise.
-                "noise_multiplier": self._noise_at(self.plan["steps"] - 1),
-                "sample_rate": self.plan["sample_rate"],
+                **self._mechanism.cost_at(self.plan.steps - 1)._asdict(),
             },
         )
 

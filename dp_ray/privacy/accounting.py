@@ -15,13 +15,12 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dp_ray.privacy.history import History
-from dp_ray.privacy.schedule import CONSTANT, NoiseSchedule
 
 if TYPE_CHECKING:
     from dp_accounting.pld import PLDAccountant
@@ -43,6 +42,19 @@ _LEAST_DELTA = 1e-300
 
 _MOST_POINTS = {"prv": 1e7, "pld": 4e6}
 """Of a grid; so many take ten seconds, and PRV two gigabytes."""
+
+
+class OpenPlan(Protocol):
+    """A plan of which σ or T is open; hashable, because solvers remember what they found."""
+
+    @property
+    def delta(self) -> float:
+        """δ in (0, 1)."""
+        ...
+
+    def released_with(self, noise_multiplier: float, steps: int) -> History:
+        """Return what an accountant takes for T steps that begin with σ."""
+        ...
 
 
 class BudgetError(ValueError):
@@ -176,23 +188,19 @@ def _pld_accountant(released: list[tuple[float, float, int]]) -> PLDAccountant:
 @cache
 def solve_noise_multiplier(
     accountant: AccountantName,
+    plan: OpenPlan,
     *,
     target: float,
-    sample_rate: float,
     steps: int,
-    delta: float,
-    schedule: NoiseSchedule = CONSTANT,
     near: float | None = None,
 ) -> float:
     """The smallest first σ (to the tolerance) with which ``steps`` steps cost at most ``target``.
 
     Args:
         accountant: who says what steps cost.
+        plan: all but σ.
         target: ε.
-        sample_rate: q in (0, 1].
         steps: T.
-        delta: δ in (0, 1).
-        schedule: how σ falls during the steps.
         near: a σ that is known to be close, to save time.
 
     Raises:
@@ -202,10 +210,10 @@ def solve_noise_multiplier(
     from scipy.optimize import brentq
 
     def cost(sigma: float, name: AccountantName = accountant) -> float:
-        return epsilon_of(name, schedule.releases(sigma, sample_rate, steps), delta)
+        return epsilon_of(name, plan.released_with(sigma, steps), plan.delta)
 
     # What is met on the way to the target is a little more.
-    if not _can_count(accountant, 3 * target, steps, delta):
+    if not _can_count(accountant, 3 * target, steps, plan.delta):
         raise BudgetError(_uncountable(accountant))
     wide = 1.5 if near is None else 1.02
     high = None
@@ -245,26 +253,26 @@ def _bracket(
 
 @cache
 def solve_steps(
-    accountant: AccountantName,
-    *,
-    target: float,
-    noise_multiplier: float,
-    sample_rate: float,
-    delta: float,
-    schedule: NoiseSchedule = CONSTANT,
+    accountant: AccountantName, plan: OpenPlan, *, target: float, noise_multiplier: float
 ) -> int:
     """The largest number of steps that costs at most ``target``.
+
+    Args:
+        accountant: who says what steps cost.
+        plan: all but T.
+        target: ε.
+        noise_multiplier: σ; of the first step, if it falls.
 
     Raises:
         BudgetError: a single step costs more, or more than 10⁷ steps cost less.
     """
 
     def cost(steps: int) -> float:
-        releases = schedule.releases(noise_multiplier, sample_rate, steps)
-        return epsilon_of(accountant, releases, delta)
+        released = plan.released_with(noise_multiplier, steps)
+        return epsilon_of(accountant, released, plan.delta)
 
     low, low_cost = 1, cost(1)
-    if not _can_count(accountant, target, 1, delta) or low_cost > target:
+    if not _can_count(accountant, target, 1, plan.delta) or low_cost > target:
         single = "a single step costs more than the whole budget"
         raise BudgetError(single if target < low_cost < math.inf else _uncountable(accountant))
     high, high_cost = 1, low_cost

@@ -1,4 +1,4 @@
-"""Gaussian noise on the clipped sum: Opacus's optimizer, fed from the run's keyed stream.
+"""Gaussian noise on the clipped sum: Opacus's optimizer, fed from the run's keyed streams.
 
 Only the coordinator imports this module.
 """
@@ -6,15 +6,78 @@ Only the coordinator imports this module.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from opacus.optimizers import DPOptimizerFastGradientClipping
 from torch import Tensor
 from torch.optim import Optimizer
 
 from dp_ray.keys import KeyedStream
+from dp_ray.privacy.mechanism import Mechanism
+from dp_ray.privacy.sampling import Streams
+
+
+class NoiseSource(Protocol):
+    """The noise of one step, in units of its standard deviation; a keyed stream is one."""
+
+    def normal(self, count: int) -> NDArray[np.float64]:
+        """Return ``count`` numbers, the same each time."""
+        ...
+
+
+class StepNoises:
+    """The noise of each step, as a mechanism describes it.
+
+    Correlated noise needs the noises of the steps before: the latest are kept, and after a restart
+    all are drawn again from their streams.
+
+    Args:
+        mechanism: describes the noise.
+    """
+
+    def __init__(self, mechanism: Mechanism) -> None:
+        self._mechanism = mechanism
+        self._kept: dict[int, NDArray[np.float64]] = {}
+
+    def of(self, step: int, streams: Streams) -> NoiseSource:
+        """Return the noise of a step.
+
+        Args:
+            step: which one.
+            streams: keyed streams of this purpose, by step.
+
+        Raises:
+            ValueError: the noise is correlated between steps that may be drawn again.
+        """
+        if not self._mechanism.noise_at(step).feedback:
+            return streams(step)
+        if self._mechanism.may_redraw:
+            raise ValueError("noise that is correlated between steps must not be drawn again")
+        return _Correlated(self, step, streams)
+
+    def draw(self, step: int, streams: Streams, count: int) -> NDArray[np.float64]:
+        """Return [count] numbers, the noise of a step that depends on those before."""
+        newest = max(self._kept, default=-1)
+        if newest > step:
+            self._kept, newest = {}, -1
+        for now in range(newest + 1, step + 1):
+            noise, feedback = streams(now).normal(count), self._mechanism.noise_at(now).feedback
+            for weight, before in zip(feedback, range(now - 1, -1, -1), strict=False):
+                noise = noise + weight * self._kept[before]
+            self._kept[now] = noise
+            self._kept.pop(now - len(feedback), None)
+        return self._kept[step]
+
+
+class _Correlated:
+    def __init__(self, noises: StepNoises, step: int, streams: Streams) -> None:
+        self._noises, self._step, self._streams = noises, step, streams
+
+    def normal(self, count: int) -> NDArray[np.float64]:
+        return self._noises.draw(self._step, self._streams, count)
 
 
 class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc]
@@ -45,7 +108,7 @@ class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc
             expected_batch_size=expected_batch_size,
         )
         self.normalize_update = normalize_update
-        self._stream: KeyedStream | None = None
+        self._stream: NoiseSource | None = None
 
     def release(
         self,
@@ -53,7 +116,7 @@ class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc
         *,
         noise_multiplier: float,
         sensitivity: float,
-        stream: KeyedStream,
+        stream: NoiseSource,
     ) -> None:
         """Adds noise to a sum once and steps the wrapped optimizer.
 

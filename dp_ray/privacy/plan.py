@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from dp_ray.config.run import Config
+from dp_ray.config.run import Config, PrivacyConfig
 from dp_ray.data.facts import data_facts
 from dp_ray.errors import ConfigError
 from dp_ray.gradients.clipping import Clipping
@@ -22,7 +22,7 @@ from dp_ray.privacy.accounting import (
 )
 from dp_ray.privacy.adaptive import AdaptiveClipping
 from dp_ray.privacy.history import History, first_of
-from dp_ray.privacy.schedule import NoiseSchedule
+from dp_ray.privacy.mechanism import DEFAULT, mechanism_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class PrivacyPlan:
         clipping: how gradients are brought within C.
         adaptive_clipping: how C follows the gradients' norms, if it does.
         noise_factors: σ of each equal part of the run over the first σ.
+        mechanism: name or import path of the mechanism.
+        mechanism_arguments: its own options, by name.
     """
 
     num_examples: int
@@ -56,6 +58,8 @@ class PrivacyPlan:
     clipping: Clipping = "flat"
     adaptive_clipping: AdaptiveClipping | None = None
     noise_factors: tuple[float, ...] = (1.0,)
+    mechanism: str = DEFAULT
+    mechanism_arguments: tuple[tuple[str, bool | int | float | str], ...] = ()
 
     @property
     def sample_rate(self) -> float:
@@ -63,22 +67,20 @@ class PrivacyPlan:
         return self.expected_batch_size / self.num_examples
 
     @property
-    def schedule(self) -> NoiseSchedule:
-        """How σ falls."""
-        return NoiseSchedule(self.noise_factors)
-
-    @property
     def releases(self) -> History:
         """What T steps release, all that an accountant needs."""
-        return self.schedule.releases(self.noise_multiplier, self.sample_rate, self.steps)
+        mechanism = mechanism_of(self)
+        return mechanism.accounted(mechanism.charges())
 
-    def noise_at(self, step: int) -> float:
-        """σ of a step."""
-        return self.schedule.noise_at(self.noise_multiplier, step, self.steps)
+    def released_with(self, noise_multiplier: float, steps: int) -> History:
+        """Return the same of another σ and T."""
+        return replace(self, noise_multiplier=noise_multiplier, steps=steps).releases
 
     def epsilon_after(self, steps: int) -> float:
         """ε of the first ``steps`` steps, as the accountant has it."""
-        return epsilon_of(self.accountant, first_of(self.releases, steps), self.delta)
+        mechanism = mechanism_of(self)
+        released = mechanism.accounted(first_of(mechanism.charges(), steps))
+        return epsilon_of(self.accountant, released, self.delta)
 
     def with_steps(self, steps: int) -> PrivacyPlan:
         """The plan of a longer or shorter run with the same noise."""
@@ -86,9 +88,17 @@ class PrivacyPlan:
         return replace(changed, epsilon=epsilon_of(self.accountant, changed.releases, self.delta))
 
     def dump(self) -> dict[str, Any]:
-        """Plain values, q included; an infinite ε is None, which JSON has."""
+        """Plain values, q included; an infinite ε is None, which JSON has.
+
+        The default mechanism is left out, as in plans from before there were others.
+        """
         epsilon = self.epsilon if math.isfinite(self.epsilon) else None
-        return {**asdict(self), "epsilon": epsilon, "sample_rate": self.sample_rate}
+        values = {**asdict(self), "epsilon": epsilon, "sample_rate": self.sample_rate}
+        values["mechanism_arguments"] = dict(self.mechanism_arguments)
+        for name, default in (("mechanism", DEFAULT), ("mechanism_arguments", {})):
+            if values[name] == default:
+                del values[name]
+        return values
 
     @classmethod
     def from_dump(cls, values: dict[str, Any]) -> PrivacyPlan:
@@ -99,6 +109,7 @@ class PrivacyPlan:
         if known["epsilon"] is None:
             known["epsilon"] = math.inf
         known["noise_factors"] = tuple(known.get("noise_factors", (1.0,)))
+        known["mechanism_arguments"] = _pairs(known.get("mechanism_arguments", {}))
         return cls(**known)
 
 
@@ -144,26 +155,48 @@ def solve_budget(config: Config, *, near: float | None = None) -> PrivacyPlan:
             f"δ must be below 1/N = 1/{n} = {1 / n:.3g}: a larger one allows to publish an example",
             f"Use {_round_down(0.1 / n):g}, say",
         )
-    factors = (1.0,) if privacy.noise_schedule is None else privacy.noise_schedule.factors
-    schedule = NoiseSchedule(factors)
-    common: dict[str, Any] = {
-        "sample_rate": batch / n,
-        "delta": privacy.delta,
-        "schedule": schedule,
-    }
-    sigma, steps = privacy.noise_multiplier, privacy.steps
+    plan = _solved(unsolved_plan(config, n), privacy, near)
+    mechanism_of(plan).check()
+    plan = plan.with_steps(plan.steps)
+    check_countable(plan)
+    return plan
+
+
+def unsolved_plan(config: Config, num_examples: int) -> PrivacyPlan:
+    """Return the plan of a configuration; open σ and T are 0, and ε is not computed."""
+    privacy = config.privacy
+    schedule = privacy.noise_schedule
+    return PrivacyPlan(
+        num_examples=num_examples,
+        expected_batch_size=config.data.expected_batch_size,
+        views=config.augment.views,
+        noise_multiplier=privacy.noise_multiplier or 0.0,
+        max_grad_norm=privacy.max_grad_norm,
+        steps=privacy.steps or 0,
+        delta=privacy.delta,
+        accountant=privacy.accountant,
+        epsilon=math.inf,
+        clipping=privacy.clipping,
+        adaptive_clipping=adaptive_clipping(config),
+        noise_factors=(1.0,) if schedule is None else schedule.factors,
+        mechanism=privacy.mechanism,
+        mechanism_arguments=_pairs(privacy.mechanism_arguments),
+    )
+
+
+def _solved(plan: PrivacyPlan, privacy: PrivacyConfig, near: float | None) -> PrivacyPlan:
+    """The plan with the one of σ and T that ε leaves open."""
+    sigma, steps, target = privacy.noise_multiplier, privacy.steps, privacy.epsilon
     try:
         if sigma is None:
-            assert privacy.epsilon is not None
+            assert target is not None
             assert steps is not None
             sigma = solve_noise_multiplier(
-                privacy.accountant, target=privacy.epsilon, steps=steps, near=near, **common
+                plan.accountant, plan, target=target, steps=steps, near=near
             )
         elif steps is None:
-            assert privacy.epsilon is not None
-            steps = solve_steps(
-                privacy.accountant, target=privacy.epsilon, noise_multiplier=sigma, **common
-            )
+            assert target is not None
+            steps = solve_steps(plan.accountant, plan, target=target, noise_multiplier=sigma)
     except BudgetError as error:
         raise ConfigError(
             "privacy.epsilon",
@@ -172,30 +205,7 @@ def solve_budget(config: Config, *, near: float | None = None) -> PrivacyPlan:
             "Change privacy.epsilon, privacy.noise_multiplier, privacy.steps or "
             "data.expected_batch_size",
         ) from error
-    if steps < len(factors):
-        raise ConfigError(
-            "privacy.noise_schedule.parts",
-            len(factors),
-            f"the run has {steps} steps",
-            "Give it fewer parts, or more privacy.steps",
-        )
-    releases = schedule.releases(sigma, batch / n, steps)
-    plan = PrivacyPlan(
-        num_examples=n,
-        expected_batch_size=batch,
-        views=config.augment.views,
-        noise_multiplier=sigma,
-        max_grad_norm=privacy.max_grad_norm,
-        steps=steps,
-        delta=privacy.delta,
-        accountant=privacy.accountant,
-        epsilon=epsilon_of(privacy.accountant, releases, privacy.delta),
-        clipping=privacy.clipping,
-        adaptive_clipping=adaptive_clipping(config, sigma),
-        noise_factors=factors,
-    )
-    check_countable(plan)
-    return plan
+    return replace(plan, noise_multiplier=sigma, steps=steps)
 
 
 def check_countable(plan: PrivacyPlan) -> None:
@@ -214,31 +224,17 @@ def check_countable(plan: PrivacyPlan) -> None:
         )
 
 
-def adaptive_clipping(config: Config, noise_multiplier: float) -> AdaptiveClipping | None:
-    """How C is to move; None if it stays.
-
-    Args:
-        config: what was asked for, and B̄.
-        noise_multiplier: the first σ.
-
-    Raises:
-        ConfigError: counting would cost more than a step may.
-    """
+def adaptive_clipping(config: Config) -> AdaptiveClipping | None:
+    """How C is to move; None if it stays."""
     section = config.privacy.adaptive_clipping
     if section is None:
         return None
     count_noise = section.count_noise or config.data.expected_batch_size / 20
-    adaptive = AdaptiveClipping(section.quantile, section.learning_rate, count_noise)
-    try:
-        adaptive.sum_noise_multiplier(noise_multiplier)
-    except ValueError as error:
-        raise ConfigError(
-            "privacy.adaptive_clipping.count_noise",
-            count_noise,
-            f"counting the examples within C would cost more than the whole step: {error}",
-            "Raise it (the default is B̄/20, so a larger data.expected_batch_size does too)",
-        ) from error
-    return adaptive
+    return AdaptiveClipping(section.quantile, section.learning_rate, count_noise)
+
+
+def _pairs(options: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(options.items()))
 
 
 def _round_down(value: float) -> float:

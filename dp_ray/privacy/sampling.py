@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,25 @@ class Shard:
         return cls(rank * num_examples // world_size, (rank + 1) * num_examples // world_size)
 
 
+Streams = Callable[[int], KeyedStream]
+"""The keyed stream of each step, for one purpose and one incarnation."""
+
+
+class Sampler(Protocol):
+    """Who joins each step."""
+
+    def draw(self, streams: Streams, step: int, shard: Shard) -> NDArray[np.int64]:
+        """Return the ids of the shard's examples that join a step, ascending; maybe none.
+
+        Args:
+            streams: the draw's randomness; an example's fate is a function of it and the example's
+                id alone, so it does not depend on the shards.
+            step: which one.
+            shard: whose examples to decide on.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class PoissonSampler:
     """Each example joins each step independently with probability q = B̄/N.
@@ -34,19 +54,13 @@ class PoissonSampler:
     num_examples: int
     expected_batch_size: int
 
-    def draw(self, stream: KeyedStream, shard: Shard) -> NDArray[np.int64]:
-        """Ids of the shard's examples that join the step, ascending; often fewer, maybe none.
-
-        Args:
-            stream: the draw's randomness for this step; an example's fate is a function of it
-                and the example's id alone, so it does not depend on the shards.
-            shard: whose examples to decide on.
-        """
+    def draw(self, streams: Streams, step: int, shard: Shard) -> NDArray[np.int64]:
+        """See :class:`Sampler`."""
         ids = np.arange(shard.start, shard.stop, dtype=np.uint64)
         if self.expected_batch_size >= self.num_examples:
             return ids.astype(np.int64)
         threshold = np.uint64((self.expected_batch_size << 64) // self.num_examples)
-        return ids[stream.words(ids, 1)[:, 0] < threshold].astype(np.int64)
+        return ids[streams(step).words(ids, 1)[:, 0] < threshold].astype(np.int64)
 
 
 @dataclass(frozen=True)

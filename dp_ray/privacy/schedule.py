@@ -57,7 +57,3 @@ class NoiseSchedule:
         """
         parts = zip(self.factors, self.lengths(steps), strict=True)
         return tuple((noise_multiplier * f, sample_rate, n) for f, n in parts if n > 0)
-
-
-CONSTANT = NoiseSchedule()
-"""The same σ all along."""

@@ -10,7 +10,6 @@ from dp_ray.artifacts.run_directory import RESULT, RunDirectory
 from dp_ray.errors import RunError
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.privacy.accounting import epsilon_by_accountant
-from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.reporting.words import count, noise_in_words
 from dp_ray.search.directory import SEARCH
 from dp_ray.storage import open_folder
@@ -31,7 +30,7 @@ def ledger_facts(location: str) -> dict[str, Any]:
 
 def facts_of(ledger: Ledger) -> dict[str, Any]:
     """The same of a ledger that was read."""
-    plan = PrivacyPlan.from_dump(ledger.plan)
+    plan = ledger.plan
     spent = epsilon_by_accountant(ledger.history, plan.delta)
     return {
         "sessions": len(ledger.sessions),

@@ -21,7 +21,6 @@ from dp_ray.ledger.balance import Session
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.objectives.evaluation import METRIC_NAMES, Evaluation
 from dp_ray.privacy.accounting import epsilon_of
-from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.reporting.ledger import facts_of
 from dp_ray.reporting.statement import Statement
 from dp_ray.reporting.words import without_paths
@@ -190,7 +189,7 @@ def _read_run(run: RunDirectory) -> RunFacts:
         values = _released_config(release)
         contradictions = _contradictions(release, values, statement)
     elif ledger is not None:
-        values = published_config(run.config(), PrivacyPlan.from_dump(ledger.plan))
+        values = published_config(run.config(), ledger.plan)
     notices = [*contradictions, *notices]
     return RunFacts(
         name=str(values["name"]),
@@ -270,7 +269,7 @@ def _read_ledger(run: RunDirectory) -> tuple[Ledger | None, str]:
 
 def _as_charged(run: RunDirectory, ledger: Ledger, evaluations: list[Evaluated]) -> Statement:
     """The statement that the run would make if it ended here."""
-    plan, config = PrivacyPlan.from_dump(ledger.plan), run.config()
+    plan, config = ledger.plan, run.config()
     accuracy = evaluations[-1].accuracy if evaluations else None
     outcome = Outcome(
         finished=False,

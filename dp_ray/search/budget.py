@@ -18,6 +18,7 @@ from dp_ray.config.run import Config
 from dp_ray.config.search import Domain, SweepConfig
 from dp_ray.errors import ConfigError
 from dp_ray.privacy.accounting import AccountantName
+from dp_ray.privacy.mechanism import mechanism_of
 from dp_ray.privacy.plan import PrivacyPlan, adaptive_clipping, solve_budget, with_budget
 from dp_ray.privacy.selection import Run
 from dp_ray.search.space import Point, budget_points, config_at
@@ -38,13 +39,15 @@ class Budgets:
     def plan_at(self, config: Config) -> PrivacyPlan:
         """The plan of a configuration from :func:`~dp_ray.search.space.config_at`."""
         plan, privacy = self.solved[_key(config)], config.privacy
-        return replace(
+        found = replace(
             plan,
             views=config.augment.views,
             max_grad_norm=privacy.max_grad_norm,
             clipping=privacy.clipping,
-            adaptive_clipping=adaptive_clipping(config, plan.noise_multiplier),
+            adaptive_clipping=adaptive_clipping(config),
         )
+        mechanism_of(found).check()
+        return found
 
     def trial_at(self, point: Point) -> tuple[Config, PrivacyPlan]:
         """What the trial at a point is trained as, and what it may spend."""

@@ -23,8 +23,10 @@ from dp_ray.keys import KeyedStream, RunKey
 from dp_ray.ledger.balance import Charge, Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.privacy.accounting import epsilon_of
-from dp_ray.privacy.noise import KeyedNoiseOptimizer, noised_count
+from dp_ray.privacy.mechanism import mechanism_of
+from dp_ray.privacy.noise import KeyedNoiseOptimizer, StepNoises, noised_count
 from dp_ray.privacy.plan import PrivacyPlan
+from dp_ray.privacy.sampling import Streams
 from dp_ray.training.optimizers import build_optimizer
 from dp_ray.training.probe import Observation, ReleaseObserver
 from dp_ray.training.step import Assignment, ShardSum
@@ -73,6 +75,8 @@ class Coordinator:
         observer: ReleaseObserver | None = None,
     ) -> None:
         self._plan = plan
+        self._mechanism = mechanism_of(plan)
+        self._noises = StepNoises(self._mechanism)
         self._observer = observer
         self._layout = layout
         self._checkpoints = checkpoints
@@ -134,7 +138,8 @@ class Coordinator:
         """What is to be summed up next."""
         incarnation = self._ledger.incarnation_for(self._step, diverged=self._diverged)
         paid = self._ledger.is_paid(self._step, incarnation)
-        spent = not paid and not self._ledger.affords(self._plan.noise_at(self._step))
+        cost = self._mechanism.cost_at(self._step)
+        spent = not paid and not self._ledger.affords(cost.noise_multiplier)
         done = self._step >= self._plan.steps or spent
         return Assignment(self._step, incarnation, self._max_grad_norm, done)
 
@@ -143,7 +148,7 @@ class Coordinator:
 
         Args:
             assignment: the step and incarnation that the workers summed up.
-            total: the sum over all shards; its sensitivity scales the noise.
+            total: the sum over all shards; one example moves it by the assignment's C at most.
 
         Returns:
             False if another sum is on record for that incarnation: nothing was released, and the
@@ -155,20 +160,17 @@ class Coordinator:
             return False
         # Later steps on record started from other parameters, once a step was drawn afresh.
         self._diverged |= verdict is Verdict.CHARGED and assignment.incarnation > 0
-        address = {"incarnation": assignment.incarnation, "step": assignment.step}
-        sigma, adaptive = self._plan.noise_at(assignment.step), self._plan.adaptive_clipping
+        step, noise = assignment.step, self._mechanism.noise_at(assignment.step)
         self._optimizer.release(
             self._layout.split(total.vector),
-            noise_multiplier=sigma if adaptive is None else adaptive.sum_noise_multiplier(sigma),
-            sensitivity=total.sensitivity,
-            stream=KeyedStream(self._noise_key, **address),
+            noise_multiplier=noise.on_sum,
+            sensitivity=assignment.max_grad_norm,
+            stream=self._noises.of(step, _streams(self._noise_key, assignment.incarnation)),
         )
-        if adaptive is not None:
-            stream = KeyedStream(self._count_key, **address)
-            count = noised_count(total.within, std=adaptive.count_noise, stream=stream)
-            self._max_grad_norm = adaptive.next_norm(
-                self._max_grad_norm, count, self._plan.expected_batch_size
-            )
+        if noise.on_count is not None:
+            stream = _streams(self._count_key, assignment.incarnation)(step)
+            count = noised_count(total.within, std=noise.on_count, stream=stream)
+            self._max_grad_norm = self._mechanism.next_max_grad_norm(self._max_grad_norm, count)
         if self._scheduler is not None:
             self._scheduler.step()
         if self._average is not None:
@@ -178,7 +180,7 @@ class Coordinator:
         if self._observer is not None:
             noised = self._noised * self._plan.expected_batch_size
             if not self._optimizer.normalize_update:
-                noised /= total.sensitivity
+                noised /= assignment.max_grad_norm
             self._observer.observe(
                 Observation(assignment.step, assignment.incarnation, noised, self.published_params)
             )
@@ -189,19 +191,19 @@ class Coordinator:
         self._noised = torch.cat([p.grad.reshape(-1) for p in optimizer.params])
 
     def _charge(self, assignment: Assignment, total: ShardSum) -> Verdict:
+        cost = self._mechanism.cost_at(assignment.step)
+        noise = self._mechanism.noise_at(assignment.step)
         # Of all that noise is added to, and how much where the charge does not say it.
-        adaptive = self._plan.adaptive_clipping
-        count_noise = 0.0 if adaptive is None else adaptive.count_noise
-        count = struct.pack("<dd", total.within, count_noise)
+        count = struct.pack("<dd", total.within, noise.on_count or 0.0)
         data = total.vector.cpu().numpy().tobytes() + count
         return self._ledger.charge(
             Charge(
                 step=assignment.step,
                 incarnation=assignment.incarnation,
                 digest=hmac.digest(self._digest_key, data, "sha256").hex(),
-                noise_multiplier=self._plan.noise_at(assignment.step),
-                max_grad_norm=total.sensitivity,
-                sample_rate=self._plan.sample_rate,
+                noise_multiplier=cost.noise_multiplier,
+                max_grad_norm=assignment.max_grad_norm,
+                sample_rate=cost.sample_rate,
             )
         )
 
@@ -259,6 +261,10 @@ class Coordinator:
             self._scheduler.load_state_dict(checkpoint.scheduler)
         self._max_grad_norm = checkpoint.max_grad_norm
         self._step = checkpoint.step
+
+
+def _streams(key: bytes, incarnation: int) -> Streams:
+    return lambda step: KeyedStream(key, incarnation=incarnation, step=step)
 
 
 def _parameters_digest(layout: ParameterLayout, weights_digest: str | None) -> str:

@@ -93,7 +93,7 @@ def take_up(
             )
         _mark_running(run, ledger)
         if resumption.adds_steps:
-            ledger.amend_plan(plan.dump())
+            ledger.amend_plan(plan)
         _clear_notes(run)
     finally:
         ledger.close()

@@ -56,7 +56,7 @@ def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resump
         LedgerError: the ledger is an older copy.
         ConfigError: a field that decides the mathematics differs from the run's own.
     """
-    started, before = run.config(), PrivacyPlan.from_dump(ledger.plan)
+    started, before = run.config(), ledger.plan
     _check_fields(started, config)
     plan = before
     if any(_value(started, field) != _value(config, field) for field in _BUDGET):
@@ -211,11 +211,9 @@ def _affordable_steps(config: Config, before: PrivacyPlan) -> int:
     try:
         return solve_steps(
             before.accountant,
+            before,
             target=config.privacy.epsilon,
             noise_multiplier=before.noise_multiplier,
-            sample_rate=before.sample_rate,
-            delta=before.delta,
-            schedule=before.schedule,
         )
     except BudgetError as error:
         raise ConfigError(

@@ -32,8 +32,9 @@ from dp_ray.models.pretrained import digest_of_tensors, load_pretrained
 from dp_ray.performance.allocator import keep_freed_memory
 from dp_ray.performance.device import prepare_device
 from dp_ray.performance.engine_choice import Choice
+from dp_ray.privacy.mechanism import mechanism_of
 from dp_ray.privacy.plan import PrivacyPlan
-from dp_ray.privacy.sampling import PoissonSampler, Shard
+from dp_ray.privacy.sampling import Shard
 from dp_ray.training.agreement import (
     check_same_arithmetic,
     open_same_dataset,
@@ -221,7 +222,7 @@ def open_session(
             layout=layout,
             data=dataset.train,
             shard=Shard.of(collective.rank, collective.world_size, len(dataset.train)),
-            sampler=PoissonSampler(plan.num_examples, plan.expected_batch_size),
+            sampler=mechanism_of(plan).sampler,
             views=views,
             keys=_share_keys(lead, collective),
             clipping=plan.clipping,

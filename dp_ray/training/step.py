@@ -23,7 +23,7 @@ from dp_ray.gradients.engines.engine import Engine, LossFunction
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.keys import KeyedStream, SamplingKeys
 from dp_ray.performance.profile import part
-from dp_ray.privacy.sampling import Microbatch, PoissonSampler, Shard, microbatches
+from dp_ray.privacy.sampling import Microbatch, Sampler, Shard, microbatches
 from dp_ray.training import feed
 from dp_ray.training.feed import MicrobatchInputs, ahead
 from dp_ray.training.probe import Differentiated
@@ -58,13 +58,12 @@ class ShardSum:
     Attributes:
         vector: [P] float64 sum of clipped gradients; in float32 the rounding of a large sum would
             depend on the data by more than the slack in the clipping.
+            One example moves it by the assignment's C at most, in L2 norm.
         statistics: float64, one for each of :data:`STATISTICS`. Private.
-        sensitivity: how far one example can move ``vector`` in L2 norm.
     """
 
     vector: Tensor
     statistics: Tensor
-    sensitivity: float
 
     @property
     def within(self) -> float:
@@ -81,7 +80,7 @@ class ShardWorker:
         layout: order of the parameters in the vector.
         data: training examples; those of ``shard`` join, and no other example is differentiated.
         shard: this worker's examples.
-        sampler: the Poisson draw.
+        sampler: the mechanism's draw.
         views: the K augmentations.
         keys: draw, views and dropout; no key of the noise.
         clipping: how gradients are brought within C.
@@ -95,7 +94,7 @@ class ShardWorker:
     layout: ParameterLayout
     data: Examples
     shard: Shard
-    sampler: PoissonSampler
+    sampler: Sampler
     views: ViewMaker
     keys: SamplingKeys
     clipping: Clipping
@@ -106,8 +105,12 @@ class ShardWorker:
 
     def drawn(self, assignment: Assignment) -> NDArray[np.int64]:
         """[n] ids of the shard's examples that take part in a step, ascending."""
-        address = {"incarnation": assignment.incarnation, "step": assignment.step}
-        return self.sampler.draw(KeyedStream(self.keys.draw, **address), self.shard)
+        key, incarnation = self.keys.draw, assignment.incarnation
+        return self.sampler.draw(
+            lambda step: KeyedStream(key, incarnation=incarnation, step=step),
+            assignment.step,
+            self.shard,
+        )
 
     def clipped_sum(
         self, params: Tensor, assignment: Assignment, *, left_out: int | None = None
@@ -120,7 +123,6 @@ class ShardWorker:
             left_out: in an audit, the id of an example that is as if it had not been drawn.
         """
         address = {"incarnation": assignment.incarnation, "step": assignment.step}
-        norm = assignment.max_grad_norm
         with part("draw"):
             drawn = self.drawn(assignment)
             drawn = drawn if left_out is None else drawn[drawn != left_out]
@@ -130,8 +132,8 @@ class ShardWorker:
         statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=self.device)
         with closing(self._inputs(drawn, view_stream, dropout_stream)) as batches:
             for batch in batches:
-                self._add(batch, params, norm, vector, statistics)
-        return ShardSum(vector, statistics, norm)
+                self._add(batch, params, assignment.max_grad_norm, vector, statistics)
+        return ShardSum(vector, statistics)
 
     def _inputs(
         self, drawn: NDArray[np.int64], view_stream: KeyedStream, dropout_stream: KeyedStream

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from dp_ray.keys import KeyedStream
-from dp_ray.privacy.sampling import PoissonSampler
+from dp_ray.privacy.sampling import PoissonSampler, Streams
 
 POINTS = (
     "before charge",
@@ -164,7 +164,7 @@ def _around(
 def _log_noise(fault: Fault) -> None:
     """One line for each time that noise meets a sum or a count: the two keys, what, how much."""
     from dp_ray.privacy.adaptive import COUNT_SENSITIVITY
-    from dp_ray.privacy.noise import KeyedNoiseOptimizer
+    from dp_ray.privacy.noise import KeyedNoiseOptimizer, NoiseSource
     from dp_ray.training import coordinator
 
     log = os.open(Path(fault.folder) / "noise", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -172,7 +172,7 @@ def _log_noise(fault: Fault) -> None:
     count = coordinator.noised_count
     last = {"draw": ""}
 
-    def note(kind: str, stream: KeyedStream | None, noised: bytes, sigma: float) -> None:
+    def note(kind: str, stream: NoiseSource | None, noised: bytes, sigma: float) -> None:
         entry = {
             "kind": kind,
             "draw": last["draw"],
@@ -187,9 +187,9 @@ def _log_noise(fault: Fault) -> None:
         text = key + f"/{incarnation}/{step}".encode()
         self.identity = hashlib.sha256(text).hexdigest()[:32]  # type: ignore[attr-defined]
 
-    def drawn(self: PoissonSampler, stream: KeyedStream, shard: Any) -> Any:
-        last["draw"] = stream.identity  # type: ignore[attr-defined]
-        return draw(self, stream, shard)
+    def drawn(self: PoissonSampler, streams: Streams, step: int, shard: Any) -> Any:
+        last["draw"] = streams(step).identity  # type: ignore[attr-defined]
+        return draw(self, streams, step, shard)
 
     def added(self: KeyedNoiseOptimizer) -> None:
         sums = (parameter.summed_grad.cpu().numpy().tobytes() for parameter in self.params)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.privacy.accounting import epsilon_of
-from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.storage import open_folder
 
 
@@ -72,7 +71,7 @@ def account(run: Path, log: Path) -> Account:
     σ⁻² = Σ σᵢ⁻².
     """
     ledger = RunDirectory(open_folder(str(run))).read_ledger()
-    plan = PrivacyPlan.from_dump(ledger.plan)
+    plan = ledger.plan
     parts: dict[str, set[Use]] = defaultdict(set)
     for use in uses([log]):
         parts[use.draw].add(use)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from helpers.object_store import MemoryFolder
+from helpers.plans import privacy_plan
 from helpers.support import key_of
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -27,7 +28,7 @@ from dp_ray.ledger.lock import WriterLock
 from dp_ray.storage import Folder, LocalFolder
 
 KEY = key_of(3).derive("ledger")
-PLAN = {"steps": 9, "noise_multiplier": 1.0, "sample_rate": 0.1, "name": "nine"}
+PLAN = privacy_plan()
 EXECUTION = {"workers": 2}
 
 CHARGED, REPLAYED, CONFLICT = Verdict.CHARGED, Verdict.REPLAYED, Verdict.CONFLICT
@@ -172,11 +173,11 @@ def test_a_plan_with_more_steps_replaces_the_first(folder: LocalFolder) -> None:
     ledger = filled(folder, 9)
     with pytest.raises(LedgerError, match="budget"):
         ledger.charge(charge(9))
-    ledger.amend_plan({**PLAN, "steps": 10})
+    ledger.amend_plan(replace(PLAN, steps=10))
     assert ledger.charge(charge(9)) is CHARGED
     ledger.die()
     again = Ledger(folder, KEY)
-    assert (again.plan["steps"], again.charges) == (10, 10)
+    assert (again.plan.steps, again.charges) == (10, 10)
 
 
 def test_a_charge_is_on_disk_when_it_returns(folder: LocalFolder) -> None:
@@ -310,7 +311,7 @@ def test_a_block_ends_with_the_plan_and_with_the_budget(folder: LocalFolder) -> 
     assert [r["count"] for r in records(folder) if r["kind"] == "charge"] == [3, 3, 3]
     ledger.die()
     ledger = Writer(folder, block=5)
-    ledger.amend_plan({**PLAN, "steps": 13})
+    ledger.amend_plan(replace(PLAN, steps=13))
     ledger.begin(first_step=7)
     # Steps 7 and 8 were paid for by a process that died: incarnation 1, and no step 9 with it.
     ledger.charge(charge(7, incarnation=1))
@@ -351,7 +352,7 @@ def test_a_paid_step_is_no_licence_for_another_noise(folder: LocalFolder) -> Non
 
 # σ that falls.
 
-FALLING = {**PLAN, "noise_multiplier": 2.0, "noise_factors": [1.0, 0.5]}  # 4 steps at 2, 5 at 1
+FALLING = replace(PLAN, noise_multiplier=2.0, noise_factors=(1.0, 0.5))  # 4 steps at 2, 5 at 1
 
 
 def falling(step: int, **changed: Any) -> Charge:
@@ -394,7 +395,7 @@ def test_repeats_never_cost_more_than_the_steps_that_they_take_the_place_of(
 def test_a_repair_that_may_have_spent_too_much_ends_the_run(tmp_path: Path) -> None:
     """What it charges counts as the least noise, of which the plan has too few."""
     folder = LocalFolder(tmp_path / "thirds")
-    plan = {**PLAN, "noise_multiplier": 2.0, "noise_factors": [1.0, 0.5, 0.25]}
+    plan = replace(PLAN, noise_multiplier=2.0, noise_factors=(1.0, 0.5, 0.25))
     Ledger.create(folder, KEY, plan)
     ledger = Writer(folder, block=9).begin()
     for step, sigma in ((0, 2.0), (3, 1.0)):
@@ -532,7 +533,7 @@ def test_a_reader_cannot_charge(folder: LocalFolder) -> None:
     reader = Ledger(folder, KEY)
     for write in (
         lambda: reader.charge(charge(5)),
-        lambda: reader.amend_plan({}),
+        lambda: reader.amend_plan(PLAN),
         lambda: reader.add_checkpoint("a", "b"),
         lambda: reader.open_session({}, first_step=0, data="", parameters=""),
     ):
@@ -554,7 +555,7 @@ def test_a_closed_ledger_charges_nothing(folder: LocalFolder) -> None:
 def test_a_ledger_is_created_once(folder: LocalFolder) -> None:
     ledger = filled(folder)
     with pytest.raises(FileExistsError):
-        Ledger.create(folder, KEY, {})
+        Ledger.create(folder, KEY, PLAN)
     assert ledger.charge(charge(5)) is CHARGED
     assert Ledger(folder, KEY).charges == 6
 
@@ -589,7 +590,7 @@ def test_no_key_material_in_the_files(folder: LocalFolder) -> None:
     for path in folder.path.iterdir():
         assert KEY not in path.read_bytes()
         assert KEY.hex() not in path.read_text()
-    assert records(folder)[0] == {"kind": "plan", **PLAN}
+    assert records(folder)[0] == {"kind": "plan", **json.loads(json.dumps(PLAN.dump()))}
 
 
 # Any order of steps, stops and crashes.
@@ -607,7 +608,7 @@ class Coordinators(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = self.new_folder()
-        Ledger.create(self.folder, KEY, {**PLAN, "steps": self.STEPS})
+        Ledger.create(self.folder, KEY, replace(PLAN, steps=self.STEPS))
         self.ledger: Writer | None = None
         self.noised: dict[tuple[int, int], Charge] = {}
         self.states: dict[str, tuple[int, str]] = {}

@@ -11,11 +11,13 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers.object_store import MemoryFolder, ObjectStore, serve_objects
+from helpers.plans import privacy_plan
 from helpers.support import key_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -28,7 +30,7 @@ from dp_ray.storage import Folder, LocalFolder
 
 KEY = key_of(3).derive("ledger")
 OTHER_KEY = key_of(4).derive("ledger")
-PLAN = {"steps": 40, "noise_multiplier": 1.0, "sample_rate": 0.1}
+PLAN = privacy_plan(steps=40)
 RECORDS, HEAD = "records.jsonl", "head"
 GARBAGE = [b"\n", b"{}\n", b"[]\n", b"\0", b"null\n", b'{"body": "{}", "mac": ""}\n']
 DEEP = b"[" * 9_999 + b"\n"
@@ -501,7 +503,7 @@ def test_repair_mends_nothing_but_a_lost_end(
 def test_repair_does_not_take_another_ledgers_head_beside_a_torn_record(small: Case) -> None:
     """Of the same key, and of a record that is here: so it can be told."""
     early = MemoryFolder("memory://early")
-    Ledger.create(early, KEY, {**PLAN, "steps": 41})
+    Ledger.create(early, KEY, replace(PLAN, steps=41))
     files = {RECORDS: small.files[RECORDS] + b"torn", HEAD: early.read(HEAD)}
     write_files(small.folder, files)
     lock = WriterLock(small.folder, "repair")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from helpers.object_store import MemoryFolder
+from helpers.plans import privacy_plan
 
 from dp_ray.errors import LedgerError
 from dp_ray.ledger.balance import Charge
@@ -23,7 +24,7 @@ from dp_ray.ledger.lock import Owner, WriterLock
 from dp_ray.storage import Folder, LocalFolder
 
 KEY = bytes(range(32))
-PLAN = {"steps": 9, "noise_multiplier": 1.0, "sample_rate": 0.1}
+PLAN = privacy_plan()
 
 HOLD = """
 import sys

@@ -19,7 +19,6 @@ from ray.cluster_utils import Cluster
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.errors import DpRayError
-from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.reporting.ledger import ledger_facts
 
 NUM_EXAMPLES = 60
@@ -75,7 +74,7 @@ def workers_of_sessions(run: RunDirectory) -> list[int]:
 
 
 def planned_epsilon(run: RunDirectory) -> float:
-    return PrivacyPlan.from_dump(run.read_ledger().plan).epsilon
+    return run.read_ledger().plan.epsilon
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_ray")]

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pytest
+from helpers.plans import plan_at_rate
 from opacus.accountants import RDPAccountant
 
 from dp_ray.privacy import accounting
@@ -89,10 +90,9 @@ def test_noise_meets_the_budget_and_is_not_wasted(
 ) -> None:
     sigma = solve_noise_multiplier(
         accountant,  # type: ignore[arg-type]
+        plan_at_rate(rate),
         target=target,
-        sample_rate=rate,
         steps=steps,
-        delta=1e-5,
     )
     spent = cost(accountant, sigma, rate, steps, 1e-5)
     assert target - 0.01 <= spent <= target
@@ -100,21 +100,21 @@ def test_noise_meets_the_budget_and_is_not_wasted(
 
 def test_budget_below_the_reach_of_rdp() -> None:
     """RDP has no order for ε = 0.1 at δ = 1e-5; the search must do without it."""
-    sigma = solve_noise_multiplier("prv", target=0.1, sample_rate=0.01, steps=100, delta=1e-5)
+    sigma = solve_noise_multiplier("prv", plan_at_rate(0.01), target=0.1, steps=100)
     assert 0.09 < cost("prv", sigma, 0.01, 100, 1e-5) <= 0.1
 
 
 def test_steps_are_the_most_that_fit() -> None:
-    steps = solve_steps("prv", target=2.0, noise_multiplier=1.5, sample_rate=0.05, delta=1e-5)
+    steps = solve_steps("prv", plan_at_rate(0.05), target=2.0, noise_multiplier=1.5)
     assert cost("prv", 1.5, 0.05, steps, 1e-5) <= 2.0 < cost("prv", 1.5, 0.05, steps + 1, 1e-5)
 
 
 def test_impossible_budgets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accounting, "MAX_NOISE_MULTIPLIER", 10.0)
     with pytest.raises(BudgetError, match="single step"):
-        solve_steps("rdp", target=0.01, noise_multiplier=0.3, sample_rate=0.5, delta=1e-5)
+        solve_steps("rdp", plan_at_rate(0.5), target=0.01, noise_multiplier=0.3)
     with pytest.raises(BudgetError, match="no noise multiplier"):
-        solve_noise_multiplier("rdp", target=0.01, sample_rate=0.5, steps=100, delta=1e-5)
+        solve_noise_multiplier("rdp", plan_at_rate(0.5), target=0.01, steps=100)
 
 
 @pytest.mark.parametrize("accountant", ["prv", "rdp", "pld"])

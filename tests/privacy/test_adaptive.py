@@ -101,7 +101,7 @@ def test_one_example_moves_the_count_by_a_half(make_config: MakeConfig) -> None:
     whole = worker.clipped_sum(vector, Assignment(0, 0, c, done=False))
     within = whole.within
     assert abs(within) < whole.statistics[0] / 2  # both kinds are there
-    drawn = worker.sampler.draw(KeyedStream(worker.keys.draw, incarnation=0, step=0), worker.shard)
+    drawn = worker.drawn(at(0))
 
     class Without:
         """The sampler of the neighbour."""

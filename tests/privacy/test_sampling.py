@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,7 +27,7 @@ def inclusions(num_examples: int, expected: int, steps: int) -> NDArray[np.bool_
     sampler = PoissonSampler(num_examples, expected)
     joined = np.zeros((steps, num_examples), dtype=bool)
     for step in range(steps):
-        joined[step, sampler.draw(stream(step), Shard(0, num_examples))] = True
+        joined[step, sampler.draw(stream, step, Shard(0, num_examples))] = True
     return joined
 
 
@@ -52,9 +54,9 @@ def test_draws_do_not_depend_on_the_sharding(
     workers: int, num_examples: int, share: float, step: int
 ) -> None:
     sampler = PoissonSampler(num_examples, max(1, int(share * num_examples)))
-    whole = sampler.draw(stream(step), Shard(0, num_examples))
+    whole = sampler.draw(stream, step, Shard(0, num_examples))
     parts = [
-        sampler.draw(stream(step), Shard.of(rank, workers, num_examples)) for rank in range(workers)
+        sampler.draw(stream, step, Shard.of(rank, workers, num_examples)) for rank in range(workers)
     ]
     assert whole.dtype == np.int64
     assert np.concatenate(parts).tolist() == whole.tolist()
@@ -103,7 +105,10 @@ def test_two_steps_are_independent(first: tuple[int, int], second: tuple[int, in
     sampler = PoissonSampler(num_examples, expected)
     joined = np.zeros((2, num_examples))
     for row, (step, incarnation) in enumerate((first, second)):
-        joined[row, sampler.draw(stream(step, incarnation), Shard(0, num_examples))] = 1
+        joined[
+            row,
+            sampler.draw(partial(stream, incarnation=incarnation), step, Shard(0, num_examples)),
+        ] = 1
     correlation = float(np.corrcoef(joined)[0, 1])
     assert abs(correlation) < stats.norm.isf(5e-4) / num_examples**0.5
 
@@ -111,17 +116,17 @@ def test_two_steps_are_independent(first: tuple[int, int], second: tuple[int, in
 def test_an_equal_step_is_an_equal_draw() -> None:
     sampler = PoissonSampler(500, 100)
     shard = Shard(0, 500)
-    first = sampler.draw(stream(9), shard)
-    assert first.tolist() == sampler.draw(stream(9), shard).tolist()
-    assert first.tolist() != sampler.draw(stream(10), shard).tolist()
-    assert first.tolist() != sampler.draw(stream(9, incarnation=1), shard).tolist()
+    first = sampler.draw(stream, 9, shard)
+    assert first.tolist() == sampler.draw(stream, 9, shard).tolist()
+    assert first.tolist() != sampler.draw(stream, 10, shard).tolist()
+    assert first.tolist() != sampler.draw(partial(stream, incarnation=1), 9, shard).tolist()
 
 
 def test_a_full_batch_takes_every_example_in_every_step() -> None:
     sampler = PoissonSampler(300, 300)
     for step in range(20):
-        assert sampler.draw(stream(step), Shard(0, 300)).tolist() == list(range(300))
-    assert sampler.draw(stream(0), Shard(100, 103)).tolist() == [100, 101, 102]
+        assert sampler.draw(stream, step, Shard(0, 300)).tolist() == list(range(300))
+    assert sampler.draw(stream, 0, Shard(100, 103)).tolist() == [100, 101, 102]
 
 
 def test_a_tiny_rate_often_draws_nobody() -> None:
@@ -129,7 +134,7 @@ def test_a_tiny_rate_often_draws_nobody() -> None:
     num_examples, steps = 1000, 1000
     sampler = PoissonSampler(num_examples, 1)
     shard = Shard(0, num_examples)
-    empty = sum(len(sampler.draw(stream(step), shard)) == 0 for step in range(steps))
+    empty = sum(len(sampler.draw(stream, step, shard)) == 0 for step in range(steps))
     low, high = stats.binom.interval(0.999, steps, (1 - 1 / num_examples) ** num_examples)
     assert 0 < low <= empty <= high
 
@@ -137,7 +142,7 @@ def test_a_tiny_rate_often_draws_nobody() -> None:
 def test_an_empty_shard_draws_nobody() -> None:
     """A worker more than there are examples, with B̄ = N too."""
     for expected in (1, 3):
-        ids = PoissonSampler(3, expected).draw(stream(0), Shard.of(0, 4, 3))
+        ids = PoissonSampler(3, expected).draw(stream, 0, Shard.of(0, 4, 3))
         assert ids.shape == (0,)
         assert list(microbatches(ids, 8)) == []
 

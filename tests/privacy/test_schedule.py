@@ -8,6 +8,7 @@ import math
 
 import pytest
 from helpers.interrupted import start_and_stop
+from helpers.plans import plan_at_rate
 from helpers.support import MakeConfig, folder, released, same, start
 
 from dp_ray.artifacts.run_directory import RunDirectory
@@ -15,6 +16,7 @@ from dp_ray.config.run import NoiseScheduleConfig
 from dp_ray.errors import ConfigError
 from dp_ray.privacy.accounting import epsilon_of, solve_noise_multiplier, solve_steps
 from dp_ray.privacy.history import first_of, room
+from dp_ray.privacy.mechanism import mechanism_of
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
 from dp_ray.privacy.plan import solve_budget
 from dp_ray.privacy.schedule import NoiseSchedule
@@ -77,11 +79,11 @@ def test_a_falling_run_costs_between_its_least_and_its_most_noise(accountant: st
 
 
 def test_both_solvers_meet_the_budget_of_a_falling_run() -> None:
-    common = {"sample_rate": 0.05, "delta": 1e-5, "schedule": HALVES}
-    sigma = solve_noise_multiplier("rdp", target=3.0, steps=201, **common)  # type: ignore[arg-type]
+    plan = plan_at_rate(0.05, noise_factors=HALVES.factors)
+    sigma = solve_noise_multiplier("rdp", plan, target=3.0, steps=201)
     spent = epsilon_of("rdp", HALVES.releases(sigma, 0.05, 201), 1e-5)
     assert 3.0 - 2e-3 < spent <= 3.0
-    steps = solve_steps("rdp", target=3.0, noise_multiplier=sigma, **common)  # type: ignore[arg-type]
+    steps = solve_steps("rdp", plan, target=3.0, noise_multiplier=sigma)
     assert steps in (201, 202)
 
 
@@ -138,9 +140,9 @@ def test_sigma_is_solved_for_a_falling_run(make_config: MakeConfig) -> None:
     plan = solve_budget(config)
     assert plan.noise_factors == pytest.approx((1.0, 0.5, 0.25))
     assert 1.99 < plan.epsilon <= 2.0
-    assert plan.noise_at(49) == plan.noise_multiplier / 4
-    assert plan.noise_at(49) < solve_budget(make_config(privacy=privacy)).noise_multiplier
-    assert plan.noise_at(0) > solve_budget(make_config(privacy=privacy)).noise_multiplier
+    first, last = (mechanism_of(plan).cost_at(step).noise_multiplier for step in (0, 49))
+    assert last == plan.noise_multiplier / 4
+    assert last < solve_budget(make_config(privacy=privacy)).noise_multiplier < first
 
 
 def test_a_part_needs_a_step(make_config: MakeConfig) -> None:

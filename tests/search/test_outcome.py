@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ def test_a_trial_that_was_gone_on_with_elsewhere_is_not_published(
     for index in range(len(search.points or [])):
         run = run_trial(search, index)
     ledger = run.write_ledger("aside")
-    ledger.amend_plan({**ledger.plan, "steps": ledger.plan["steps"] + 1})
+    ledger.amend_plan(replace(ledger.plan, steps=ledger.plan.steps + 1))
     sigma, rate, _ = ledger.history[-1]
     body = {"step": 99, "incarnation": 0, "digest": "ab", "noise_multiplier": sigma}
     rate = rate if change == "one more sum" else rate / 2

@@ -374,9 +374,9 @@ def test_more_steps_may_be_given(
     result = start(larger, resume=True)
     plan = RunDirectory.of(config).read_ledger().plan
     assert result["status"] == "finished"
-    assert result["steps"] == result["charges"] == plan["steps"] > make_plan(config).steps
-    assert plan["steps"] == planned or planned is None
-    assert result["epsilon"] == pytest.approx(plan["epsilon"])
+    assert result["steps"] == result["charges"] == plan.steps > make_plan(config).steps
+    assert plan.steps == planned or planned is None
+    assert result["epsilon"] == pytest.approx(plan.epsilon)
     assert result["epsilon"] > before["epsilon"]
     assert len(charged(config)) == len(set(charged(config)))
     with pytest.raises(RunError, match="finished run"):
@@ -518,7 +518,7 @@ def test_a_schedule_laid_out_for_fewer_steps_is_refused_before_more_are_charged(
     longer = make_config(optimizer=cycle, privacy={"steps": 6})
     with pytest.raises(ConfigError, match=r"optimizer\.scheduler_arguments.*fails at step 5 of 6"):
         start(longer, resume=True)
-    assert RunDirectory.of(config).read_ledger().plan["steps"] == 4
+    assert RunDirectory.of(config).read_ledger().plan.steps == 4
     assert len(charged(config)) == 4
 
 

@@ -1,0 +1,161 @@
+"""How a run draws units and adds noise, and what an accountant is told of it.
+
+A mechanism is chosen by name (``privacy.mechanism``) and made from a :class:`PrivacyPlan`. It only
+describes: no key reaches it, and nothing here draws noise. :mod:`dp_ray.privacy.noise` draws what
+it describes, on rank 0.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from dp_ray.errors import ConfigError
+from dp_ray.imports import USER_ERRORS, cause_of, import_object
+from dp_ray.privacy.history import History, room
+from dp_ray.privacy.sampling import Sampler
+
+if TYPE_CHECKING:
+    from dp_ray.privacy.plan import PrivacyPlan
+
+DEFAULT = "gaussian"
+
+MECHANISMS = {
+    DEFAULT: "dp_ray.privacy.gaussian:Gaussian",
+}
+"""Name → import path of a :class:`Mechanism`."""
+
+
+class Cost(NamedTuple):
+    """What the ledger charges for one step: σ and the rate at which units join it."""
+
+    noise_multiplier: float
+    sample_rate: float
+
+
+@dataclass(frozen=True)
+class StepNoise:
+    """The noise of one step.
+
+    Attributes:
+        on_sum: standard deviation on the clipped sum, over its sensitivity.
+        on_count: standard deviation on the count of gradients within C; None releases no count.
+        feedback: weights of the noises of the steps before, the latest first. The noise of step t
+            is ``z_t + Σ_j feedback[j] · noise_{t-1-j}``, in units of ``on_sum``, with z_t standard
+            normal from the stream of step t; there is none before step 0. Of one length in a run,
+            which is 0 for noise that is independent of other steps.
+    """
+
+    on_sum: float
+    on_count: float | None = None
+    feedback: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mechanism(ABC):
+    """Who may join each step, its noise, and its cost; all a function of the public plan.
+
+    Attributes:
+        plan: σ, T, N, B̄ and the mechanism's own options.
+    """
+
+    plan: PrivacyPlan
+
+    may_redraw: ClassVar[bool] = True
+    """Whether a step may be drawn again, with fresh randomness and a charge of its own, when its
+    sum cannot be had again. Noise that is correlated between steps must not be."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Refuse a plan that the mechanism cannot run.
+
+        Raises:
+            ConfigError: an option is unknown or does not fit.
+        """
+
+    @property
+    @abstractmethod
+    def sampler(self) -> Sampler:
+        """Who joins a step; runs on every worker."""
+
+    @abstractmethod
+    def cost_at(self, step: int) -> Cost:
+        """Return what a step is charged with."""
+
+    @abstractmethod
+    def noise_at(self, step: int) -> StepNoise:
+        """Return the noise of a step."""
+
+    @abstractmethod
+    def charges(self) -> History:
+        """Return the charges of all T steps, in order."""
+
+    def accounted(self, charged: History) -> History:
+        """Return what an accountant takes for charges, of a plan or of a ledger.
+
+        Args:
+            charged: σ, rate and number of charges, in any order.
+        """
+        return charged
+
+    def room(self, charged: History, noise_multiplier: float) -> int:
+        """Return how many further charges with σ the plan covers; negative if it is exceeded.
+
+        Args:
+            charged: what a ledger has charged.
+            noise_multiplier: σ of the further charges.
+        """
+        return room(self.charges(), charged, noise_multiplier)
+
+    def next_max_grad_norm(self, max_grad_norm: float, noised_count: float) -> float:
+        """Return C of the next step, where a step's noise is on a count as well.
+
+        Args:
+            max_grad_norm: C of this step.
+            noised_count: +½ for each gradient within C, -½ for each beyond, and noise.
+        """
+        del noised_count
+        return max_grad_norm
+
+    @property
+    @abstractmethod
+    def sentence(self) -> str:
+        """The mechanism in one line, for the privacy statement."""
+
+
+def mechanism_of(plan: PrivacyPlan) -> Mechanism:
+    """Return the mechanism that a plan names.
+
+    Raises:
+        ConfigError: there is none of that name, or it cannot be imported.
+    """
+    name = plan.mechanism
+    if (path := MECHANISMS.get(name)) is not None:
+        module, _, attribute = path.partition(":")
+        made: Mechanism = getattr(importlib.import_module(module), attribute)(plan)
+        return made
+    if ":" not in name:
+        raise ConfigError(
+            "privacy.mechanism",
+            name,
+            "there is no such mechanism",
+            f"Use one of {', '.join(MECHANISMS)}, or the import path of your own (my_pkg:Class)",
+        )
+    factory = import_object(name, "privacy.mechanism")
+    try:
+        own = factory(plan)
+    except ConfigError:
+        raise
+    except USER_ERRORS as error:
+        problem = f"cannot be made from a plan: {cause_of(error)}"
+        raise ConfigError("privacy.mechanism", name, problem, "Repair it") from error
+    if not isinstance(own, Mechanism):
+        raise ConfigError(
+            "privacy.mechanism",
+            name,
+            f"gives a {type(own).__name__}",
+            "Derive its class from dp_ray.privacy.mechanism.Mechanism",
+        )
+    return own
