@@ -339,8 +339,11 @@ def evaluate(
     file = picture_file(run, picture)
     result = evaluate_run(run, overrides or [])
     _print(describe_evaluation(result))
-    result["picture"] = save_confusion(result, file)
-    _print(f"picture       {result['picture']}")
+    if "confusion_matrix" in result:
+        result["picture"] = save_confusion(result, file)
+        _print(f"picture       {result['picture']}")
+    elif picture is not None:
+        _print(f"picture       none: {result['objective']} has no confusion matrix")
     _print_json(result, as_json)
 
 

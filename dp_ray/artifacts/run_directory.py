@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_ray.config.files import parse_config
-from dp_ray.config.run import Config
+from dp_ray.config.run import Config, ObjectiveConfig
 from dp_ray.config.yaml_text import read_yaml, write_yaml
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.json_text import write_json
@@ -395,4 +395,6 @@ def deciding_fields(config: Config) -> dict[str, Any]:
         del fields[may_change]
     if config.data.name != "image_folder":
         del fields["data.background"]  # of what has no transparent parts
+    if config.objective != ObjectiveConfig():  # runs from before there was a choice keep their keys
+        fields |= {f"objective.{name}": value for name, value in values["objective"].items()}
     return fields | {"train.precision": config.train.precision}

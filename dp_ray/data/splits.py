@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Piece = tuple[NDArray[np.uint8], NDArray[np.int64]]
-"""Images [n, C, H, W] and labels [n]."""
+Piece = tuple[NDArray[np.uint8], NDArray[Any]]
+"""Images [n, C, H, W] and labels [n, …]."""
 
 
 @dataclass
@@ -63,16 +63,16 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def pieces(self) -> Iterator[Piece]:
-        """Consecutive ([n, C, H, W] uint8, [n] int64) pairs."""
+        """Consecutive ([n, C, H, W] uint8, [n, …]) pairs."""
         ...
 
 
 @dataclass(frozen=True)
 class ArraySplit:
-    """A split that is in memory already: images [N, C, H, W] uint8, labels [N]."""
+    """A split that is in memory already: images [N, C, H, W] uint8, labels [N, …]."""
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     notes: Notes = field(default_factory=Notes)
 
     def __len__(self) -> int:

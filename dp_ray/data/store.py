@@ -26,6 +26,7 @@ from dp_ray.data.sources.registry import load_splits
 from dp_ray.data.splits import Notes, Split, Splits, added_up
 from dp_ray.data.stamp import source_stamp
 from dp_ray.errors import ConfigError, DataError
+from dp_ray.objectives.objective import LabelSpec
 
 
 class Examples(Protocol):
@@ -34,26 +35,26 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """[n] whole numbers."""
+    def labels(self) -> NDArray[Any]:
+        """[n, …], as the objective's :class:`LabelSpec` says."""
         ...
 
-    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Copies of the images [n, C, H, W] and labels [n] with these ids [n]."""
+    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        """Copies of the images [n, C, H, W] and labels [n, …] with these ids [n]."""
         ...
 
 
 @dataclass(frozen=True)
 class StoredSplit:
-    """Examples as memory maps: images [N, C, H, W] uint8, labels [N] int64."""
+    """Examples as memory maps: images [N, C, H, W] uint8, labels [N, …]."""
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         """See :class:`Examples`."""
         return self.images[ids], self.labels[ids]
 
@@ -79,26 +80,32 @@ class Dataset:
         return added_up(notes.skipped for notes in self.notes)
 
 
-def open_dataset(config: DataConfig) -> Dataset:
+def open_dataset(config: DataConfig, labels: LabelSpec | None = None) -> Dataset:
     """Opens the decoded copy, made first if it is not there yet.
 
+    Args:
+        config: which data.
+        labels: what the objective takes; None means class indices.
+
     Raises:
-        ConfigError: the number of examples is not what the configuration says.
+        ConfigError: the number of examples, or a label, is not what the configuration says.
         DataError: the data cannot be read, or the decoded copy cannot be written.
     """
     facts = data_facts(config)
+    spec = labels or LabelSpec(0, facts.num_classes - 1)
     cache = Cache.open(config)
     stamp = source_stamp(config)
     splits = None
     if stamp is None:  # a user's own loader: only its output tells whether it changed
-        splits = load_splits(config)
+        splits = load_splits(config, spec)
         stamp = _content_digest(splits)
-    name = cache.name_of([config.name, asdict(facts), stamp])
+    stored = [] if spec.is_class else [spec.dtype, spec.shape]
+    name = cache.name_of([config.name, asdict(facts), stamp, *stored])
     folder = cache.path / name
     try:
         with cache.lock(name):
             if not folder.exists():
-                _write(folder, splits or load_splits(config), facts)
+                _write(folder, splits or load_splits(config, spec), facts, spec)
                 if splits is None and source_stamp(config) != stamp:
                     shutil.rmtree(folder)
                     raise DataError(
@@ -107,10 +114,10 @@ def open_dataset(config: DataConfig) -> Dataset:
                     )
     except (OSError, ValueError, OverflowError) as error:  # no room, or for nothing so large
         raise unwritable(cache.path, error) from error
-    return _open(folder, facts)
+    return _open(folder, facts, spec)
 
 
-def _open(folder: Path, facts: DataFacts) -> Dataset:
+def _open(folder: Path, facts: DataFacts, spec: LabelSpec) -> Dataset:
     try:
         train, test = (_load_split(folder, name) for name in ("train", "test"))
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -133,12 +140,14 @@ def _open(folder: Path, facts: DataFacts) -> Dataset:
             f"Set it to {len(train)} if that number may be public",
         )
     for split in (train, test):
-        if len(split) and not 0 <= split.labels.min() <= split.labels.max() < facts.num_classes:
+        if not spec.contains(split.labels):
             raise ConfigError(
                 "data.num_classes",
                 facts.num_classes,
                 f"labels reach from {split.labels.min()} to {split.labels.max()}",
-                "Labels count from 0 to num_classes - 1",
+                "Labels count from 0 to num_classes - 1"
+                if spec.is_class
+                else f"The objective takes labels from {spec.low:g} to {spec.high:g}",
             )
     return dataset
 
@@ -151,13 +160,13 @@ def _load_split(folder: Path, name: str) -> StoredSplit:
     return StoredSplit(images, labels)
 
 
-def _write(folder: Path, splits: Splits, facts: DataFacts) -> None:
+def _write(folder: Path, splits: Splits, facts: DataFacts, spec: LabelSpec) -> None:
     """Writes beside ``folder`` and renames: it is whole or not there."""
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
         meta: dict[str, Any] = {}
         for name, split in zip(("train", "test"), splits, strict=True):
-            meta[f"{name}_digest"] = _write_split(temporary, name, split, facts)
+            meta[f"{name}_digest"] = _write_split(temporary, name, split, facts, spec)
             meta[f"{name}_notes"] = split.notes.dump()
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         temporary.rename(folder)
@@ -165,7 +174,7 @@ def _write(folder: Path, splits: Splits, facts: DataFacts) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_split(folder: Path, name: str, split: Split, facts: DataFacts) -> str:
+def _write_split(folder: Path, name: str, split: Split, facts: DataFacts, spec: LabelSpec) -> str:
     shape = (facts.channels, facts.image_size, facts.image_size)
     # A zero-length array cannot be mapped; np.save writes it as well as any other.
     images = (
@@ -173,7 +182,7 @@ def _write_split(folder: Path, name: str, split: Split, facts: DataFacts) -> str
         if len(split)
         else np.zeros((0, *shape), dtype=np.uint8)
     )
-    labels = np.empty(len(split), dtype=np.int64)
+    labels = np.empty((len(split), *spec.shape), dtype=spec.dtype)
     digest = hashlib.sha256()
     start = 0
     for piece_images, piece_labels in split.pieces():
@@ -181,6 +190,11 @@ def _write_split(folder: Path, name: str, split: Split, facts: DataFacts) -> str
             raise DataError(
                 f"{name} images are {piece_images.dtype} {piece_images.shape[1:]}; data.channels "
                 f"and data.image_size say uint8 {shape}"
+            )
+        if not spec.takes(piece_labels):
+            raise DataError(
+                f"{name} labels are {piece_labels.dtype} of shape {piece_labels.shape[1:]} each; "
+                f"the objective takes {spec.in_words}"
             )
         part = slice(start, start + len(piece_labels))
         images[part], labels[part] = piece_images, piece_labels

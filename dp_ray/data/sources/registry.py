@@ -16,10 +16,15 @@ from dp_ray.data.sources.image_folder import open_image_folder
 from dp_ray.data.splits import ArraySplit, Notes, Piece, Splits, slices
 from dp_ray.errors import ConfigError, DataError
 from dp_ray.imports import USER_ERRORS, cause_of, import_object
+from dp_ray.objectives.objective import LabelSpec
 
 
-def load_splits(config: DataConfig) -> Splits:
+def load_splits(config: DataConfig, labels: LabelSpec | None = None) -> Splits:
     """Opens the configured data set; images may be decoded only when walked through.
+
+    Args:
+        config: which.
+        labels: what the objective takes; None means class indices.
 
     Raises:
         DataError: the files are missing or unreadable.
@@ -33,7 +38,7 @@ def load_splits(config: DataConfig) -> Splits:
     if config.name == "image_folder":
         return open_image_folder(config, facts)
     if ":" in config.name:
-        return _own(config)
+        return _own(config, labels or LabelSpec(0, facts.num_classes - 1))
     return _torchvision(config)
 
 
@@ -104,7 +109,7 @@ def _arrays(dataset: Any) -> ArraySplit:
     return ArraySplit(images, labels, Notes(classes=list(dataset.classes)))
 
 
-def _own(config: DataConfig) -> Splits:
+def _own(config: DataConfig, spec: LabelSpec) -> Splits:
     load = import_object(config.name, "data.name")
     if not callable(load):
         raise ConfigError("data.name", config.name, "is no function", "Name one that loads data")
@@ -130,9 +135,9 @@ def _own(config: DataConfig) -> Splits:
         ("test", test_images, test_labels),
     ):
         numbers = _array(labels, config, f"{split} labels")
-        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        if not spec.takes(numbers):
             raise DataError(
-                f"data.name = {config.name!r}: {split} labels must be a row of whole numbers, not "
+                f"data.name = {config.name!r}: {split} labels must be {spec.in_words}, not "
                 f"{numbers.dtype} of shape {numbers.shape}"
             )
         pixels = _array(images, config, f"{split} images")
@@ -141,7 +146,7 @@ def _own(config: DataConfig) -> Splits:
                 f"data.name = {config.name!r}: {split} images must be one array of shape "
                 f"[N, C, H, W], not of shape {pixels.shape}"
             )
-        part = ArraySplit(pixels, numbers.astype(np.int64))
+        part = ArraySplit(pixels, numbers.astype(spec.dtype))
         if len(part.images) != len(part.labels):
             raise DataError(
                 f"data.name = {config.name!r}: {len(part.images)} {split} images and "
