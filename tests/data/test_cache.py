@@ -29,6 +29,7 @@ from dp_ray.data.facts import data_facts
 from dp_ray.data.sources.registry import load_splits
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import ConfigError, DataError, DpRayError, RunError
+from dp_ray.objectives.objective import LabelSpec
 from dp_ray.on_ray import job
 from dp_ray.on_ray.session import training_environment
 from dp_ray.storage import LocalFolder
@@ -259,9 +260,9 @@ def test_files_that_change_while_they_are_read_leave_no_copy(
     """It would be found again under the old files' name."""
     load = store.load_splits
 
-    def raced(config: DataConfig) -> Any:
+    def raced(config: DataConfig, *labels: LabelSpec) -> Any:
         draw(tmp_path / "images/train/a/0.ppm", 77)
-        return load(config)
+        return load(config, *labels)
 
     config = pictures()
     with monkeypatch.context() as patch:

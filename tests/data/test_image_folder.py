@@ -182,7 +182,7 @@ def test_what_a_system_changes_leaves_the_decoded_copy_as_it_is(
     """Finder writes .DS_Store whenever it shows a folder; an editor's lock is a link to nowhere."""
     (root / "train/a/.DS_Store").write_bytes(b"1")
     open_dataset(configure())
-    monkeypatch.setattr("dp_ray.data.store.load_splits", lambda _: pytest.fail("decoded again"))
+    monkeypatch.setattr("dp_ray.data.store.load_splits", lambda *_: pytest.fail("decoded again"))
     (root / "train/a/.DS_Store").write_bytes(b"other")
     assert open_dataset(configure()).skipped == {HIDDEN: 1}
     monkeypatch.undo()

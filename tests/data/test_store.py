@@ -23,6 +23,7 @@ from dp_ray.data.sources import registry as readers
 from dp_ray.data.sources.registry import load_splits
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import ConfigError, DataError
+from dp_ray.objectives.objective import LabelSpec
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 OWN_LOADER = """
@@ -74,9 +75,9 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     original = store.load_splits
 
-    def counted(config: DataConfig) -> readers.Splits:
+    def counted(config: DataConfig, *labels: LabelSpec) -> readers.Splits:
         found.append(config.name)
-        return original(config)
+        return original(config, *labels)
 
     monkeypatch.setattr(store, "load_splits", counted)
     return found
