@@ -103,7 +103,7 @@ def describe_progress(progress: dict[str, Any], plan: PrivacyPlan, *, exact: boo
         exact: for the user's eyes. Otherwise the step is that of the twentieth of the run, and
             speed and time left have one digit: logs are kept, and others may read them.
     """
-    name, value = next(iter(metrics_in(progress).items()))
+    name, value = next(iter(metrics_in(progress).items()), ("", None))
     seconds_left = progress["seconds_left"]
     grid = max(plan.steps // 20, 1)
     spent = plan.epsilon_after(min(-(-progress["charges"] // grid) * grid, plan.steps))

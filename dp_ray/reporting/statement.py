@@ -84,7 +84,7 @@ class Statement(_Part):
     adjacency: str
     replay: bool
     warning: str | None
-    metrics: dict[str, float | None]
+    metrics: Annotated[dict[str, float | None], Field(min_length=1)]
     test_accuracy_noise: Positive | None = None
     epsilon_of_test_accuracy: NonNegative | None = None
     data_evaluation: Literal["held_out", "public"]
@@ -96,9 +96,7 @@ class Statement(_Part):
     @classmethod
     def _gather_metrics(cls, values: Any) -> Any:
         """They stand among the other figures, named test_…."""
-        if not isinstance(values, dict) or not metrics_in(values):
-            return values
-        return {**values, "metrics": metrics_in(values)}
+        return {**values, "metrics": metrics_in(values)} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _noise_is_shared(self) -> Statement:
@@ -327,15 +325,14 @@ def figures(statement: Statement) -> list[tuple[str, str]]:
 def accuracy_in_words(statement: Statement) -> str:
     """How good the model is by its primary metric, and on what that was measured."""
     name, value = next(iter(statement.metrics.items()))
-    if value is None:
-        return (
-            f"There were no test images, so nothing is known of its {name.removeprefix('test_')}."
-        )
     if name != "test_accuracy":
+        known = "no number, or there were none" if value is None else f"{value:.4f}"
         return (
-            f"Its {name} is {value:.4f} on the test images, which its user declares "
-            f"{statement.declared}; ε does not cover them."
+            f"On the test images, which its user declares {statement.declared}, its {name} is "
+            f"{known}; ε does not cover them."
         )
+    if value is None:
+        return "There were no test images, so nothing is known of its accuracy."
     if statement.test_accuracy_noise is not None:
         return (
             f"The model is right on about {value:.2%} of the test images, which "

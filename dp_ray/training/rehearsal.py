@@ -259,8 +259,11 @@ class Rehearsal:
         else:
             if "generator of random numbers" in place:
                 return
+        objective = place.startswith("the objective ")
+        field = "objective.name" if objective else "model.name"
+        name = self.config.objective.name if objective else self.config.model.name
         raise ModelError(
-            f"model.name = {self.config.model.name!r}: {place} {why}, so one "
+            f"{field} = {name!r}: {place} {why}, so one "
             "example more or less would change the gradients of others. Remove it, or "
             "make it a function of the input's shape; random layers other than torch's dropout are "
             "not supported"

@@ -136,7 +136,7 @@ def test_the_documented_objective_trains_and_is_evaluated(make_config: MakeConfi
     assert sum("test_top2" in line for line in lines) == 2
     told = write_report(str(folder(config)), public=True, form="html", output=None)
     page = Path(told["report"]).read_text()
-    assert f"Its test_top2 is {metrics['test_top2']:.4f}" in page
+    assert f"its test_top2 is {metrics['test_top2']:.4f}" in page
     assert "Top2 over the steps" in page
 
 
@@ -184,6 +184,9 @@ def test_a_search_compares_by_a_metric_of_its_objective(make_sweep: MakeSweep) -
         ("test_loss", "max"),
         ("test_accuracy", "max"),
     ]
+    varied = {"objective.arguments.smoothing": {"choice": [0.1, 0.2]}}
+    with pytest.raises(ConfigError, match="cannot be searched: trials are compared by one"):
+        draw(sweep(space=varied))
     for given, metric in ((sweep(metric="test_accuracy"), "test_accuracy"), (None, "test_top2")):
         with pytest.raises(ConfigError, match=rf"tune\.metric = '{metric}': the objective has no"):
             draw(given or make_sweep(privacy_mode="compose", metric=metric))
@@ -261,7 +264,7 @@ def test_padding_spoils_no_label_of_several(own: Callable[..., Config], size: in
         (
             {"objective": {"name": "my_findings:make_remembering"}},
             ModelError,
-            r"the objective \(Remembers\)\.seen depends on the examples",
+            r"objective\.name.*the objective \(Remembers\)\.seen depends on the examples",
         ),
     ],
 )
