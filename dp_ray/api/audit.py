@@ -12,6 +12,7 @@ from dp_ray.api.train import run_training
 from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
 from dp_ray.auditing.canaries import Canaries, CanaryKind
 from dp_ray.auditing.directory import AuditDirectory, AuditSettings
+from dp_ray.auditing.planted import supports
 from dp_ray.auditing.probe import CanaryProbe
 from dp_ray.auditing.report import describe_start
 from dp_ray.auditing.verdict import judge
@@ -19,6 +20,7 @@ from dp_ray.config.run import Config
 from dp_ray.data.facts import data_facts
 from dp_ray.errors import ConfigError
 from dp_ray.keys import RunKey
+from dp_ray.objectives.registry import build_objective
 from dp_ray.on_ray.early import EarlyRay
 from dp_ray.on_ray.environment import check_environment, cluster_address
 from dp_ray.on_ray.job import check_storage_path
@@ -68,6 +70,7 @@ def run_audit(
     """
     check_storage_path(config.train.storage_path)
     directory = AuditDirectory.of(config)
+    _check_objective(config)
     settings = _settings(config, kind, canaries, significance, runs)
     if resume:
         _check_same(directory.begun(), (config, settings))
@@ -107,6 +110,18 @@ def run_audit(
     }
     directory.write_outcome(outcome)
     return outcome
+
+
+def _check_objective(config: Config) -> None:
+    num_classes = data_facts(config.data).num_classes
+    if not supports(build_objective(config.objective, num_classes), num_classes):
+        raise ConfigError(
+            "objective.name",
+            config.objective.name,
+            "an audit marks its canaries by their labels, so labels must be class indices and "
+            "outputs rows",
+            "Audit a configuration with such an objective, single_label for example",
+        )
 
 
 def _settings(

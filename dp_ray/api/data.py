@@ -51,7 +51,7 @@ def look_at_data(config: Config, out: str | None, tell: Callable[[str], None]) -
         source = source_of(config.data)
         unread = source.unread()
         _tell_unread(unread, tell)  # before what may be refused because of them
-        dataset = open_dataset(config.data, source)
+        dataset = open_dataset(config.data, source=source)
         facts = data_facts_of(dataset, unread, config.data)
         sheet = draw_contact_sheet(dataset, config.augment)
     files = {"report": f"{folder}/{REPORT}", "contact_sheet": f"{folder}/{SHEET}"}

@@ -29,7 +29,7 @@ from dp_ray.search.directory import REPORT, SweepDirectory
 from dp_ray.search.outcome import read_outcomes
 from dp_ray.search.publish import decide, forget_losers, publish_search, read_decision
 from dp_ray.search.resources import resources_here, trials_at_once
-from dp_ray.search.search import Search
+from dp_ray.search.search import Search, with_metric
 from dp_ray.search.space import edge_points
 from dp_ray.storage import LocalFolder
 from dp_ray.training.opening import try_data
@@ -188,7 +188,8 @@ def _check_resumable(directory: SweepDirectory, sweep: SweepConfig) -> None:
     if directory.finished():
         raise RunError(directory.taken())
     directory.check_private()
-    old, new = dict(_fields(started.dump())), dict(_fields(sweep.dump()))
+    # An earlier version wrote the default metric down.
+    old, new = (dict(_fields(with_metric(s).dump())) for s in (started, sweep))
     for field in sorted(old.keys() | new.keys()):
         if old.get(field) != new.get(field) and not field.startswith(_MAY_CHANGE):
             raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from dp_ray.artifacts.run_directory import METRICS, PROGRESS, TENSORBOARD, RunDirectory
 from dp_ray.json_text import write_json
-from dp_ray.objectives.evaluation import METRIC_NAMES, Evaluation
+from dp_ray.objectives.evaluation import Evaluation
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.storage import OWNER_ONLY
 
@@ -38,11 +39,15 @@ class Journal:
     Args:
         run: where.
         plan: T, B̄ and K, for rates and what is left.
+        metrics: names of the objective's metrics, the primary one first.
         repaired: whether charges are on record that no step in the order of the plan made.
     """
 
-    def __init__(self, run: RunDirectory, plan: PrivacyPlan, *, repaired: bool) -> None:
+    def __init__(
+        self, run: RunDirectory, plan: PrivacyPlan, *, metrics: Iterable[str], repaired: bool
+    ) -> None:
         self._run = run
+        self._metric_names = tuple(metrics)
         self._repaired = repaired
         self._plan = plan
         self._started = time.monotonic()
@@ -135,7 +140,7 @@ class Journal:
         return {"step": float(self._step), "epsilon": self._epsilon, **self._evaluated()}
 
     def _evaluated(self) -> dict[str, float]:
-        return {} if self.evaluation is None else self.evaluation.named()
+        return {} if self.evaluation is None else self.evaluation.metrics
 
     def close(self) -> None:
         """Writes what is buffered."""
@@ -160,7 +165,7 @@ class Journal:
             "steps": self._plan.steps,
             "charges": self._charges,
             "repaired": self._repaired,
-            **(dict.fromkeys(METRIC_NAMES) | self._evaluated()),
+            **(dict.fromkeys(self._metric_names) | self._evaluated()),
             # From public numbers and the clock; still private, as the clock shows the batch size.
             "images_per_second": images / per_step if per_step else 0.0,
             "seconds_left": (self._plan.steps - self._step) * per_step or None,

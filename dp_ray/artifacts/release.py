@@ -24,7 +24,8 @@ from dp_ray.config.run import Config
 from dp_ray.config.yaml_text import write_yaml
 from dp_ray.errors import RunError
 from dp_ray.json_text import write_json
-from dp_ray.objectives.evaluation import METRIC_NAMES, Evaluation
+from dp_ray.objectives.evaluation import Evaluation
+from dp_ray.objectives.single_label import METRICS
 from dp_ray.privacy.accounting import epsilon_by_accountant
 from dp_ray.privacy.history import History
 from dp_ray.privacy.mechanism import MECHANISMS, mechanism_of
@@ -85,6 +86,7 @@ class Outcome:
         epsilon: what the accountant says of them.
         evaluation: on the test split, of what is released; None without test examples.
         seconds: wall-clock time of the last session; private.
+        metric_names: of the objective, the primary one first.
     """
 
     finished: bool
@@ -93,6 +95,7 @@ class Outcome:
     epsilon: float
     evaluation: Evaluation | None
     seconds: float
+    metric_names: tuple[str, ...] = tuple(METRICS)
 
     @property
     def charges(self) -> int:
@@ -103,8 +106,8 @@ class Outcome:
     def metrics(self) -> dict[str, float | None]:
         """The evaluation by the names that results have; null without test examples."""
         if self.evaluation is None:
-            return dict.fromkeys(METRIC_NAMES)
-        return {name: finite(value) for name, value in self.evaluation.named().items()}
+            return dict.fromkeys(self.metric_names)
+        return {name: finite(value) for name, value in self.evaluation.metrics.items()}
 
 
 def publish(
@@ -259,7 +262,7 @@ def privacy_statement(
         score: from :func:`published_score`; exact where nothing is published.
     """
     spent = epsilon_by_accountant(outcome.history, plan.delta)
-    assumptions = [*ASSUMPTIONS, assumption(config)]
+    assumptions = [*ASSUMPTIONS, assumption(config, outcome.metric_names)]
     searched = with_search(config, outcome.epsilon)
     if searched is not None:
         assumptions[CHOICE] = (

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dp_ray.config.files import parse_config
-from dp_ray.config.run import Config
+from dp_ray.config.run import Config, ObjectiveConfig
 from dp_ray.config.yaml_text import read_yaml, write_yaml
 from dp_ray.data.sources.registry import unheeded_fields
 from dp_ray.errors import ConfigError, RunError
@@ -399,4 +399,6 @@ def deciding_fields(config: Config) -> dict[str, Any]:
         del fields[f"data.{name}"]
     if config.privacy.mechanism == DEFAULT:  # keys and runs of before there were others stay valid
         del fields["privacy.mechanism"], fields["privacy.mechanism_arguments"]
+    if config.objective != ObjectiveConfig():  # likewise
+        fields |= {f"objective.{name}": value for name, value in values["objective"].items()}
     return fields | {"train.precision": config.train.precision}

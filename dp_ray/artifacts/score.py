@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dp_ray.config.run import Config
+from dp_ray.errors import ConfigError
 from dp_ray.keys import KeyedStream, RunKey
-from dp_ray.objectives.evaluation import METRIC_NAMES, Evaluation
+from dp_ray.objectives.evaluation import Evaluation
+from dp_ray.objectives.single_label import METRICS
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.history import History
 from dp_ray.privacy.plan import PrivacyPlan
@@ -20,7 +22,7 @@ PUBLIC = (
 )
 EXACT = (
     "The test split is held out, as its user declares (data_evaluation), and ε does not cover it: "
-    "test_accuracy and test_loss are exact. Whoever knows all test images but one learns from them "
+    "{metrics} are exact. Whoever knows all test images but one learns from them "
     "whether the model is right on that one, and how sure it is."
 )
 NOISED = (
@@ -33,11 +35,33 @@ NOISED = (
 )
 
 
-def assumption(config: Config) -> str:
-    """What a statement says of the test split."""
+def assumption(config: Config, metrics: Sequence[str] = tuple(METRICS)) -> str:
+    """What a statement says of the test split, and of metrics of these names."""
     if config.data.evaluation == "public":
         return PUBLIC
-    return EXACT if config.data.evaluation_noise is None else NOISED
+    return (
+        EXACT.format(metrics=_listed(metrics)) if config.data.evaluation_noise is None else NOISED
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
+def check_noise(config: Config) -> None:
+    """Refuse noise on a number of right answers that the objective does not count.
+
+    Raises:
+        ConfigError: ``data.evaluation_noise`` is set for another objective.
+    """
+    if config.data.evaluation_noise is not None and config.objective.name != "single_label":
+        raise ConfigError(
+            "data.evaluation_noise",
+            config.data.evaluation_noise,
+            "it hides the number of right answers, and objective.name = "
+            f"{config.objective.name!r} counts none",
+            "Set it to null",
+        )
 
 
 def published_score(
@@ -72,9 +96,11 @@ def published_score(
     }
     if evaluation is None or config.data.evaluation == "public":
         return {**metrics, **said}
-    right = round(evaluation.accuracy * evaluation.examples)
+    accuracy = evaluation.metrics.get("test_accuracy")
+    right = 0 if accuracy is None else round(accuracy * evaluation.examples)
+    said_of = right if accuracy is not None else evaluation.metrics  # of another objective
     address = (
-        f"{hashlib.sha256(model).hexdigest()} {right} of {evaluation.examples} of {test_digest} "
+        f"{hashlib.sha256(model).hexdigest()} {said_of} of {evaluation.examples} of {test_digest} "
         f"with {noise!r}"
     )
     # An exact one is charged as well: a noised one of a later release cannot hide it.
@@ -87,7 +113,7 @@ def published_score(
     noised = round((right + noise * drawn) / evaluation.examples, 6)
     epsilon = epsilon_of(plan.accountant, published, plan.delta)
     return {
-        **dict.fromkeys(METRIC_NAMES),
+        **dict.fromkeys(metrics),
         **said,
         "test_accuracy": min(max(noised, 0.0), 1.0),
         "test_accuracies_published": sum(count for _, _, count in published),

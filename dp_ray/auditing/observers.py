@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from dp_ray.auditing.canaries import Canaries
 from dp_ray.auditing.planted import Directions, Planted
@@ -24,10 +23,11 @@ from dp_ray.data.store import Dataset, StoredSplit
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import RunError
 from dp_ray.gradients.layout import ParameterLayout
+from dp_ray.objectives.objective import Objective
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.privacy.sampling import Shard
 from dp_ray.storage import Folder
-from dp_ray.training.evaluation import logits_by_batch
+from dp_ray.training.evaluation import outputs_by_batch
 from dp_ray.training.probe import Observation, ReleaseObserver
 
 _QUARTILES = 1.349
@@ -77,6 +77,7 @@ class LossObserver:
         model: the network.
         layout: order of the parameters.
         views: how images are normalised.
+        objective: of the run.
     """
 
     folder: Folder
@@ -84,14 +85,15 @@ class LossObserver:
     model: nn.Module
     layout: ParameterLayout
     views: ViewMaker
+    objective: Objective
 
     def observe(self, observation: Observation) -> None:
         """See :class:`~dp_ray.training.probe.ReleaseObserver`."""
         params, everyone = self.layout.split(observation.params), Shard(0, len(self.canaries))
         device = observation.params.device
         losses = [
-            cross_entropy(logits, labels, reduction="none")
-            for logits, labels in logits_by_batch(
+            self.objective.losses(outputs, labels)
+            for outputs, labels in outputs_by_batch(
                 self.model, params, self.canaries, self.views, device, everyone
             )
         ]
@@ -108,6 +110,7 @@ def open_release_observer(
     model: nn.Module,
     layout: ParameterLayout,
     views: ViewMaker,
+    objective: Objective,
     planted: Planted | None,
 ) -> ReleaseObserver:
     """Return the observer that suits the canaries.
@@ -120,6 +123,7 @@ def open_release_observer(
         model: the network.
         layout: order of its parameters.
         views: how images are normalised.
+        objective: of the run.
         planted: gradient canaries, if they are such.
     """
     if planted is not None:
@@ -127,7 +131,7 @@ def open_release_observer(
         return GradientObserver(folder, planted.directions, amplitude, plan.sample_rate)
     images, true = dataset.train.read(canaries.replaced)
     wrong = canaries.wrong_labels(true, dataset.facts.num_classes)
-    return LossObserver(folder, StoredSplit(images, wrong), model, layout, views)
+    return LossObserver(folder, StoredSplit(images, wrong), model, layout, views, objective)
 
 
 def scores(folder: Folder) -> NDArray[np.float64]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dp_ray.auditing.canaries import Canaries
 from dp_ray.gradients.clipping import Clipping, clip_and_sum
 from dp_ray.gradients.layout import ParameterLayout, trained_parameters
+from dp_ray.objectives.objective import Objective
 from dp_ray.privacy.adaptive import LARGEST_CLIP
 
 
@@ -78,25 +79,39 @@ class PlantedNetwork(nn.Module):
         return torch.cat([logits.to(flat.dtype), shares], dim=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlantedLoss:
-    """The loss of one example's views: cross-entropy, unless its label says that it is a canary.
+    """The loss of one unit's views: the objective's, unless its label says that it is a canary.
 
     Attributes:
+        objective: of the run; one of classes (:func:`supports`).
         num_classes: the label of canary i is this number and i.
         size: norm of a canary's gradient, far above C, so that clipping has work to do.
     """
 
+    objective: Objective
     num_classes: int
     size: float
 
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def __call__(self, outputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
         """[] loss of what :class:`PlantedNetwork` returns, and of labels [K]; 0 for a canary."""
-        classes, along = logits[:, : self.num_classes], logits[:, self.num_classes :].flatten()
+        width = self.objective.output_shape[0]
+        classes, along = outputs[:, :width], outputs[:, width:].flatten()
         chosen = along.gather(0, (labels[:1] - self.num_classes).clamp(min=0))
         pushed = (self.size * (chosen - chosen.detach())).sum()
-        loss = F.cross_entropy(classes, labels.clamp(max=self.num_classes - 1))
+        loss = self.objective.loss(classes, labels.clamp(max=self.num_classes - 1), weights)
         return torch.where(labels[0] < self.num_classes, loss, pushed)
+
+
+def supports(objective: Objective, num_classes: int) -> bool:
+    """Return whether canaries can be planted among the labels of an objective.
+
+    A canary has a label that no class has, or another class's, so labels must be class indices; and
+    outputs must be rows, beside which :class:`PlantedNetwork` puts its own.
+    """
+    labels = objective.labels
+    indices = labels.is_class and (labels.low, labels.high) == (0, num_classes - 1)
+    return indices and len(objective.output_shape) == 1
 
 
 @dataclass(frozen=True)
@@ -124,6 +139,7 @@ class Planted:
         model: nn.Module,
         clipping: Clipping,
         *,
+        objective: Objective,
         num_classes: int,
         max_grad_norm: float,
         device: torch.device,
@@ -134,6 +150,7 @@ class Planted:
             canaries: of the run.
             model: the network.
             clipping: how gradients are brought within C.
+            objective: of the run.
             num_classes: of the data.
             max_grad_norm: C at the start.
             device: where sums are computed.
@@ -143,7 +160,8 @@ class Planted:
         directions = Directions.of(canaries, ParameterLayout.of(model).size, device)
         network = PlantedNetwork(model, directions)
         # Above any C that the run may have, where it adapts; the square is a float32 number.
-        loss = PlantedLoss(num_classes, 1e4 * max(max_grad_norm, LARGEST_CLIP))
+        size = 1e4 * max(max_grad_norm, LARGEST_CLIP)
+        loss = PlantedLoss(objective, num_classes, size)
         return cls(network, directions, ParameterLayout.of(network), loss, clipping)
 
     def amplitude(self, max_grad_norm: float) -> float:

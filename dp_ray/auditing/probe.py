@@ -14,6 +14,7 @@ from dp_ray.auditing.planted import Planted
 from dp_ray.data.store import Dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.gradients.layout import ParameterLayout
+from dp_ray.objectives.registry import build_objective
 from dp_ray.training.probe import ReleaseObserver
 from dp_ray.training.session import Task
 
@@ -40,6 +41,7 @@ class CanaryProbe:
             self.canaries,
             model,
             task.plan.clipping,
+            objective=build_objective(task.config.objective, dataset.facts.num_classes),
             num_classes=dataset.facts.num_classes,
             max_grad_norm=task.plan.max_grad_norm,
             device=device,
@@ -63,6 +65,7 @@ class CanaryProbe:
             model=model,
             layout=layout,
             views=views,
+            objective=build_objective(task.config.objective, dataset.facts.num_classes),
             planted=self.differentiated(task, dataset, model, device),
         )
 

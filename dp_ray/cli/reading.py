@@ -128,8 +128,11 @@ def evaluate(
     file = picture_file(run, picture)
     result = evaluate_run(run, overrides or [])
     print_text(describe_evaluation(result))
-    result["picture"] = save_confusion(result, file)
-    print_text(f"picture       {result['picture']}")
+    if "confusion_matrix" in result:
+        result["picture"] = save_confusion(result, file)
+        print_text(f"picture       {result['picture']}")
+    elif picture is not None:
+        print_text(f"picture       none: {result['objective']} has no confusion matrix")
     print_json(result, as_json)
 
 

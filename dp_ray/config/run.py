@@ -180,6 +180,19 @@ class ModelConfig(Section):
         return values if found is None else {**values, "pretrained_norm": found}
 
 
+class ObjectiveConfig(Section):
+    """What is learned: the labels, the loss and the metrics."""
+
+    name: str = Field(
+        "single_label",
+        description="single_label (one class an example: cross-entropy, test_accuracy, test_loss), "
+        "or the import path of your own (my_pkg.my_module:make).",
+    )
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="Further keyword arguments of make."
+    )
+
+
 class NoiseScheduleConfig(Section):
     """σ falls during a run, in equal parts of T; each step is charged with the σ that it had."""
 
@@ -463,6 +476,7 @@ class Config(Section):
     data: DataConfig
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     privacy: PrivacyConfig
     optimizer: OptimizerConfig
     train: TrainConfig = Field(default_factory=TrainConfig)

@@ -118,8 +118,10 @@ class TuneConfig(Section):
         description="Dotted field → its values: {grid: […]}, {choice: […]}, {uniform: [a, b]}, "
         "{log_uniform: [a, b]} or {integer: [a, b]}.",
     )
-    metric: Literal["test_accuracy", "test_loss"] = Field(
-        "test_accuracy", description="What the best trial is best in."
+    metric: str | None = Field(
+        None,
+        description="What the best trial is best in, a metric of the objective; default its "
+        "primary one: test_accuracy for single_label, which also has test_loss.",
     )
     mode: Literal["max", "min"] | None = Field(
         None, description="Whether large or small is good; default what suits the metric."
@@ -175,11 +177,6 @@ class TuneConfig(Section):
     max_failures: Annotated[int, Field(ge=0, le=10**6)] = Field(
         2, description="Times a failed trial is taken up again, from where its ledger stands."
     )
-
-    @property
-    def larger_is_better(self) -> bool:
-        """Whether the best trial is the one with the largest metric."""
-        return (self.mode or {"test_accuracy": "max", "test_loss": "min"}[self.metric]) == "max"
 
     @property
     def only_best_may_be_seen(self) -> bool:

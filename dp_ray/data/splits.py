@@ -11,8 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-Piece = tuple[NDArray[np.uint8], NDArray[np.int64]]
-"""Images [n, C, H, W] and labels [n]."""
+Piece = tuple[NDArray[np.uint8], NDArray[Any]]
+"""Images [n, C, H, W] and labels [n, …]."""
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Split(Protocol):
     def __len__(self) -> int: ...
 
     def pieces(self) -> Iterator[Piece]:
-        """Consecutive ([n, C, H, W] uint8, [n] int64) pairs; len() examples in all.
+        """Consecutive ([n, C, H, W] uint8, [n, …]) pairs; len() examples in all.
 
         The digest of the data depends on where it is cut, so the pieces are the same each time.
         """
@@ -73,10 +73,10 @@ class Split(Protocol):
 
 @dataclass(frozen=True)
 class ArraySplit:
-    """A split that is in memory already: images [N, C, H, W] uint8, labels [N]."""
+    """A split that is in memory already: images [N, C, H, W] uint8, labels [N, …]."""
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     notes: Notes = field(default_factory=Notes)
 
     def __len__(self) -> int:

@@ -23,8 +23,9 @@ from dp_ray.config.run import DataConfig
 from dp_ray.data.cache import Cache, unwritable
 from dp_ray.data.source import DataFacts, Source
 from dp_ray.data.sources.registry import source_of
-from dp_ray.data.splits import Notes, Split, Splits, added_up
+from dp_ray.data.splits import Notes, Piece, Split, Splits, added_up
 from dp_ray.errors import ConfigError, DataError
+from dp_ray.objectives.objective import LabelSpec
 
 
 class Examples(Protocol):
@@ -33,26 +34,26 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """[n] whole numbers."""
+    def labels(self) -> NDArray[Any]:
+        """[n, …], as the objective's :class:`LabelSpec` says."""
         ...
 
-    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Copies of the images [n, C, H, W] and labels [n] with these ids [n]."""
+    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+        """Copies of the images [n, C, H, W] and labels [n, …] with these ids [n]."""
         ...
 
 
 @dataclass(frozen=True)
 class StoredSplit:
-    """Examples as memory maps: images [N, C, H, W] uint8, labels [N] int64."""
+    """Examples as memory maps: images [N, C, H, W] uint8, labels [N, …]."""
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         """See :class:`Examples`."""
         return self.images[ids], self.labels[ids]
 
@@ -78,31 +79,36 @@ class Dataset:
         return added_up(notes.skipped for notes in self.notes)
 
 
-def open_dataset(config: DataConfig, source: Source | None = None) -> Dataset:
+def open_dataset(
+    config: DataConfig, labels: LabelSpec | None = None, source: Source | None = None
+) -> Dataset:
     """Opens the decoded copy, made first if it is not there yet.
 
     Args:
         config: the data section.
+        labels: what the objective takes; None means class indices.
         source: the source of that section, where it was made already.
 
     Raises:
-        ConfigError: the number of examples is not what the configuration says.
+        ConfigError: the number of examples, or a label, is not what the configuration says.
         DataError: the data cannot be read, or the decoded copy cannot be written.
     """
     source = source or source_of(config)
     facts = source.facts()
+    spec = labels or LabelSpec(0, facts.num_classes - 1)
     cache = Cache.open(config)
     stamp = source.stamp()
     splits = None
     if stamp is None:  # only the content tells whether it changed
-        splits = source.splits()
+        splits = _labelled(source, spec)
         stamp = _content_digest(splits)
-    name = cache.name_of([config.name, asdict(facts), stamp])
+    stored = [] if spec.is_class else [spec.dtype, spec.shape]
+    name = cache.name_of([config.name, asdict(facts), stamp, *stored])
     folder = cache.path / name
     try:
         with cache.lock(name):
             if not folder.exists():
-                _write(folder, splits or source.splits(), facts)
+                _write(folder, splits or _labelled(source, spec), facts, spec)
                 if splits is None and source_of(config).stamp() != stamp:
                     shutil.rmtree(folder)
                     raise DataError(
@@ -111,10 +117,44 @@ def open_dataset(config: DataConfig, source: Source | None = None) -> Dataset:
                     )
     except (OSError, ValueError, OverflowError) as error:  # no room, or for nothing so large
         raise unwritable(cache.path, error) from error
-    return _open(folder, facts)
+    return _open(folder, facts, spec)
 
 
-def _open(folder: Path, facts: DataFacts) -> Dataset:
+@dataclass(frozen=True)
+class _Labelled:
+    """A split whose labels are what the objective takes, in the type that they are stored in."""
+
+    split: Split
+    name: str
+    data: str
+    spec: LabelSpec
+
+    @property
+    def notes(self) -> Notes:
+        """See :class:`~dp_ray.data.splits.Split`."""
+        return self.split.notes
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def pieces(self) -> Iterator[Piece]:
+        """See :class:`~dp_ray.data.splits.Split`."""
+        for images, labels in self.split.pieces():
+            if not self.spec.takes(labels):
+                raise DataError(
+                    f"data.name = {self.data!r}: {self.name} labels must be {self.spec.in_words}, "
+                    f"not {labels.dtype} of shape {labels.shape}"
+                )
+            yield images, labels.astype(self.spec.dtype, copy=False)
+
+
+def _labelled(source: Source, spec: LabelSpec) -> Splits:
+    train, test = source.splits()
+    name = source.config.name
+    return _Labelled(train, "train", name, spec), _Labelled(test, "test", name, spec)
+
+
+def _open(folder: Path, facts: DataFacts, spec: LabelSpec) -> Dataset:
     try:
         train, test = (_load_split(folder, name) for name in ("train", "test"))
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -137,12 +177,14 @@ def _open(folder: Path, facts: DataFacts) -> Dataset:
             f"Set it to {len(train)} if that number may be public",
         )
     for split in (train, test):
-        if len(split) and not 0 <= split.labels.min() <= split.labels.max() < facts.num_classes:
+        if not spec.contains(split.labels):
             raise ConfigError(
                 "data.num_classes",
                 facts.num_classes,
                 f"labels reach from {split.labels.min()} to {split.labels.max()}",
-                "Labels count from 0 to num_classes - 1",
+                "Labels count from 0 to num_classes - 1"
+                if spec.is_class
+                else f"The objective takes labels from {spec.low:g} to {spec.high:g}",
             )
     return dataset
 
@@ -155,13 +197,13 @@ def _load_split(folder: Path, name: str) -> StoredSplit:
     return StoredSplit(images, labels)
 
 
-def _write(folder: Path, splits: Splits, facts: DataFacts) -> None:
+def _write(folder: Path, splits: Splits, facts: DataFacts, spec: LabelSpec) -> None:
     """Writes beside ``folder`` and renames: it is whole or not there."""
     temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
         meta: dict[str, Any] = {}
         for name, split in zip(("train", "test"), splits, strict=True):
-            meta[f"{name}_digest"] = _write_split(temporary, name, split, facts)
+            meta[f"{name}_digest"] = _write_split(temporary, name, split, facts, spec)
             meta[f"{name}_notes"] = split.notes.dump()
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         temporary.rename(folder)
@@ -169,7 +211,7 @@ def _write(folder: Path, splits: Splits, facts: DataFacts) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_split(folder: Path, name: str, split: Split, facts: DataFacts) -> str:
+def _write_split(folder: Path, name: str, split: Split, facts: DataFacts, spec: LabelSpec) -> str:
     shape = facts.shape
     # A zero-length array cannot be mapped; np.save writes it as well as any other.
     images = (
@@ -177,7 +219,7 @@ def _write_split(folder: Path, name: str, split: Split, facts: DataFacts) -> str
         if len(split)
         else np.zeros((0, *shape), dtype=np.uint8)
     )
-    labels = np.empty(len(split), dtype=np.int64)
+    labels = np.empty((len(split), *spec.shape), dtype=spec.dtype)
     digest = hashlib.sha256()
     done = 0
     for piece_images, piece_labels in split.pieces():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.errors import DpRayError, RunError
-from dp_ray.objectives.evaluation import METRIC_NAMES
+from dp_ray.objectives.objective import worst
 from dp_ray.on_ray.job import for_log
 from dp_ray.on_ray.session import node_name
 from dp_ray.on_ray.trainer import train_on_ray
@@ -77,7 +76,7 @@ def train_driver_fn(
             seconds = record.seconds + time.monotonic() - started
             replace(record, seconds=seconds).write(run)
     # Also what the last evaluation said: Tune may have missed it in a crash.
-    tune.report(_last_metrics(run))
+    tune.report(_last_metrics(search, run))
 
 
 def _identify(config: dict[str, Any], search: Search) -> tuple[str, Point]:
@@ -116,13 +115,13 @@ def _train(
         train_in_process(task, _TuneReports(), node=node_name(config.cluster))
 
 
-def _last_metrics(run: RunDirectory) -> dict[str, float]:
-    result = run.read_result()
-    if result["test_accuracy"] is None:
+def _last_metrics(search: Search, run: RunDirectory) -> dict[str, float]:
+    result, metrics = run.read_result(), search.objective.metrics
+    if all(result[name] is None for name in metrics):
         raise RunError(
             f"{run.root}: there are no test examples, so trials cannot be compared: give the data "
             "a test split"
         )
     # JSON has no infinity: a loss that is null was one.
-    metrics = {n: math.inf if result[n] is None else result[n] for n in METRIC_NAMES}
-    return {"step": float(result["steps"]), "epsilon": result["epsilon"], **metrics}
+    found = {n: worst(d) if result[n] is None else result[n] for n, d in metrics.items()}
+    return {"step": float(result["steps"]), "epsilon": result["epsilon"], **found}

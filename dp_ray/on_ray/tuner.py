@@ -87,14 +87,13 @@ def _new_tuner(search: Search, trainable: Callable[..., None], at_once: int) -> 
     space: dict[str, Any] = {}
     if search.points is not None:
         space = {INDEX: tune.grid_search(list(range(len(search.points))))}
-    mode = "max" if sweep.larger_is_better else "min"
     return tune.Tuner(
         trainable,
         param_space=space,
         tune_config=tune.TuneConfig(
-            metric=sweep.metric,
-            mode=mode,
-            search_alg=_searcher(search, mode),
+            metric=search.metric,
+            mode=search.mode,
+            search_alg=_searcher(search),
             scheduler=_scheduler(search),
             num_samples=1 if search.points is not None else sweep.num_samples,
             max_concurrent_trials=at_once,
@@ -109,7 +108,7 @@ def _new_tuner(search: Search, trainable: Callable[..., None], at_once: int) -> 
     )
 
 
-def _searcher(search: Search, mode: str) -> Searcher | None:
+def _searcher(search: Search) -> Searcher | None:
     """Optuna's TPE, in the unit cube; None where all trials were drawn beforehand."""
     if search.points is not None:
         return None
@@ -125,7 +124,7 @@ def _searcher(search: Search, mode: str) -> Searcher | None:
             count = len(domain.values)
             space[field] = tune.choice([(i + 0.5) / count for i in range(count)])
     seed = int.from_bytes(search.directory.key().derive("searcher")[:4], "little")
-    return OptunaSearch(space=space, metric=search.sweep.tune.metric, mode=mode, seed=seed)
+    return OptunaSearch(space=space, metric=search.metric, mode=search.mode, seed=seed)
 
 
 def _scheduler(search: Search) -> TrialScheduler | None:

@@ -23,6 +23,7 @@ from dp_ray.gradients.clipped_sum import ClippedSum, clipped_gradient_sum
 from dp_ray.gradients.engines.engine import Engine, EngineError, EngineName, in_one_line
 from dp_ray.gradients.layout import trained_parameters
 from dp_ray.json_text import write_json
+from dp_ray.objectives.objective import Objective
 from dp_ray.performance.machine import describe_machine
 
 _ENOUGH_S = 1.0
@@ -47,13 +48,20 @@ class EngineTrial:
         config: of the run.
         facts: shape of the images.
         model: on ``device``.
+        objective: of the run; the same object as in its steps, whose graphs are compiled here.
         device: where to compute.
     """
 
     def __init__(
-        self, config: Config, facts: DataFacts, model: nn.Module, device: torch.device
+        self,
+        config: Config,
+        facts: DataFacts,
+        model: nn.Module,
+        objective: Objective,
+        device: torch.device,
     ) -> None:
         self._config = config
+        self._objective = objective
         self._facts = facts
         self._model = model
         self._device = device
@@ -127,7 +135,7 @@ class EngineTrial:
         side = facts.image_size
         shape = (size, self._config.augment.views, facts.channels, side, side)
         images = torch.randn(shape, generator=generator)
-        labels = torch.randint(facts.num_classes, (size,), generator=generator)
+        labels = self._objective.labels.made_up(size, generator)
         return images.to(self._device), labels.to(self._device)
 
     def _sum(
@@ -149,6 +157,7 @@ class EngineTrial:
             mask=torch.ones(len(labels), dtype=torch.bool, device=self._device),
             dropout_seeds=torch.zeros(len(labels), dtype=torch.int64, device=self._device),
             microbatch_size=microbatch_size,
+            loss_fn=self._objective.loss,
             engine=self.engine(name),
         )
         if self._device.type == "cuda":

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from dp_ray.data.files import skipped_line
+from dp_ray.objectives.objective import metrics_in
 from dp_ray.objectives.quality import CALIBRATION_BINS
 
 _ALL_SHOWN = 20
@@ -22,6 +23,8 @@ def describe_evaluation(result: dict[str, Any]) -> str:
     Args:
         result: as :func:`~dp_ray.training.evaluate_run.evaluate_run` has it.
     """
+    if "per_class" not in result:
+        return _metrics(result)
     low, high = result["interval_95"]
     lines = [
         f"test accuracy {result['test_accuracy']:.4f} (95% interval {low:.4f} to {high:.4f}) on "
@@ -36,6 +39,21 @@ def describe_evaluation(result: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _metrics(result: dict[str, Any]) -> str:
+    """Lines for an objective that has metrics and no further figures."""
+    lines = [
+        f"{name.replace('_', ' '):13s} {'not finite' if value is None else f'{value:.4f}'}"
+        for name, value in metrics_in(result).items()
+    ]
+    lines.append(
+        f"on {result['test_examples']} examples declared {result['data_evaluation']}; "
+        "not covered by ε"
+    )
+    if (line := skipped_line(result.get("skipped", {}))) is not None:
+        lines.append(line)
+    return "\n".join([*lines, ""])
 
 
 def _calibration(result: dict[str, Any]) -> str:

@@ -19,7 +19,8 @@ from dp_ray.data.sources.registry import is_self_contained
 from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.ledger.balance import Session
 from dp_ray.ledger.ledger import Ledger
-from dp_ray.objectives.evaluation import METRIC_NAMES, Evaluation
+from dp_ray.objectives.evaluation import Evaluation
+from dp_ray.objectives.objective import metrics_in
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.reporting.ledger import facts_of
 from dp_ray.reporting.statement import Statement
@@ -36,13 +37,14 @@ class Evaluated:
         step: which.
         epsilon: spent so far.
         max_grad_norm: C as it was.
-        accuracy: on the test split; None without test examples.
+        metrics: on the test split by name, the primary one first; None where a metric is no number
+            or may not be published. Empty without test examples.
     """
 
     step: int
     epsilon: float
     max_grad_norm: float
-    accuracy: float | None
+    metrics: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def read_run(folder: Folder, *, public: bool) -> RunFacts:
         raise RunError(f"{folder} cannot be reported on in public: {facts.notices[0]}")
     evaluations = facts.evaluations
     if facts.statement.test_accuracy_noise is not None:  # those of other steps have none
-        evaluations = [replace(e, accuracy=None) for e in evaluations]
+        evaluations = [replace(e, metrics=dict.fromkeys(e.metrics)) for e in evaluations]
     return replace(facts, evaluations=evaluations, private=None)
 
 
@@ -270,19 +272,21 @@ def _read_ledger(run: RunDirectory) -> tuple[Ledger | None, str]:
 def _as_charged(run: RunDirectory, ledger: Ledger, evaluations: list[Evaluated]) -> Statement:
     """The statement that the run would make if it ended here."""
     plan, config = ledger.plan, run.config()
-    accuracy = evaluations[-1].accuracy if evaluations else None
+    metrics = evaluations[-1].metrics if evaluations else {}
+    values = {name: math.nan if value is None else value for name, value in metrics.items()}
     outcome = Outcome(
         finished=False,
         steps=ledger.steps,
         history=ledger.history,
         epsilon=epsilon_of(plan.accountant, ledger.history, plan.delta),
-        evaluation=None if accuracy is None else Evaluation(accuracy, math.inf),
+        evaluation=Evaluation(values) if values else None,
         seconds=0.0,
+        metric_names=tuple(metrics) or ("test_accuracy",),
     )
-    values = privacy_statement(config, plan, outcome, replay=run.is_replay())
+    statement = privacy_statement(config, plan, outcome, replay=run.is_replay())
     ran_on = ledger.sessions[-1].execution if ledger.sessions else {}
-    values["versions"] = {n: str(ran_on[n]) for n in ("torch", "numpy") if n in ran_on}
-    return Statement.model_validate(values)
+    statement["versions"] = {n: str(ran_on[n]) for n in ("torch", "numpy") if n in ran_on}
+    return Statement.model_validate(statement)
 
 
 def _read_metrics(run: RunDirectory) -> tuple[list[Evaluated], list[Stepped]]:
@@ -295,12 +299,14 @@ def _read_metrics(run: RunDirectory) -> tuple[list[Evaluated], list[Stepped]]:
             values = json.loads(line)
             step = int(values["step"])
             if "epsilon" in values:
-                accuracy = values.get(METRIC_NAMES[0])
                 evaluated[step] = Evaluated(
                     step,
                     _number(values["epsilon"], math.inf),
                     _number(values["max_grad_norm"], math.inf),
-                    None if accuracy is None else float(accuracy),
+                    {
+                        name: None if value is None else float(value)
+                        for name, value in metrics_in(values).items()
+                    },
                 )
             else:
                 numbers = {

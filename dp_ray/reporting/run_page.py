@@ -85,16 +85,19 @@ def _course(evaluations: list[Evaluated]) -> list[Chart]:
     if len(evaluations) < 2:
         return []
     steps = [float(e.step) for e in evaluations]
-    scored = [e for e in evaluations if e.accuracy is not None]
+    metric = next(iter(evaluations[-1].metrics), "")
+    values = [(float(e.step), e.metrics.get(metric)) for e in evaluations]
+    scored = [(step, value) for step, value in values if value is not None]
     charts = []
     if scored:
+        name = metric.removeprefix("test_").replace("_", " ")
         charts.append(
             line_chart(
-                "Accuracy over the steps",
+                f"{name.capitalize()} over the steps",
                 "On the test images, which ε does not cover.",
-                [float(e.step) for e in scored],
-                [e.accuracy or 0.0 for e in scored],
-                ylabel="accuracy",
+                [step for step, _ in scored],
+                [value for _, value in scored],
+                ylabel=name,
                 marker="o",
             )
         )

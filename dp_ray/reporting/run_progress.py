@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dp_ray.artifacts.run_directory import DATA, ENGINE, PROGRESS, RunDirectory
 from dp_ray.data.files import skipped_line
+from dp_ray.objectives.objective import metrics_in
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.reporting.live import LiveLines, say
 from dp_ray.reporting.words import about, duration
@@ -102,7 +103,8 @@ def describe_progress(progress: dict[str, Any], plan: PrivacyPlan, *, exact: boo
         exact: for the user's eyes. Otherwise the step is that of the twentieth of the run, and
             speed and time left have one digit: logs are kept, and others may read them.
     """
-    accuracy, seconds_left = progress["test_accuracy"], progress["seconds_left"]
+    name, value = next(iter(metrics_in(progress).items()), ("", None))
+    seconds_left = progress["seconds_left"]
     grid = max(plan.steps // 20, 1)
     spent = plan.epsilon_after(min(-(-progress["charges"] // grid) * grid, plan.steps))
     if progress["repaired"] and len(plan.noise_factors) > 1:
@@ -114,8 +116,8 @@ def describe_progress(progress: dict[str, Any], plan: PrivacyPlan, *, exact: boo
     if exact or speed:
         parts.append(f"{'' if exact else 'about '}{speed:,.0f} images/s")
     parts.append(f"ε ≤ {spent:.2f} of {plan.epsilon:.2f}")
-    if accuracy is not None:
-        parts.append(f"accuracy {accuracy:.3f}")
+    if value is not None:
+        parts.append(f"{name.removeprefix('test_')} {value:.3f}")
     if seconds_left is not None:
         left = duration(seconds_left) if exact else about(seconds_left)
         parts.append(f"{left} left")

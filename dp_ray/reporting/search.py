@@ -29,7 +29,7 @@ def describe_search(search: Search, cost: SearchCost) -> str:
         f"budgets       {count(len(plans), 'way')} to spend {describe_epsilon(each, cost.delta)}: "
         f"σ {_span(sigmas, '.4g')}, T {_span(steps, 'd')}, B̄ {_span(batches, 'd')}",
     ]
-    lines.append(f"compared by   {tune.metric} on the test split, which you declare public")
+    lines.append(f"compared by   {search.metric} on the test split, which you declare public")
     if tune.search_batch_size is not None:
         lines.append(
             f"held          σ/B̄ and T, at B̄ = {tune.search_batch_size}: there a trial spends ε = "

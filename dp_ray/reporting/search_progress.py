@@ -84,7 +84,7 @@ class SweepProgress(LiveLines):
         blind = self._search.sweep.tune.only_best_may_be_seen
         if not blind and (best := self._best(trials)) is not None:
             assert best.metric is not None
-            parts.append(f"best {self._search.sweep.tune.metric} {best.metric:.3f}")
+            parts.append(f"best {self._search.metric} {best.metric:.3f}")
         parts.append(f"ε of the search {self._epsilon:.2f}")
         if (left := self._seconds_left(trials, elapsed)) is not None:
             parts.append(f"{duration(left) if exact else about(left)} left")
@@ -95,7 +95,7 @@ class SweepProgress(LiveLines):
         return None if self._search.sweep.tune.only_best_may_be_seen else self.lines(exact=False)[0]
 
     def _best(self, trials: list[TrialProgress]) -> TrialProgress | None:
-        sign = 1 if self._search.sweep.tune.larger_is_better else -1
+        sign = 1 if self._search.larger_is_better else -1
         done = [t for t in trials if t.state == "done" and t.metric is not None]
         return max(done, key=lambda t: sign * (t.metric or 0.0), default=None)
 
@@ -141,7 +141,7 @@ class SweepProgress(LiveLines):
             return None
         _, plan = self._search.budgets.trial_at(record.point)
         words = describe_point(record.point)
-        metric = self._search.sweep.tune.metric
+        metric = self._search.metric
         if run.finished():
             value = run.read_result()[metric]
             return TrialProgress(name, words, "done", plan.steps, plan, value)

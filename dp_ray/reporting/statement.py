@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dp_ray.artifacts.release import STATEMENT
 from dp_ray.errors import RunError
+from dp_ray.objectives.objective import metrics_in
 from dp_ray.privacy.accounting import AccountantName, epsilon_curve, epsilon_of
 from dp_ray.privacy.adaptive import AdaptiveClipping
 from dp_ray.privacy.history import History
@@ -83,8 +84,7 @@ class Statement(_Part):
     adjacency: str
     replay: bool
     warning: str | None
-    test_accuracy: float | None
-    test_loss: float | None
+    metrics: Annotated[dict[str, float | None], Field(min_length=1)]
     test_accuracy_noise: Positive | None = None
     test_accuracies_published: Annotated[int, Field(ge=1)] | None = None
     epsilon_of_test_accuracy: NonNegative | None = None
@@ -92,6 +92,12 @@ class Statement(_Part):
     assumptions: list[str]
     versions: dict[str, str]
     search: SearchNote | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_metrics(cls, values: Any) -> Any:
+        """They stand among the other figures, named test_…."""
+        return {**values, "metrics": metrics_in(values)} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _noise_is_shared(self) -> Statement:
@@ -320,16 +326,23 @@ def figures(statement: Statement) -> list[tuple[str, str]]:
 
 
 def accuracy_in_words(statement: Statement) -> str:
-    """How good the model is, and on what that was measured."""
-    if statement.test_accuracy is None:
+    """How good the model is by its primary metric, and on what that was measured."""
+    name, value = next(iter(statement.metrics.items()))
+    if name != "test_accuracy":
+        known = "no number, or there were none" if value is None else f"{value:.4f}"
+        return (
+            f"On the test images, which its user declares {statement.declared}, its {name} is "
+            f"{known}; ε does not cover them."
+        )
+    if value is None:
         return "There were no test images, so nothing is known of its accuracy."
     if statement.test_accuracy_noise is not None:
         return (
-            f"The model is right on about {statement.test_accuracy:.2%} of the test images, which "
+            f"The model is right on about {value:.2%} of the test images, which "
             f"its user declares {statement.declared}; the figure has noise that hides each of them."
         )
     return (
-        f"The model is right on {statement.test_accuracy:.2%} of the test images, which its user "
+        f"The model is right on {value:.2%} of the test images, which its user "
         f"declares {statement.declared}; ε does not cover them."
     )
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from dp_ray.artifacts.release import REPLAYED
+from dp_ray.objectives.objective import metrics_in
 from dp_ray.reporting.words import about, count, describe_epsilon
 
 
 def describe_result(result: dict[str, Any]) -> str:
     """What ``dp-ray train`` prints at the end, from the contents of result.json."""
-    accuracy = result["test_accuracy"]
-    shown = "no test examples" if accuracy is None else f"{accuracy:.4f}"
+    metrics = metrics_in(result)
+    known = [name for name, value in metrics.items() if value is not None]
+    # Of several, the primary one, and those that are no numbers.
+    shown = {n: v for i, (n, v) in enumerate(metrics.items()) if i == 0 or (known and v is None)}
     steps, planned = result["steps"], result["steps_planned"]
     taken = count(steps, "step") if steps == planned else f"{steps} of {count(planned, 'step')}"
     lines = [
@@ -19,12 +22,8 @@ def describe_result(result: dict[str, Any]) -> str:
         f"privacy       {describe_epsilon(result['epsilon'], result['delta'])} "
         f"({count(result['charges'], 'noised sum')})",
         *_with_search(result),
-        f"test accuracy {shown}",
+        *(_metric(name, value, tested=bool(known)) for name, value in shown.items()),
     ]
-    if accuracy is not None and result["test_loss"] is None:
-        lines.append(
-            "test loss     not finite: the network gives NaN or infinity for some test images"
-        )
     if result["status"] == "finished" and steps < planned:
         lines.append(
             "budget        used up early: repeated steps were charged again (see dp-ray ledger)"
@@ -37,6 +36,15 @@ def describe_result(result: dict[str, Any]) -> str:
     else:
         lines.append("go on         the same command with --resume")
     return "\n".join(lines)
+
+
+def _metric(name: str, value: float | None, *, tested: bool) -> str:
+    label = f"{name.replace('_', ' '):13s}"
+    if value is not None:
+        return f"{label} {value:.4f}"
+    if not tested:
+        return f"{label} no test examples"
+    return f"{label} not finite: the network gives NaN or infinity for some test images"
 
 
 def _with_search(result: dict[str, Any]) -> list[str]:

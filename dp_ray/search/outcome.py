@@ -12,7 +12,6 @@ from typing import Any, Literal
 from dp_ray.artifacts.release import finite
 from dp_ray.artifacts.run_directory import PROGRESS, RESULT, RunDirectory, read_object
 from dp_ray.errors import DpRayError, RunError
-from dp_ray.objectives.evaluation import METRIC_NAMES
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.history import History
 from dp_ray.privacy.plan import PrivacyPlan
@@ -31,7 +30,7 @@ class TrialOutcome:
         status: finished; failed; unfinished, or stopped early once the search has ended.
         point: where in the space it is.
         plan: what it may spend.
-        metrics: test_accuracy and test_loss, as last evaluated; null before.
+        metrics: those of the objective by name, as last evaluated; null before.
         history: what was charged, by the ledger; the whole plan if that cannot be read.
         epsilon: what the accountant says of that.
         steps: updates taken.
@@ -135,7 +134,7 @@ def _outcome(
         status="finished" if finished else "unfinished" if record.error is None else "failed",
         point=record.point,
         plan=plan,
-        metrics={metric: progress.get(metric) for metric in METRIC_NAMES},
+        metrics={metric: progress.get(metric) for metric in search.objective.metrics},
         history=history,
         epsilon=epsilon_of(plan.accountant, history, plan.delta),
         steps=int(progress.get("steps" if finished else "step", 0)),
@@ -169,11 +168,10 @@ def best_of(search: Search, outcomes: list[TrialOutcome]) -> TrialOutcome | None
     Trials are independent draws, so "the first" is as random a choice among equals as any, as long
     as its place is not told.
     """
-    tune = search.sweep.tune
-    sign = 1.0 if tune.larger_is_better else -1.0
+    sign = 1.0 if search.larger_is_better else -1.0
     best, best_value = None, 0.0
     for outcome in outcomes:
-        value = outcome.metrics[tune.metric]
+        value = outcome.metrics[search.metric]
         if outcome.status != "finished" or value is None:
             continue
         if best is None or sign * value > best_value:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,12 @@ import numpy as np
 from dp_ray.artifacts.run_directory import RunDirectory, refuse_key_of_seed
 from dp_ray.config.run import Config, TrainConfig
 from dp_ray.config.search import SweepConfig, TuneConfig
+from dp_ray.data.facts import data_facts
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.json_text import write_json
 from dp_ray.keys import KeyedStream, RunKey, public_bytes
+from dp_ray.objectives.objective import Direction, Objective, primary_metric
+from dp_ray.objectives.registry import build_objective
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.privacy.selection import Distribution, TrialCount
 from dp_ray.search.budget import Budgets, check_budget, solve_budgets
@@ -79,6 +82,7 @@ class Search:
         check_budget(sweep)
         for point in edge_points(sweep.tune.space, sweep.tune.budget_levels):
             config_at(sweep, point)
+        sweep = with_metric(sweep)
         check_scores(sweep)
         points = _draw_points(sweep, key)
         # A private selection is charged for all that it could have drawn.
@@ -95,6 +99,7 @@ class Search:
             ConfigError: an earlier version started it on held-out data; see :func:`check_scores`.
             RunError: see :meth:`SweepDirectory.read_search`.
         """
+        sweep = with_metric(sweep)
         check_scores(sweep)
         directory = SweepDirectory.of(sweep)
         points, budgets = directory.read_search(sweep)
@@ -102,6 +107,26 @@ class Search:
         if isinstance(seed, int) and not directory.is_replay():
             refuse_key_of_seed(directory.key(), seed)
         return cls(sweep, directory, points, budgets)
+
+    @property
+    def objective(self) -> Objective:
+        """What all trials learn."""
+        return _objective_of(self.sweep)
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric that trials are compared by."""
+        return self.sweep.tune.metric or primary_metric(self.objective)
+
+    @property
+    def mode(self) -> Direction:
+        """Whether the best trial is the one with the largest metric, or the smallest."""
+        return self.sweep.tune.mode or self.objective.metrics[self.metric]
+
+    @property
+    def larger_is_better(self) -> bool:
+        """Whether the best trial is the one with the largest metric."""
+        return self.mode == "max"
 
     @property
     def most_trials(self) -> int:
@@ -139,6 +164,31 @@ class Search:
             RunError: see :meth:`~dp_ray.artifacts.run_directory.RunDirectory.create`.
         """
         run.create(config, plan, replay=self.directory.replay_of(f"trial {config.name}"))
+
+
+def with_metric(sweep: SweepConfig) -> SweepConfig:
+    """Return the search with the metric that trials are compared by filled in.
+
+    Raises:
+        ConfigError: the objective has no such metric, or cannot be built.
+    """
+    objective = _objective_of(sweep)
+    metric = sweep.tune.metric or primary_metric(objective)
+    if metric not in objective.metrics:
+        raise ConfigError(
+            "tune.metric",
+            metric,
+            "the objective has no such metric",
+            f"Use {' or '.join(objective.metrics)}",
+        )
+    return replace(sweep, tune=sweep.tune.model_copy(update={"metric": metric}))
+
+
+def _objective_of(sweep: SweepConfig) -> Objective:
+    """The objective, which no point of the space changes."""
+    corner = corner_points(sweep.tune.space, sweep.tune.budget_levels)[0]
+    config = config_at(sweep, corner)
+    return build_objective(config.objective, data_facts(config.data).num_classes)
 
 
 def trial_name(index: int) -> str:

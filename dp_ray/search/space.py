@@ -25,12 +25,14 @@ BUDGET_FIELDS = ("data.expected_batch_size", "privacy.noise_multiplier", "privac
 
 _CLIPPING = ("privacy.max_grad_norm", "privacy.clipping", "privacy.adaptive_clipping")
 _SEARCHABLE = ("augment.", "model.", "optimizer.", *_CLIPPING, *BUDGET_FIELDS)
-_ARGUMENTS = re.compile(r"^(model|optimizer)\.(scheduler_)?arguments\.")
+_ARGUMENTS = re.compile(r"^(model|optimizer|objective)\.(scheduler_)?arguments\.")
 _EQUAL = {
     "privacy.epsilon": "trials are compared at an equal budget",
     "privacy.delta": "trials are compared at an equal budget",
     "privacy.noise_schedule": "trials are compared with one schedule",
     "privacy.accountant": "trials are compared at an equal budget",
+    "objective.name": "trials are compared by one objective",
+    "objective.arguments": "trials are compared by one objective",
     "seed": "all trials start from the same initial parameters, or each from its own",
     "name": "the search names its trials",
 }

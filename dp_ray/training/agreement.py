@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from dp_ray.gradients.clipping import Clipping
 from dp_ray.gradients.engines.engine import Engine
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.keys import SamplingKeys
+from dp_ray.objectives.objective import LabelSpec, Objective
 from dp_ray.performance.machine import describe_machine
 from dp_ray.privacy.sampling import PoissonSampler, Shard
 from dp_ray.training.collective import Collective
@@ -30,7 +32,9 @@ _LENGTH = 2000
 """Bytes of what a worker tells the others; a longer text is cut off."""
 
 
-def open_same_dataset(config: DataConfig, collective: Collective) -> Dataset:
+def open_same_dataset(
+    config: DataConfig, collective: Collective, labels: LabelSpec | None = None
+) -> Dataset:
     """Opens the data on every worker; all take part, and all fail if one of them does.
 
     Examples are shared out by their ids, so that all must hold the same ones under the same ids, or
@@ -39,6 +43,7 @@ def open_same_dataset(config: DataConfig, collective: Collective) -> Dataset:
     Args:
         config: the same on all workers, read in the environment of each one's node.
         collective: the other workers.
+        labels: what the objective takes; None means class indices.
 
     Raises:
         ConfigError: the data cannot be used, and all workers are on this machine.
@@ -46,7 +51,7 @@ def open_same_dataset(config: DataConfig, collective: Collective) -> Dataset:
     """
     dataset, problem = None, None
     try:
-        dataset = open_dataset(config)
+        dataset = open_dataset(config, labels)
     except DpRayError as error:
         problem = error
     problems = _from_all(collective, str(problem or ""))
@@ -106,6 +111,7 @@ def check_same_arithmetic(
     model: nn.Module,
     layout: ParameterLayout,
     views: ViewMaker,
+    objective: Objective,
     facts: DataFacts,
     clipping: Clipping,
     max_grad_norm: float,
@@ -125,6 +131,7 @@ def check_same_arithmetic(
         model: with rank 0's parameters.
         layout: order of the parameters.
         views: the K augmentations.
+        objective: loss and labels.
         facts: shape of the images.
         clipping: how gradients are brought within C.
         max_grad_norm: C.
@@ -140,10 +147,11 @@ def check_same_arithmetic(
     worker = ShardWorker(
         model=model,
         layout=layout,
-        data=_MadeUp(facts, microbatch_size),
+        data=_MadeUp(facts, objective.labels, microbatch_size),
         shard=Shard(0, microbatch_size),
         sampler=PoissonSampler(microbatch_size, microbatch_size),
         views=views,
+        objective=objective,
         keys=SamplingKeys.from_bytes(bytes(96)),  # of made-up images: nothing to keep secret
         clipping=clipping,
         microbatch_size=microbatch_size,
@@ -174,17 +182,21 @@ class _MadeUp:
     """Examples of random pixels, the same everywhere."""
 
     facts: DataFacts
+    spec: LabelSpec
     count: int
 
     def __len__(self) -> int:
         return self.count
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """[n]."""
-        return np.arange(self.count) % self.facts.num_classes
+    def labels(self) -> NDArray[Any]:
+        """[n, …]."""
+        labels: NDArray[Any] = self.spec.made_up(
+            self.count, torch.Generator().manual_seed(0)
+        ).numpy()
+        return labels
 
-    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
         """See :class:`~dp_ray.data.store.Examples`."""
         side = self.facts.image_size
         shape = (self.count, self.facts.channels, side, side)

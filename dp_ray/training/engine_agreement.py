@@ -16,6 +16,7 @@ from torch import nn
 from dp_ray.config.run import Config
 from dp_ray.data.facts import DataFacts
 from dp_ray.gradients.engines.engine import Engine, EngineName, in_one_line
+from dp_ray.objectives.objective import Objective
 from dp_ray.performance.engine_choice import COMPILED, Choice, choose
 from dp_ray.performance.engine_trial import EngineTrial, Measurements
 from dp_ray.training.collective import Collective
@@ -25,6 +26,7 @@ def agree_on_engine(
     config: Config,
     facts: DataFacts,
     model: nn.Module,
+    objective: Objective,
     *,
     steps: int,
     collective: Collective,
@@ -36,6 +38,7 @@ def agree_on_engine(
         config: what its section ``train`` gives is kept, and what it leaves open is chosen.
         facts: shape of the images.
         model: on ``device``.
+        objective: of the run.
         steps: T; looking for a better choice must pay within the run.
         collective: the workers.
         device: where this worker computes.
@@ -44,7 +47,7 @@ def agree_on_engine(
         The choice (note and seconds on rank 0 only) and the engine, compiled if it is of that kind.
         Where one worker cannot use it, all use the fastest that all can, and the note says why.
     """
-    trial, choice = EngineTrial(config, facts, model, device), Choice("vmap", 1)
+    trial, choice = EngineTrial(config, facts, model, objective, device), Choice("vmap", 1)
     measure = Measurements(config, trial)
     if collective.rank == 0:
         choice = _choose_here(config, facts, model, steps, measure)

@@ -7,29 +7,29 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load
-from torch.nn.functional import cross_entropy
 
 from dp_ray.artifacts.release import MODEL, finite
 from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
 from dp_ray.config.files import apply_override, check_keys, parse_config
 from dp_ray.config.run import Config
 from dp_ray.config.yaml_text import read_yaml
+from dp_ray.data.facts import data_facts
 from dp_ray.data.store import open_dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.gradients.engines.engine import in_one_line
 from dp_ray.models.build import build_model
-from dp_ray.objectives.quality import quality
+from dp_ray.objectives.registry import build_objective
 from dp_ray.privacy.sampling import Shard
 from dp_ray.storage import Folder, open_folder
-from dp_ray.training.evaluation import logits_by_batch
+from dp_ray.training.evaluation import evaluation_of, outputs_by_batch
 
 _MAY_CHANGE = ("data.root", "data.cache", "data.download", "data.evaluation")
 """Where the data is; what a model was trained as cannot be changed afterwards."""
 
 
 def evaluate_run(location: str, overrides: list[str]) -> dict[str, Any]:
-    """How good on the test split is what a run released: see :func:`quality`.
+    """Evaluate on the test split what a run released: its metrics, and the objective's details.
 
     Args:
         location: path or URI of a run, or of a release folder that was copied elsewhere.
@@ -42,7 +42,8 @@ def evaluate_run(location: str, overrides: list[str]) -> dict[str, Any]:
     inside = folder.exists(RELEASE)
     release = folder / RELEASE if inside else folder
     config = _config(folder, overrides, released=inside)
-    dataset = open_dataset(config.data)
+    objective = build_objective(config.objective, data_facts(config.data).num_classes)
+    dataset = open_dataset(config.data, objective.labels)
     model = build_model(config.model, dataset.facts)
     try:
         model.load_state_dict(load(release.read(MODEL)))
@@ -54,24 +55,20 @@ def evaluate_run(location: str, overrides: list[str]) -> dict[str, Any]:
         raise DpRayError("the data set has no test examples to evaluate on")
     device = torch.device("cpu")
     views = ViewMaker(config.augment, dataset.facts, device)
-    labels, predicted, confidence, loss = [], [], [], 0.0
+    state, parts = objective.new_state(), []
     everything = Shard(0, len(dataset.test))
-    for logits, truth in logits_by_batch(model, {}, dataset.test, views, device, everything):
-        labels.append(truth.numpy())
-        predicted.append(logits.argmax(dim=1).numpy())
-        confidence.append(logits.double().softmax(dim=1).amax(dim=1).numpy())
-        loss += float(cross_entropy(logits, truth, reduction="sum"))
+    for outputs, labels in outputs_by_batch(model, {}, dataset.test, views, device, everything):
+        state = objective.update(state, outputs, labels)
+        parts.append(objective.columns(outputs, labels))
+    evaluation = evaluation_of(objective, state, len(dataset.test))
     return {
         "run": location,
+        "objective": config.objective.name,
         "data_evaluation": config.data.evaluation,
-        "test_loss": finite(loss / len(dataset.test)),
+        **{name: finite(value) for name, value in evaluation.metrics.items()},
+        "test_examples": evaluation.examples,
         "skipped": dataset.notes[1].skipped,
-        **quality(
-            np.concatenate(labels),
-            np.concatenate(predicted),
-            np.concatenate(confidence),
-            dataset.facts.num_classes,
-        ),
+        **objective.details({n: np.concatenate([p[n] for p in parts]) for n in parts[0]}),
     }
 
 

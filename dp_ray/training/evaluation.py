@@ -1,19 +1,20 @@
-"""Accuracy and loss on the test split, shared among the workers."""
+"""Metrics on the test split, shared among the workers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import cross_entropy
 
-from dp_ray.data.store import StoredSplit
+from dp_ray.data.store import Examples
 from dp_ray.data.views import ViewMaker
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.objectives.evaluation import Evaluation
+from dp_ray.objectives.objective import Objective, worst
 from dp_ray.privacy.sampling import Shard
 from dp_ray.training.collective import Collective
 
@@ -21,23 +22,22 @@ _BATCH = 512
 
 
 @torch.no_grad()
-def logits_by_batch(
+def outputs_by_batch(
     model: nn.Module,
     params: dict[str, Tensor],
-    data: StoredSplit,
+    data: Examples,
     views: ViewMaker,
     device: torch.device,
     shard: Shard,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(logits [n, classes], labels [n]) of a shard, batch by batch; images are not augmented."""
+    """Yield outputs [n, …] and labels [n, …] of a shard, by batches; images are not augmented."""
     was_training = model.training
     model.eval()
     try:
         for start in range(shard.start, shard.stop, _BATCH):
-            part = slice(start, min(start + _BATCH, shard.stop))
-            images = views.normalize(torch.from_numpy(data.images[part].copy()))
-            labels = torch.from_numpy(data.labels[part].copy()).to(device)
-            yield functional_call(model, params, (images,)), labels
+            images, labels = data.read(np.arange(start, min(start + _BATCH, shard.stop)))
+            normalized = views.normalize(torch.from_numpy(images))
+            yield functional_call(model, params, (normalized,)), torch.from_numpy(labels).to(device)
     finally:
         model.train(was_training)
 
@@ -66,8 +66,9 @@ def shared_evaluation(
     layout: ParameterLayout,
     vector: Tensor,
     untrained: Mapping[str, Tensor],
-    data: StoredSplit,
+    data: Examples,
     views: ViewMaker,
+    objective: Objective,
     collective: Collective,
 ) -> Evaluation | None:
     """Evaluates parameters [P] with ``untrained`` tensors, as a release has them.
@@ -78,11 +79,17 @@ def shared_evaluation(
         return None
     shard = Shard.of(collective.rank, collective.world_size, len(data))
     params = {**untrained, **layout.split(vector)}
-    total = torch.zeros(2, dtype=torch.float64)
-    for logits, labels in logits_by_batch(model, params, data, views, vector.device, shard):
-        total[0] += float((logits.argmax(dim=1) == labels).sum())
-        total[1] += float(cross_entropy(logits, labels, reduction="sum"))
-    collective.reduce_(total)
-    correct, losses = total.tolist()
-    loss = losses / len(data)
-    return Evaluation(correct / len(data), math.inf if math.isnan(loss) else loss, len(data))
+    state = objective.new_state()
+    for outputs, labels in outputs_by_batch(model, params, data, views, vector.device, shard):
+        state = objective.update(state, outputs, labels)
+    collective.reduce_(state)
+    return evaluation_of(objective, state, len(data))
+
+
+def evaluation_of(objective: Objective, state: Tensor, examples: int) -> Evaluation:
+    """Return the metrics of a merged state [S]; one that is no number counts as the worst."""
+    metrics = objective.compute(state, examples)
+    for name, direction in objective.metrics.items():
+        if math.isnan(metrics[name]):
+            metrics[name] = worst(direction)
+    return Evaluation(metrics, examples)

@@ -136,6 +136,7 @@ def _evaluate(session: Session, step: int) -> None:
         untrained,
         session.dataset.test,
         worker.views,
+        worker.objective,
         session.collective,
     )
     _check_untrained(session, session.untrained.changed(untrained), "evaluation")
@@ -181,6 +182,7 @@ def _finish(session: Session, lead: Lead) -> None:
             epsilon=coordinator.epsilon,
             evaluation=journal.evaluation,
             seconds=journal.seconds,
+            metric_names=tuple(worker.objective.metrics),
         ),
         test_digest=session.dataset.test_digest,
         charge_score=lead.ledger.charge_score,

@@ -15,13 +15,15 @@ from dp_ray.artifacts.run_directory import (
     RunDirectory,
 )
 from dp_ray.config.run import Config
+from dp_ray.data.facts import data_facts
 from dp_ray.data.files import skipped_line
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import RunError
 from dp_ray.keys import RunKey
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.ledger.lock import OWNER_ENDS_S
-from dp_ray.objectives.evaluation import METRIC_NAMES
+from dp_ray.objectives.objective import metrics_in
+from dp_ray.objectives.registry import build_objective
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.training.preparation import check_feasible, make_plan
 from dp_ray.training.resume import plan_resumption
@@ -104,7 +106,7 @@ def _mark_running(run: RunDirectory, ledger: Ledger) -> None:
     """What an earlier attempt said of itself is no longer so."""
     if run.root.exists(RESULT):
         result = {**run.read_result(), "status": "running", "charges": ledger.charges}
-        run.write_result({**result, "epsilon": None} | dict.fromkeys(METRIC_NAMES))
+        run.write_result({**result, "epsilon": None} | dict.fromkeys(metrics_in(result)))
 
 
 def try_data(config: Config, tell: Callable[[str], None]) -> Dataset | None:
@@ -115,7 +117,8 @@ def try_data(config: Config, tell: Callable[[str], None]) -> Dataset | None:
     """
     if config.cluster.address is not None:
         return None
-    dataset = open_dataset(config.data)
+    objective = build_objective(config.objective, data_facts(config.data).num_classes)
+    dataset = open_dataset(config.data, objective.labels)
     if (line := skipped_line(dataset.skipped)) is not None:
         tell(line)
     return dataset

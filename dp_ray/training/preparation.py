@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from dp_ray.artifacts.score import check_noise
 from dp_ray.config.run import Config
 from dp_ray.data.facts import DataFacts, data_facts
 from dp_ray.data.views import ViewMaker
@@ -12,6 +13,7 @@ from dp_ray.errors import ConfigError
 from dp_ray.gradients.engines.engine import Engine, EngineName
 from dp_ray.models.build import build_model, is_users_own
 from dp_ray.models.pretrained import load_pretrained
+from dp_ray.objectives.registry import build_objective
 from dp_ray.performance.estimate import check_memory
 from dp_ray.privacy.plan import PrivacyPlan, solve_budget
 from dp_ray.training.optimizers import build_optimizer, rehearse_optimizer
@@ -45,6 +47,8 @@ def _build_parts(config: Config) -> nn.Module:
     """The network; views are built and weights loaded too, but for their refusals alone."""
     facts = data_facts(config.data)
     _check_gpus(config)
+    check_noise(config)
+    build_objective(config.objective, facts.num_classes)
     ViewMaker(config.augment, facts, torch.device("cpu"))
     model = build_model(config.model, facts)
     load_pretrained(model, config.model)
@@ -89,8 +93,12 @@ def _rehearse(config: Config, model: nn.Module, facts: DataFacts) -> None:
     Workers do the same again where the run takes place.
     """
     name: EngineName = "per_layer" if config.train.engine.startswith("per_layer") else "vmap"
-    rehearsal = Rehearsal(config, facts, model, Engine(name, config.train.precision))
+    objective = build_objective(config.objective, facts.num_classes)
+    engine = Engine(name, config.train.precision)
+    rehearsal = Rehearsal(config, facts, model, objective, engine)
     rehearsal.try_out()
     if is_users_own(config.model):
         rehearsal.run(2)
-        check_rebuilt(config, facts, model)
+        check_rebuilt(config, facts, model, objective)
+    elif ":" in config.objective.name:
+        rehearsal.run(2)

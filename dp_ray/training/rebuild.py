@@ -17,6 +17,7 @@ from dp_ray.errors import DpRayError, ModelError
 from dp_ray.gradients.layout import ParameterLayout, trained_parameters
 from dp_ray.imports import USER_ERRORS, cause_of, imported_anew
 from dp_ray.models.build import build_model
+from dp_ray.objectives.objective import Objective
 from dp_ray.training.rehearsal import Rehearsal
 from dp_ray.training.state import first_difference, read_objects
 from dp_ray.training.untrained import Untrained, check_saved, same_bits
@@ -24,13 +25,14 @@ from dp_ray.training.untrained import Untrained, check_saved, same_bits
 _OTHER_SEED = 1
 
 
-def check_rebuilt(config: Config, facts: DataFacts, model: nn.Module) -> None:
+def check_rebuilt(config: Config, facts: DataFacts, model: nn.Module, objective: Objective) -> None:
     """Refuse a network whose outputs depend on more than its arguments and its saved tensors.
 
     Args:
         config: names the network.
         facts: shape of the images.
         model: as :func:`~dp_ray.models.build.build_model` built it from seed 0, on the CPU.
+        objective: of the run.
 
     Raises:
         ModelError: a second instance gives other outputs, or does not take the tensors; or frozen
@@ -62,7 +64,7 @@ def check_rebuilt(config: Config, facts: DataFacts, model: nn.Module) -> None:
         raise ModelError(
             f"{place}: a second instance does not take the tensors of a release: {cause_of(error)}"
         ) from error
-    rehearsals = [Rehearsal(config, facts, net) for net in (model, other)]
+    rehearsals = [Rehearsal(config, facts, net, objective) for net in (model, other)]
     ours, theirs = (rehearsal.outputs() for rehearsal in rehearsals)
     if all(same_bits(a, b) for a, b in zip(ours, theirs, strict=True)):
         return

@@ -27,6 +27,7 @@ from dp_ray.gradients.clipped_sum import ClippedSum, clipped_gradient_sum
 from dp_ray.gradients.engines.engine import Engine, EngineName
 from dp_ray.gradients.layout import ParameterLayout, trained_parameters
 from dp_ray.imports import USER_ERRORS, cause_of
+from dp_ray.objectives.objective import Objective
 from dp_ray.training.state import State, first_difference, read_state
 from dp_ray.training.untrained import Untrained, same_bits
 
@@ -48,6 +49,7 @@ def rehearse(
     config: Config,
     facts: DataFacts,
     model: nn.Module,
+    objective: Objective,
     *,
     engine: Engine,
     microbatch_size: int,
@@ -60,6 +62,7 @@ def rehearse(
         config: of the run.
         facts: shape of the images.
         model: the network, on ``device``.
+        objective: its loss; must be a function as well.
         engine: computes microbatches.
         microbatch_size: B.
         device: where the network runs.
@@ -71,7 +74,7 @@ def rehearse(
     Raises:
         DpRayError: it is none; see :meth:`Rehearsal.run`.
     """
-    rehearsal = Rehearsal(config, facts, model, engine, device)
+    rehearsal = Rehearsal(config, facts, model, objective, engine, device)
     rehearsal.run(microbatch_size, evaluated)
     return rehearsal.notes
 
@@ -84,6 +87,7 @@ class Rehearsal:
         config: of the run.
         facts: shape of the images.
         model: the network, on ``device``.
+        objective: its loss.
         engine: computes microbatches.
         device: where the network runs.
         notes: what was not equal bit for bit, though within rounding.
@@ -92,6 +96,7 @@ class Rehearsal:
     config: Config
     facts: DataFacts
     model: nn.Module
+    objective: Objective
     engine: Engine = field(default_factory=Engine)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     notes: list[str] = field(default_factory=list)
@@ -178,7 +183,7 @@ class Rehearsal:
         output = self._guarded(mode, function)
         self._check_tensors(mode)
         if key is not None:
-            state = read_state(self.model, self.device)
+            state = self._read_state()
             place = first_difference(self._states.setdefault(key, state), state)
             self._latest[mode] = function
             if place is not None:
@@ -243,10 +248,10 @@ class Rehearsal:
     def _refuse_state(self, place: str) -> None:
         """Refuse what changed; unless only another thread drew from a generator of this process."""
         why = "depends on the examples"
-        before = read_state(self.model, self.device)
+        before = self._read_state()
         for mode, function in self._latest.items():
             function()
-            state = read_state(self.model, self.device)
+            state = self._read_state()
             if (again := first_difference(before, state)) is not None:
                 place, why = again, f"changes with each call in {mode} mode"
                 break
@@ -254,12 +259,18 @@ class Rehearsal:
         else:
             if "generator of random numbers" in place:
                 return
+        objective = place.startswith("the objective ")
+        field = "objective.name" if objective else "model.name"
+        name = self.config.objective.name if objective else self.config.model.name
         raise ModelError(
-            f"model.name = {self.config.model.name!r}: {place} {why}, so one "
+            f"{field} = {name!r}: {place} {why}, so one "
             "example more or less would change the gradients of others. Remove it, or "
             "make it a function of the input's shape; random layers other than torch's dropout are "
             "not supported"
         )
+
+    def _read_state(self) -> State:
+        return read_state(self.model, self.device, self.objective)
 
     # Comparisons
 
@@ -311,7 +322,7 @@ class Rehearsal:
         pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
         for example, value in ((1, 0), (2, 255)):
             pixels[example : example + 1] = value
-        labels = torch.randint(facts.num_classes, (count,), generator=generator)
+        labels = self.objective.labels.made_up(count, generator)
         views = ViewMaker(self.config.augment, facts, self.device).normalize(pixels.flatten(0, 1))
         return views.view(shape), labels.to(self.device)
 
@@ -332,6 +343,7 @@ class Rehearsal:
             max_grad_norm=self.config.privacy.max_grad_norm,
             clipping=self.config.privacy.clipping,
             mask=None if mask is None else mask.to(self.device),
+            loss_fn=self.objective.loss,
             dropout_seeds=seeds.to(self.device),
             engine=engine,
         )
@@ -347,7 +359,7 @@ class Rehearsal:
         finally:
             self.model.train(was_training)
         shape = tuple(getattr(logits, "shape", ()))
-        wanted = (len(images), self.facts.num_classes)
+        wanted = (len(images), *self.objective.output_shape)
         if not isinstance(logits, Tensor) or shape != wanted:
             raise ConfigError(
                 "model.name",

@@ -16,6 +16,7 @@ from dp_ray.artifacts.checkpoint import Checkpoints
 from dp_ray.artifacts.journal import Journal
 from dp_ray.artifacts.run_directory import DATA, ENGINE, RunDirectory, deciding_fields, write_object
 from dp_ray.config.run import Config
+from dp_ray.data.facts import data_facts
 from dp_ray.data.store import Dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import DpRayError, ModelError
@@ -29,6 +30,8 @@ from dp_ray.ledger.ledger import Ledger
 from dp_ray.ledger.lock import OWNER_ENDS_S
 from dp_ray.models.build import build_model
 from dp_ray.models.pretrained import digest_of_tensors, load_pretrained
+from dp_ray.objectives.objective import Objective
+from dp_ray.objectives.registry import build_objective
 from dp_ray.performance.allocator import keep_freed_memory
 from dp_ray.performance.device import prepare_device
 from dp_ray.performance.engine_choice import Choice
@@ -160,7 +163,8 @@ def open_session(
     torch.set_num_threads(threads)
     prepare_device(device)
     keep_freed_memory()
-    plan, loaded = task.plan, open_same_dataset(task.config.data, collective)
+    objective = build_objective(task.config.objective, data_facts(task.config.data).num_classes)
+    plan, loaded = task.plan, open_same_dataset(task.config.data, collective, objective.labels)
     dataset = loaded if task.probe is None else task.probe.plant(loaded)
     if collective.rank == 0 and loaded.skipped and task.config.cluster.address is not None:
         write_object(task.run.private, DATA, {"skipped": loaded.skipped})  # the driver has no data
@@ -178,11 +182,12 @@ def open_session(
         _settled(task) if collective.rank == 0 else task.config,
         dataset.facts,
         model,
+        objective,
         steps=plan.steps,
         collective=collective,
         device=device,
     )
-    choice = _rehearse(task, dataset, model, choice, engine, collective, device)
+    choice = _rehearse(task, dataset, model, objective, choice, engine, collective, device)
     if collective.rank == 0:
         task.run.private.write(ENGINE, write_json(choice.dump()).encode())
     execution = describe_execution(
@@ -198,6 +203,7 @@ def open_session(
         model=model,
         layout=layout,
         views=views,
+        objective=objective,
         facts=dataset.facts,
         clipping=plan.clipping,
         max_grad_norm=plan.max_grad_norm,
@@ -214,7 +220,15 @@ def open_session(
             sum_observer = probe.sum_observer(task)
             observer = probe.release_observer(task, loaded, model, layout, views)
         lead = _open_lead(
-            task, model, layout, dataset, weights_digest, untrained.digest(), execution, observer
+            task,
+            model,
+            layout,
+            dataset,
+            objective,
+            weights_digest,
+            untrained.digest(),
+            execution,
+            observer,
         )
     try:
         worker = ShardWorker(
@@ -224,6 +238,7 @@ def open_session(
             shard=Shard.of(collective.rank, collective.world_size, len(dataset.train)),
             sampler=mechanism_of(plan).sampler,
             views=views,
+            objective=objective,
             keys=_share_keys(lead, collective),
             clipping=plan.clipping,
             microbatch_size=choice.microbatch_size,
@@ -242,6 +257,7 @@ def _rehearse(
     task: Task,
     dataset: Dataset,
     model: nn.Module,
+    objective: Objective,
     choice: Choice,
     engine: Engine,
     collective: Collective,
@@ -256,6 +272,7 @@ def _rehearse(
             task.config,
             dataset.facts,
             model,
+            objective,
             engine=engine,
             microbatch_size=choice.microbatch_size,
             device=device,
@@ -285,6 +302,7 @@ def _open_lead(
     model: nn.Module,
     layout: ParameterLayout,
     dataset: Dataset,
+    objective: Objective,
     weights_digest: str | None,
     untrained_digest: str,
     execution: Execution,
@@ -315,7 +333,9 @@ def _open_lead(
             binding=binding,
             observer=observer,
         )
-        journal = Journal(task.run, task.plan, repaired=ledger.repairs > 0)
+        journal = Journal(
+            task.run, task.plan, metrics=objective.metrics, repaired=ledger.repairs > 0
+        )
         return Lead(coordinator, ledger, journal, run_key.sampling_keys())
     except BaseException:
         ledger.close()

@@ -49,7 +49,7 @@ _OPAQUE = {"abc", "importlib", "logging", "re", "typing", "warnings"}
 _EXACT = (dict, list, tuple)
 """Containers without attributes of their own."""
 
-_LAYERS = ("layer ", "the network ")
+_LAYERS = ("layer ", "the network ", "the objective ")
 """How the names of places inside of modules begin."""
 
 _DUNDER_KEPT = ("__dict__", "__slots__")
@@ -61,7 +61,7 @@ _OF_IMPORT = {
 """Globals that Python itself puts into a module."""
 
 
-def read_state(model: nn.Module, device: torch.device) -> State:
+def read_state(model: nn.Module, device: torch.device, objective: object = None) -> State:
     """Read all that a call of the network could leave behind, apart from its own tensors.
 
     Parameters and buffers are left out: :mod:`dp_ray.training.untrained` compares them.
@@ -69,15 +69,16 @@ def read_state(model: nn.Module, device: torch.device) -> State:
     Args:
         model: the network.
         device: where it runs; names the generator of random numbers there.
+        objective: what its loss is computed by, which could remember as well.
     """
     rest = {"os.environ": dict(os.environ), "settings of torch and numpy": settings()}
     rest_digests = {name: _digest(values) for name, values in rest.items()}
-    return {**read_objects(model), **_generators(device), **rest_digests}
+    return {**read_objects(model, objective), **_generators(device), **rest_digests}
 
 
-def read_objects(model: nn.Module) -> State:
-    """Read all objects that a network leads to, apart from its own tensors."""
-    return _Walk(model).state
+def read_objects(model: nn.Module, objective: object = None) -> State:
+    """Read all objects that a network and its objective lead to, apart from its own tensors."""
+    return _Walk(model, objective).state
 
 
 def first_difference(before: Mapping[str, str], after: Mapping[str, str]) -> str | None:
@@ -100,9 +101,9 @@ def _generators(device: torch.device) -> State:
 
 
 class _Walk:
-    """One walk over all objects that a network leads to; each is visited once."""
+    """One walk over all objects that a network and its objective lead to, each visited once."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, objective: object = None) -> None:
         self.state: State = {}
         self._first: dict[int, str] = {}
         self._alive: list[Any] = []  # an id names an object only while it lives
@@ -115,6 +116,8 @@ class _Walk:
                 (f"layer {name} ({kind})" if name else f"the network ({kind})", module)
             )
         self._registered = {id(module) for _, module in self._stack}
+        if objective is not None:
+            self._stack.append((f"the objective ({type(objective).__name__})", objective))
         self._stack.reverse()
         while self._stack:
             self._visit(*self._stack.pop())

@@ -1,4 +1,6 @@
-"""A worker's part of a step: draw, views, per-example gradients, clip, sum over its shard.
+"""A worker's part of a step: draw, views, per-unit gradients, clip, sum over its shard.
+
+A unit is one example here, in all of its views.
 
 Everything here is a function of (parameters, step, incarnation); nothing can draw noise.
 """
@@ -11,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from dp_ray.gradients.clipping import Clipping
 from dp_ray.gradients.engines.engine import Engine, LossFunction
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.keys import KeyedStream, SamplingKeys
+from dp_ray.objectives.objective import Objective
 from dp_ray.performance.profile import part
 from dp_ray.privacy.sampling import Microbatch, Sampler, Shard, microbatches
 from dp_ray.training import feed
@@ -82,12 +84,13 @@ class ShardWorker:
         shard: this worker's examples.
         sampler: the mechanism's draw.
         views: the K augmentations.
+        objective: the loss of a unit's views, and what its labels are.
         keys: draw, views and dropout; no key of the noise.
         clipping: how gradients are brought within C.
         microbatch_size: B; changes memory and speed alone.
         engine: computes a microbatch's sum; changes speed alone.
         device: where the network runs.
-        differentiated: in an audit, takes the place of ``model`` and its loss.
+        differentiated: in an audit, takes the place of ``model`` and the objective's loss.
     """
 
     model: nn.Module
@@ -96,6 +99,7 @@ class ShardWorker:
     shard: Shard
     sampler: Sampler
     views: ViewMaker
+    objective: Objective
     keys: SamplingKeys
     clipping: Clipping
     microbatch_size: int
@@ -144,7 +148,7 @@ class ShardWorker:
             with part("views"):
                 images, labels = self.data.read(batch.ids)
                 images[~batch.mask] = 0  # padding holds no example, not even under a mask
-                labels[~batch.mask] = 0
+                labels[~batch.mask] = self.objective.labels.padding
                 seeds = dropout_stream.words(batch.ids.astype("u8"), 1)[:, 0].astype("i8")
                 return MicrobatchInputs(
                     images=torch.from_numpy(images),
@@ -193,7 +197,7 @@ class ShardWorker:
 
     def _network_and_loss(self) -> tuple[nn.Module, ParameterLayout, LossFunction]:
         if (other := self.differentiated) is None:
-            return self.model, self.layout, F.cross_entropy
+            return self.model, self.layout, self.objective.loss
         return other.network, other.layout, other.loss
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,11 @@ def test_page_and_documentation_of_a_search_agree() -> None:
 
 
 NOISED = {"evaluation_noise": 3.0}
-RIGHT = Evaluation(0.75, 0.5, 400)
+RIGHT = Evaluation({"test_accuracy": 0.75, "test_loss": 0.5}, 400)
 
 
 def score(config: Any, evaluation: Evaluation = RIGHT, **given: Any) -> dict[str, Any]:
-    metrics: dict[str, float | None] = dict(evaluation.named())
+    metrics: dict[str, float | None] = dict(evaluation.metrics)
     options = {
         "key": RunKey(bytes(32)),
         "model": b"model",
@@ -128,7 +129,7 @@ def test_without_noise_figures_are_exact_and_the_statement_says_what_they_tell(
 ) -> None:
     config = make_config(privacy={"accountant": "rdp"})
     assert score(config) == {
-        **RIGHT.named(),
+        **RIGHT.metrics,
         "test_accuracy_noise": None,
         "test_accuracies_published": None,
         "epsilon_of_test_accuracy": None,
@@ -163,7 +164,10 @@ def test_noise_of_an_accuracy_is_drawn_once_and_never_meets_two_counts(
         (0.75, score(config, model=b"another")),
         (0.75, score(config, key=RunKey(b"\1" * 32))),
         (0.75, score(config, test_digest="another")),
-        (0.7525, score(config, Evaluation(0.7525, 0.5, 400))),
+        (
+            0.7525,
+            score(config, replace(RIGHT, metrics={"test_accuracy": 0.7525, "test_loss": 0.5})),
+        ),
     ]
     for exact, other in others:
         assert other["test_accuracy"] - exact != pytest.approx(first - 0.75, abs=3e-6)

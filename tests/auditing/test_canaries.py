@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from dp_ray.gradients.clipped_sum import clipped_gradient_sum
 from dp_ray.gradients.clipping import Clipping
 from dp_ray.gradients.engines.engine import Engine, EngineName
 from dp_ray.gradients.layout import trained_parameters
+from dp_ray.objectives.single_label import SingleLabel
 from dp_ray.privacy.adaptive import LARGEST_CLIP
 from dp_ray.storage import open_folder
 from dp_ray.training.probe import Observation
@@ -41,7 +43,8 @@ def planted(canaries: Canaries, clipping: Clipping = "flat") -> Planted:
     """Gradient canaries in a network of two layers and 785 parameters, for five classes."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 5))
-    found = Planted.of(canaries, network, clipping, num_classes=5, max_grad_norm=1.0, device=CPU)
+    settings: Any = {"objective": SingleLabel(5), "num_classes": 5, "max_grad_norm": 1.0}
+    found = Planted.of(canaries, network, clipping, **settings, device=CPU)
     assert found is not None
     return found
 
@@ -180,7 +183,8 @@ def test_a_label_says_which_canary_an_example_is(digits: Dataset) -> None:
     assert np.array_equal(labels[labels >= 10] - 10, np.flatnonzero(drawn.included))
     rest = np.delete(np.arange(N), drawn.replaced)
     assert np.array_equal(drawn.rows(N)[labels < 10], rest)
-    network, settings = nn.Linear(2, 2), {"num_classes": 2, "max_grad_norm": 1.0, "device": CPU}
+    network, settings = nn.Linear(2, 2), {"objective": SingleLabel(2), "num_classes": 2}
+    settings |= {"max_grad_norm": 1.0, "device": CPU}
     for other in (replace(drawn, kind="mislabelled"), None):
         assert Planted.of(other, network, "flat", **settings) is None  # type: ignore[arg-type]
 

@@ -601,7 +601,7 @@ def test_every_field_and_section_has_a_sentence() -> None:
     for path, field in describe_fields():
         assert field.description, path
         assert field.description.endswith((".", "…")), path
-    assert len(sections(Config)) == 8
+    assert len(sections(Config)) == 9
     for section in sections(Config):
         assert "description" not in section.model_fields  # it would hide behind the docstring
         assert section.__doc__

@@ -371,8 +371,17 @@ def test_wrong_shapes_are_refused() -> None:
     model = make("gn_cnn", GREY)
     images, labels = data(GREY, 4, 2)
     params = trained(model)
-    with pytest.raises(ValueError, match=r"\[B, K, C, H, W\]"):
-        clipped_gradient_sum(model, params, images[:, 0], labels, max_grad_norm=1.0)
+    with pytest.raises(ValueError, match=r"\[B, K, …\]"):
+        clipped_gradient_sum(model, params, images[:, 0].flatten(1), labels, max_grad_norm=1.0)
+    with pytest.raises(ValueError, match=r"\[B, K, …\] with K of at least 1"):
+        clipped_gradient_sum(model, params, images[:, :0], labels, max_grad_norm=1.0)
+    with pytest.raises(ValueError, match=r"weights must be \[B, K\] = \(4, 2\), not \(4,\)"):
+        clipped_gradient_sum(
+            model, params, images, labels, max_grad_norm=1.0, weights=torch.ones(4)
+        )
+    whole = nn.Sequential(nn.Flatten(0), nn.Linear(images[0].numel(), 10))
+    with pytest.raises(ValueError, match="one row for each view"):
+        clipped_gradient_sum(whole, trained(whole), images, labels, max_grad_norm=1.0)
     with pytest.raises(ValueError, match="same number"):
         clipped_gradient_sum(model, params, images, labels[:3], max_grad_norm=1.0)
     with pytest.raises(ValueError, match="same number"):

@@ -361,3 +361,82 @@ def test_the_core_loads_no_compiler_until_it_is_asked_for() -> None:
         "sys.exit('torch._inductor.compile_fx' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name", [*PLAIN, *(pytest.param(name, marks=pytest.mark.slow) for name in COMPILED)]
+)
+def test_views_have_weights(name: EngineName) -> None:
+    """Unequal ones against a float64 loop; equal ones give the sum of none, bit for bit."""
+    network = tiny_cnn()
+    views, labels = data()
+    mask = torch.tensor([True, True, False, True, True])
+    weights = torch.tensor([[0.9, 0.1], [0.25, 0.75], [0.5, 0.5], [1.0, 0.0], [0.4, 0.6]])
+    params = {n: p.detach() for n, p in network.named_parameters()}
+    engine = Engine(name)
+
+    def weighted(weights: Tensor | None, microbatch_size: int | None = None) -> ClippedSum:
+        return clipped_gradient_sum(
+            network,
+            params,
+            views,
+            labels,
+            max_grad_norm=0.7,
+            weights=weights,
+            mask=mask,
+            microbatch_size=microbatch_size,
+            engine=engine,
+        )
+
+    units = loop_gradients(network, views, labels, weights)
+    found = weighted(weights)
+    assert distance(found.gradients, loop_clipped_sum(units, mask, 0.7)) < 1e-5
+    torch.testing.assert_close(found.norms.double(), loop_norms(units), rtol=1e-4, atol=1e-6)
+    if name in PLAIN:
+        assert distance(weighted(weights, 2).gradients, found.gradients) < 1e-6
+    equal, none = weighted(torch.full((5, 2), 0.5)), weighted(None)
+    assert all(torch.equal(equal.gradients[n], none.gradients[n]) for n in none.gradients)
+
+
+class Tokens(nn.Module):
+    """A mean of embeddings, and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(11, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, T] whole numbers → [n, 3]."""
+        logits: Tensor = self.head(torch.tanh(self.table(x)).mean(dim=1))
+        return logits
+
+
+def shaped(kind: str) -> tuple[nn.Module, Tensor]:
+    """A network and views [4, 2, …] of features, sequences, volumes or tokens."""
+    generator = torch.Generator().manual_seed(2)
+    torch.manual_seed(1)
+    if kind == "tokens":
+        return Tokens(), torch.randint(11, (4, 2, 6), generator=generator)
+    networks: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+        "features": (nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3)), (7,)),
+        "sequences": (
+            nn.Sequential(nn.Conv1d(2, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3)),
+            (2, 8),
+        ),
+        "volumes": (
+            nn.Sequential(nn.Conv3d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)),
+            (1, 4, 4, 4),
+        ),
+    }
+    network, shape = networks[kind]
+    return network, torch.randn(4, 2, *shape, generator=generator)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("kind", ["features", "sequences", "volumes", "tokens"])
+def test_views_have_any_shape(name: EngineName, kind: str) -> None:
+    network, views = shaped(kind)
+    labels, mask = torch.tensor([0, 1, 2, 1]), torch.tensor([True, True, True, False])
+    found = run(Engine(name), network, views, labels, mask, 0.4)
+    expected = loop_clipped_sum(loop_gradients(network, views, labels), mask, 0.4)
+    assert distance(found.gradients, expected) < 1e-5

@@ -1,26 +1,35 @@
-"""The plain way to a clipped gradient sum: one example, one view at a time, in float64."""
+"""The plain way to a clipped gradient sum: one unit, one view at a time, in float64."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def loop_gradients(model: nn.Module, views: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
-    """For each example, name → gradient: of each view by itself, then the mean over the views."""
+def loop_gradients(
+    model: nn.Module,
+    views: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+) -> list[dict[str, Tensor]]:
+    """For each unit, name → gradient: of each view by itself, then the mean, or sum by weights."""
     model = copy.deepcopy(model).double()
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     examples = []
     for i in range(len(views)):
         mean = {name: torch.zeros_like(p) for name, p in trained.items()}
-        for view in views[i]:
-            loss = F.cross_entropy(model(view[None].double()), labels[i : i + 1])
+        for k, view in enumerate(views[i]):
+            weight = 1 / len(views[i]) if weights is None else float(weights[i, k])
+            inputs = view.double() if view.is_floating_point() else view
+            loss = loss_fn(model(inputs[None]), labels[i : i + 1])
             gradients = torch.autograd.grad(loss, list(trained.values()))
             for name, gradient in zip(trained, gradients, strict=True):
-                mean[name] += gradient / len(views[i])
+                mean[name] += gradient * weight
         examples.append(mean)
     return examples
 

@@ -12,6 +12,7 @@ from dp_ray.data.views import ViewMaker
 from dp_ray.gradients.engines.engine import Engine
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.models.build import build_model
+from dp_ray.objectives.single_label import SingleLabel
 from dp_ray.privacy.sampling import PoissonSampler, Shard
 from dp_ray.training.step import Assignment, ShardWorker
 from helpers.support import key_of
@@ -37,6 +38,7 @@ def workers(config: Config, dataset: Dataset, count: int) -> Iterator[ShardWorke
             shard=Shard.of(rank, count, len(dataset.train)),
             sampler=PoissonSampler(len(dataset.train), config.data.expected_batch_size),
             views=ViewMaker(config.augment, dataset.facts, CPU),
+            objective=SingleLabel(dataset.facts.num_classes),
             keys=KEY.sampling_keys(),
             clipping=config.privacy.clipping,
             microbatch_size=config.train.microbatch_size or 32,

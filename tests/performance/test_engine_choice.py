@@ -20,12 +20,14 @@ from dp_ray.config.run import Config, TrainConfig
 from dp_ray.data.facts import DataFacts, data_facts
 from dp_ray.gradients.engines.engine import Engine, EngineError, EngineName, Precision
 from dp_ray.models.build import build_model
+from dp_ray.objectives.single_label import SingleLabel
 from dp_ray.performance.engine_choice import Choice, choose
 from dp_ray.performance.engine_trial import EngineTrial, Measurements
 from dp_ray.training.collective import Alone
 from dp_ray.training.engine_agreement import agree_on_engine
 
 CPU = torch.device("cpu")
+DIGITS = SingleLabel(10)
 
 
 def parts(config: Config) -> tuple[DataFacts, nn.Module]:
@@ -137,7 +139,7 @@ def test_measurements_are_remembered_by_machine_and_network(
     monkeypatch.setattr(EngineTrial, "seconds", seconds)
 
     def again(config: Config) -> Measurements:
-        return Measurements(config, EngineTrial(config, *parts(config), CPU))
+        return Measurements(config, EngineTrial(config, *parts(config), DIGITS, CPU))
 
     first = again(config)
     assert [first("vmap", 8), first("vmap", 8), first("vmap_compiled", 8)] == [0.25, 0.25, math.inf]
@@ -167,7 +169,9 @@ def test_a_size_that_fails_is_no_reason_against_others(
     monkeypatch.setattr(EngineTrial, "seconds", seconds)
     config = make_config(data={"expected_batch_size": 512})
     facts, model = parts(config)
-    choice, _ = agree_on_engine(config, facts, model, steps=20, collective=Alone(), device=CPU)
+    choice, _ = agree_on_engine(
+        config, facts, model, DIGITS, steps=20, collective=Alone(), device=CPU
+    )
     assert choice.engine == "vmap"
     assert choice.microbatch_size <= 32
     assert "vmap cannot be used" not in choice.note
@@ -176,7 +180,7 @@ def test_a_size_that_fails_is_no_reason_against_others(
 def test_when_time_is_up_nothing_more_is_measured(make_config: MakeConfig) -> None:
     """The other workers wait in a collective, and give up after cluster.timeout_s."""
     config = make_config(cluster={"timeout_s": 1e-6})
-    measure = Measurements(config, EngineTrial(config, *parts(config), CPU))
+    measure = Measurements(config, EngineTrial(config, *parts(config), DIGITS, CPU))
     assert measure("vmap", 2) == math.inf
     assert not measure.failures
 
@@ -209,7 +213,7 @@ def test_workers_that_are_started_anew_keep_what_was_chosen(make_config: MakeCon
 
 def test_a_folder_that_cannot_be_written_to_is_no_reason_to_stop(make_config: MakeConfig) -> None:
     config = make_config(data={"cache": "/proc/nowhere"})
-    assert Measurements(config, EngineTrial(config, *parts(config), CPU))("vmap", 2) > 0
+    assert Measurements(config, EngineTrial(config, *parts(config), DIGITS, CPU))("vmap", 2) > 0
 
 
 def test_an_engine_with_another_result_is_not_used(
@@ -221,7 +225,7 @@ def test_an_engine_with_another_result_is_not_used(
         config = make_config(train={"engine": "per_layer", "microbatch_size": 4})
         facts, model = parts(config)
         choice, engine = agree_on_engine(
-            config, facts, model, steps=3, collective=Alone(), device=CPU
+            config, facts, model, DIGITS, steps=3, collective=Alone(), device=CPU
         )
         assert engine.name == choice.engine
         return choice
@@ -321,7 +325,7 @@ def test_an_engine_that_gives_nan_is_replaced_by_the_fastest_that_is_right(
         train={"engine": "per_layer_compiled", "precision": "bfloat16", "microbatch_size": 4}
     )
     choice, engine = agree_on_engine(
-        config, *parts(config), steps=3, collective=Alone(), device=CPU
+        config, *parts(config), DIGITS, steps=3, collective=Alone(), device=CPU
     )
     assert (choice.engine, engine.name) == (expected, expected)
     assert choice.note.startswith("per_layer_compiled cannot be used: its norms are off by nan")

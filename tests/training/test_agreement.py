@@ -20,6 +20,7 @@ from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, DpRayError, ModelError, RunError
 from dp_ray.gradients.engines.engine import Engine, Sums
 from dp_ray.gradients.layout import ParameterLayout
+from dp_ray.objectives.single_label import SingleLabel
 from dp_ray.training.agreement import check_same_arithmetic, open_same_dataset, stop_together
 from dp_ray.training.collective import Alone
 
@@ -156,6 +157,7 @@ def compared(engines: list[Engine]) -> list[str]:
             model=copy.deepcopy(model),  # threads must not share what functional_call fills in
             layout=ParameterLayout.of(model),
             views=ViewMaker(AugmentConfig(views=2, rotation=5), facts, torch.device("cpu")),
+            objective=SingleLabel(3),
             facts=facts,
             clipping="flat",
             max_grad_norm=1.0,

@@ -64,7 +64,8 @@ def test_a_test_loss_that_is_not_finite_is_shown(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "dp_ray.training.loop.shared_evaluation", lambda *_: Evaluation(0.1, math.inf)
+        "dp_ray.training.loop.shared_evaluation",
+        lambda *_: Evaluation({"test_accuracy": 0.1, "test_loss": math.inf}),
     )
     config = make_config(privacy={"noise_multiplier": 0.0})
     result = start(config)

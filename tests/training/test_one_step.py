@@ -23,6 +23,7 @@ from dp_ray.config.run import Config, DataConfig
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import DataError
 from dp_ray.keys import KeyedStream
+from dp_ray.objectives.objective import LabelSpec
 from dp_ray.training import agreement
 from dp_ray.training import coordinator as coordinator_module
 from dp_ray.training.coordinator import Coordinator
@@ -255,8 +256,8 @@ def test_workers_that_read_other_data_are_refused(
     """Their shards would overlap."""
     opened: list[Dataset] = []
 
-    def other_each_time(config: DataConfig) -> Dataset:
-        opened.append(replace(open_dataset(config), digest=f"{len(opened):064x}"))
+    def other_each_time(config: DataConfig, labels: LabelSpec) -> Dataset:
+        opened.append(replace(open_dataset(config, labels), digest=f"{len(opened):064x}"))
         return opened[-1]
 
     monkeypatch.setattr(agreement, "open_dataset", other_each_time)

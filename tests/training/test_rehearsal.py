@@ -17,6 +17,7 @@ from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError, DpRayError, ModelError
 from dp_ray.gradients.engines.engine import Engine
 from dp_ray.models.build import build_model
+from dp_ray.objectives.single_label import SingleLabel
 from dp_ray.training.preparation import make_plan
 from dp_ray.training.rehearsal import Rehearsal, rehearse
 
@@ -241,9 +242,16 @@ class MixesTypes(Plain):
 def rehearsal(make_config: MakeConfig, model: nn.Module, **train: Any) -> None:
     config: Config = make_config(augment={"views": 1})
     engine = Engine(precision=train.pop("precision", "float32"))
-    size = train.pop("size", 4)
+    size, objective = train.pop("size", 4), train.pop("objective", SingleLabel(3))
     rehearse(
-        config, FACTS, model.train(), engine=engine, microbatch_size=size, device=CPU, evaluated=[5]
+        config,
+        FACTS,
+        model.train(),
+        objective,
+        engine=engine,
+        microbatch_size=size,
+        device=CPU,
+        evaluated=[5],
     )
 
 
@@ -291,10 +299,10 @@ def test_a_function_is_taken(make_config: MakeConfig, model: nn.Module, size: in
 def test_place_within_rounding_is_noted(make_config: MakeConfig) -> None:
     """A device may do that; the statement says that it is assumed to do no harm."""
     config = make_config(augment={"views": 1})
-    found = Rehearsal(config, FACTS, Mixes("place", 1e-7).train())
+    found = Rehearsal(config, FACTS, Mixes("place", 1e-7).train(), SingleLabel(3))
     found.run(4)
     assert any("depends on its place in the microbatch" in note for note in found.notes)
-    found = Rehearsal(config, FACTS, Plain())
+    found = Rehearsal(config, FACTS, Plain(), SingleLabel(3))
     found.run(4)
     assert found.notes == []
 
@@ -311,7 +319,7 @@ def test_another_output_in_evaluation_is_refused(
     make_config: MakeConfig, output: Any, shown: str
 ) -> None:
     with pytest.raises(ConfigError, match=rf"model\.name.*returns {shown} in evaluation mode"):
-        Rehearsal(make_config(), FACTS, Gives(output).train()).try_out()
+        Rehearsal(make_config(), FACTS, Gives(output).train(), SingleLabel(3)).try_out()
 
 
 def test_a_network_that_fails_in_bfloat16_alone_is_told_so(make_config: MakeConfig) -> None:

@@ -161,13 +161,8 @@ def _split_arrays(config: DataConfig, splits: Any) -> Splits:
 
 
 def _arrays(config: DataConfig, split: str, images: Any, labels: Any) -> Piece:
-    """Images [n, …] and labels [n] as arrays of whole numbers; see :data:`Piece`."""
+    """Images [n, …] and labels [n, …] as arrays; see :data:`Piece`."""
     numbers = _array(labels, config, f"{split} labels")
-    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
-        raise DataError(
-            f"data.name = {config.name!r}: {split} labels must be a row of whole numbers, not "
-            f"{numbers.dtype} of shape {numbers.shape}"
-        )
     pixels = _array(images, config, f"{split} images")
     if pixels.size and pixels.ndim != 4:
         raise DataError(
@@ -179,7 +174,7 @@ def _arrays(config: DataConfig, split: str, images: Any, labels: Any) -> Piece:
             f"data.name = {config.name!r}: {len(pixels)} {split} images and "
             f"{len(numbers)} labels: give one label an image"
         )
-    return pixels, numbers.astype(np.int64)
+    return pixels, numbers
 
 
 def _array(values: Any, config: DataConfig, what: str) -> NDArray[Any]:

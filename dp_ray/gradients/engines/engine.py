@@ -1,8 +1,8 @@
 """The ways to compute the clipped sum of one microbatch: one function, run plainly or compiled.
 
-Shapes: B examples, K views; C is ``max_grad_norm``. All engines give the same sum up to rounding
-(1e-5 of its largest entry, for networks without kinks). Plain ``vmap`` is the reference: it knows
-nothing of layer types.
+Shapes: B units, K views of each; C is ``max_grad_norm``. All engines give the same sum up to
+rounding (1e-5 of its largest entry, for networks without kinks). Plain ``vmap`` is the reference:
+it knows nothing of layer types.
 
 Compiled: the function is traced by ``make_fx`` on tensors without values, into a flat graph that
 cannot depend on data, and the graph is compiled for its one shape. Dynamo alone would trace module
@@ -26,8 +26,9 @@ from dp_ray.gradients.clipping import Clipping, clip_and_sum
 from dp_ray.gradients.dropout import KeyedDropout
 from dp_ray.gradients.engines.layer_rules import PerExampleConvolutions
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""Maps logits [K, classes] and labels [K] of one example's views to a scalar: their mean loss."""
+LossFunction = Callable[..., Tensor]
+"""Maps outputs [K, …] and labels [K, …] of one unit's views to a scalar, their mean loss; and with
+``weights=`` [K], of sum 1, to their weighted loss. Without weights it gets two arguments."""
 
 EngineName = Literal["vmap", "per_layer", "vmap_compiled", "per_layer_compiled"]
 
@@ -36,9 +37,18 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 Sums = tuple[dict[str, Tensor], Tensor, Tensor]
 """Clipped sum per parameter, norms [B], losses [B]."""
 
-_Inputs = tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor, Tensor, Tensor, Tensor | None]
-"""Parameters, constants, views [B, K, C, H, W], labels [B], mask [B], clipping norm [], dropout
-seeds [B]."""
+_Inputs = tuple[
+    dict[str, Tensor],
+    dict[str, Tensor],
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor,
+    Tensor | None,
+    Tensor | None,
+]
+"""Parameters, constants, views [B, K, …], labels [B, …], mask [B], clipping norm [], weights
+[B, K], dropout seeds [B]."""
 
 
 class EngineError(Exception):
@@ -85,6 +95,7 @@ class Engine:
         max_grad_norm: float,
         clipping: Clipping,
         loss_fn: LossFunction,
+        weights: Tensor | None,
         dropout_seeds: Tensor | None,
     ) -> Sums:
         """See :func:`dp_ray.gradients.clipped_sum.clipped_gradient_sum`, which checks arguments.
@@ -102,7 +113,8 @@ class Engine:
         # An input of the graph and no constant of it: it may change from step to step.
         # Filled on the device: a copy from the host would wait for all work before it.
         norm = torch.full((), max_grad_norm, dtype=torch.float64, device=views.device)
-        inputs: _Inputs = (dict(params), constants, views, labels, mask, norm, dropout_seeds)
+        named = dict(params), constants
+        inputs: _Inputs = (*named, views, labels, mask, norm, weights, dropout_seeds)
         # Whatever the caller computes in: norms and sums are not shortened.
         with torch.autocast(views.device.type, enabled=False), self._tf32(views.device):
             if not self.is_compiled:
@@ -126,21 +138,37 @@ class Engine:
         labels: Tensor,
         mask: Tensor,
         max_grad_norm: Tensor,
+        weights: Tensor | None,
         dropout_seeds: Tensor | None,
     ) -> Sums:
-        def mean_loss(
-            params: Mapping[str, Tensor], views: Tensor, label: Tensor, seed: Tensor | None
+        dtype = next(iter(params.values())).dtype
+
+        def unit_loss(
+            params: Mapping[str, Tensor],
+            views: Tensor,
+            label: Tensor,
+            weights: Tensor | None,
+            seed: Tensor | None,
         ) -> Tensor:
             with KeyedDropout(seed), self._rules(), self._autocast(views.device):
-                logits = functional_call(model, ({**constants, **params}, {}), (views,))
-            logits = logits.to(views.dtype)
-            return loss_fn(logits, label.expand(len(views), *label.shape))
+                outputs = functional_call(model, ({**constants, **params}, {}), (views,))
+            if outputs.shape[:1] != views.shape[:1]:
+                raise ValueError(
+                    f"the network maps {len(views)} views to outputs of shape "
+                    f"{tuple(outputs.shape)}: one row for each view is needed"
+                )
+            outputs = outputs.to(views.dtype if views.is_floating_point() else dtype)
+            labels = label.expand(len(views), *label.shape)
+            if weights is None:
+                return loss_fn(outputs, labels)
+            return loss_fn(outputs, labels, weights=weights)
 
+        optional = (None if tensor is None else 0 for tensor in (weights, dropout_seeds))
         gradients, losses = vmap(
-            grad_and_value(mean_loss),
-            in_dims=(None, 0, 0, None if dropout_seeds is None else 0),
+            grad_and_value(unit_loss),
+            in_dims=(None, 0, 0, *optional),
             randomness="different" if dropout_seeds is None else "error",
-        )(params, views, labels, dropout_seeds)
+        )(params, views, labels, weights, dropout_seeds)
         total, norms = clip_and_sum(gradients, mask, max_grad_norm, clipping)
         return total, norms, losses.detach()
 

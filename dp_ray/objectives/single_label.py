@@ -1,0 +1,82 @@
+"""Classification with one label an example: cross-entropy and accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dp_ray.objectives.objective import Direction, LabelSpec, Objective, weighted_mean
+from dp_ray.objectives.quality import quality
+
+METRICS: Mapping[str, Direction] = {"test_accuracy": "max", "test_loss": "min"}
+
+
+@dataclass(frozen=True)
+class SingleLabel(Objective):
+    """One of the classes is right.
+
+    Attributes:
+        num_classes: labels count from 0 to this, exclusive; a view's output is a logit for each.
+    """
+
+    num_classes: int
+
+    @property
+    def labels(self) -> LabelSpec:
+        """Class indices."""
+        return LabelSpec(0, self.num_classes - 1)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """One logit for each class."""
+        return (self.num_classes,)
+
+    @property
+    def metrics(self) -> Mapping[str, Direction]:
+        """Share of examples whose largest logit is their label's; mean cross-entropy in nats."""
+        return METRICS
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy [n]."""
+        return F.cross_entropy(outputs, labels, reduction="none")
+
+    def loss(self, outputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the cross-entropy [] of one unit; see :class:`Objective`."""
+        return cross_entropy(outputs, labels, weights)
+
+    def update(self, state: Tensor, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Add the number of right answers and the sum of losses."""
+        right = float((outputs.argmax(dim=1) == labels).sum())
+        losses = float(F.cross_entropy(outputs, labels, reduction="sum"))
+        return state + torch.tensor([right, losses], dtype=torch.float64)
+
+    def columns(self, outputs: Tensor, labels: Tensor) -> dict[str, NDArray[Any]]:
+        """Return label, predicted class and its probability of each example."""
+        return {
+            "labels": labels.numpy(),
+            "predicted": outputs.argmax(dim=1).numpy(),
+            "confidence": outputs.double().softmax(dim=1).amax(dim=1).numpy(),
+        }
+
+    def details(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Return figures of each class, of confusions and of confidence: see :func:`quality`."""
+        return quality(**columns, num_classes=self.num_classes)
+
+
+def cross_entropy(outputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the cross-entropy [] of one unit's views, by its weights.
+
+    Args:
+        outputs: [K, classes] logits.
+        labels: [K] class indices.
+        weights: [K], of sum 1; None for the mean.
+    """
+    if weights is None:
+        return F.cross_entropy(outputs, labels)
+    return weighted_mean(F.cross_entropy(outputs, labels, reduction="none"), weights)
