@@ -10,10 +10,10 @@ from typing import Any
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.errors import DpRayError, RunError
-from dp_ray.objectives.evaluation import METRIC_NAMES
 from dp_ray.on_ray.job import for_log
 from dp_ray.on_ray.session import node_name
 from dp_ray.on_ray.trainer import train_on_ray
@@ -100,7 +100,7 @@ def _train(
     *,
     break_lock: bool,
 ) -> None:
-    if run.exists() and run.unborn():
+    if run.exists() and run.is_incomplete():
         run.root.delete("private")  # cut off while it was laid out: nothing was charged
     if run.exists():
         config, plan = take_up(run, config, attempt, lambda _text: None, break_lock=break_lock)
@@ -117,12 +117,13 @@ def _train(
 
 
 def _last_metrics(run: RunDirectory) -> dict[str, float]:
-    result = run.read_result()
-    if result["test_accuracy"] is None:
+    result = Result.read(run.root)
+    if result.metrics["test_accuracy"] is None:
         raise RunError(
             f"{run.root}: there are no test examples, so trials cannot be compared: give the data "
             "a test split"
         )
     # JSON has no infinity: a loss that is null was one.
-    metrics = {n: math.inf if result[n] is None else result[n] for n in METRIC_NAMES}
-    return {"step": float(result["steps"]), "epsilon": result["epsilon"], **metrics}
+    metrics = {n: math.inf if value is None else value for n, value in result.metrics.items()}
+    epsilon = math.inf if result.epsilon is None else result.epsilon
+    return {"step": float(result.steps), "epsilon": epsilon, **metrics}

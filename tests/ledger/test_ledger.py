@@ -22,13 +22,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from dp_ray.errors import LedgerError
 from dp_ray.ledger.balance import Charge
+from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.ledger.lock import WriterLock
 from dp_ray.storage import Folder, LocalFolder
 
 KEY = key_of(3).derive("ledger")
 PLAN = {"steps": 9, "noise_multiplier": 1.0, "sample_rate": 0.1, "name": "nine"}
-EXECUTION = {"workers": 2}
+EXECUTION = Execution(workers=2)
 
 CHARGED, REPLAYED, CONFLICT = Verdict.CHARGED, Verdict.REPLAYED, Verdict.CONFLICT
 
@@ -53,7 +54,7 @@ class Writer(Ledger):
         self._chain.close()
         self.held.release()
 
-    def begin(self, first_step: int = 0, execution: dict[str, Any] | None = None) -> Writer:
+    def begin(self, first_step: int = 0, execution: Execution | None = None) -> Writer:
         self.open_session(
             EXECUTION if execution is None else execution,
             first_step=first_step,
@@ -150,7 +151,7 @@ def test_sessions_survive_in_order(folder: LocalFolder) -> None:
     ledger.die()
     first, second = Ledger(folder, KEY).sessions
     assert (first.execution, first.first_step, first.repeats) == (EXECUTION, 0, 0)
-    assert (second.execution, second.first_step, second.repeats) == ({"workers": 4}, 1, 2)
+    assert (second.execution, second.first_step, second.repeats) == (Execution(workers=4), 1, 2)
     assert (second.data, second.parameters) == ("x", "y")
 
 
@@ -260,7 +261,7 @@ def test_an_incarnation_is_kept_only_for_the_sum_that_is_on_record(folder: Local
 def test_another_execution_raises_the_incarnation_of_what_it_repeats(folder: LocalFolder) -> None:
     """Its sums would differ in the last bit; which draws are spent is known without trying."""
     filled(folder, 3).die()
-    ledger = Writer(folder).begin(first_step=1, execution={"workers": 4})
+    ledger = Writer(folder).begin(first_step=1, execution=Execution(workers=4))
     assert [ledger.incarnation_for(step, diverged=False) for step in range(4)] == [1, 1, 1, 0]
     ledger.charge(charge(1, incarnation=1))
     assert ledger.incarnation_for(1, diverged=False) == 1
@@ -454,12 +455,12 @@ def test_a_clean_stop_gives_back_what_was_not_noised(folder: LocalFolder) -> Non
 def test_what_was_given_back_is_free_under_another_execution(folder: LocalFolder) -> None:
     """No noise was ever added there, so there is nothing that could cancel out."""
     filled(folder, 2, block=4).close()
-    ledger = Writer(folder).begin(first_step=2, execution={"workers": 9})
+    ledger = Writer(folder).begin(first_step=2, execution=Execution(workers=9))
     assert ledger.incarnation_for(2, diverged=False) == 0
     ledger.charge(charge(2))
     ledger.die()
     # The sum is of the execution that made it, not of the one that paid.
-    ledger = Writer(folder).begin(first_step=2, execution={"workers": 9})
+    ledger = Writer(folder).begin(first_step=2, execution=Execution(workers=9))
     assert ledger.incarnation_for(2, diverged=False) == 0
     assert ledger.charge(charge(2)) is REPLAYED
 
@@ -645,7 +646,7 @@ class Coordinators(RuleBasedStateMachine):
         self.step, self.parameters = on_record[-1 - min(which, len(on_record) - 1)][1]
         self.diverged = False
         self.execution = execution
-        self.ledger.begin(self.step, {"execution": execution})
+        self.ledger.begin(self.step, Execution(engine=execution))
         self.remember_head()
 
     @precondition(lambda self: self.ledger is not None)
