@@ -147,7 +147,7 @@ def test_a_position_is_that_of_a_record_which_no_crash_takes(layout: str, tmp_pa
 def test_sessions_survive_in_order(folder: LocalFolder) -> None:
     filled(folder, 3).die()
     ledger = Writer(folder)
-    ledger.open_session({"workers": 4}, first_step=1, data="x", parameters="y")
+    ledger.open_session(Execution(workers=4), first_step=1, data="x", parameters="y")
     ledger.die()
     first, second = Ledger(folder, KEY).sessions
     assert (first.execution, first.first_step, first.repeats) == (EXECUTION, 0, 0)
@@ -535,7 +535,7 @@ def test_a_reader_cannot_charge(folder: LocalFolder) -> None:
         lambda: reader.charge(charge(5)),
         lambda: reader.amend_plan({}),
         lambda: reader.add_checkpoint("a", "b"),
-        lambda: reader.open_session({}, first_step=0, data="", parameters=""),
+        lambda: reader.open_session(Execution(), first_step=0, data="", parameters=""),
     ):
         with pytest.raises(LedgerError, match="not open for writing"):
             write()
