@@ -141,20 +141,6 @@ class RunDirectory(ResultDirectory):
                 "start a new run"
             ) from error
 
-    def decided(self) -> dict[str, Any]:
-        """Return the deciding fields that config.yaml has: keys are bound to them.
-
-        A field that a later version of dp-ray added is not in the file of an older run. It has its
-        default then, which means what the older version did, and the keys stay as they are.
-
-        Raises:
-            RunError: there is no configuration, or it is damaged.
-        """
-        fields = deciding_fields(self.config())
-        values = read_yaml(self.private.read(CONFIG).decode())
-        named = {f"{s}.{n}" for s, part in values.items() if isinstance(part, dict) for n in part}
-        return {field: value for field, value in fields.items() if field in named}
-
     def read_ledger(self) -> Ledger:
         """The run's ledger, verified.
 
@@ -200,7 +186,11 @@ class RunDirectory(ResultDirectory):
 
 
 def deciding_fields(config: Config) -> dict[str, Any]:
-    """Dotted path → value of the fields that decide the mathematics, all but the seed."""
+    """Return the fields that decide the mathematics by dotted path, all but the seed.
+
+    Keys are bound to them. A field that is added later must be left out where it has its default,
+    or runs of before could not be resumed, nor their noise be had again.
+    """
     values = config.dump()
     fields = {
         f"{section}.{name}": value

@@ -75,6 +75,7 @@ class Statement(Document, Scored):
     REMEDY: ClassVar[str] = "Restore it from a backup, or use the version of dp-ray that wrote it"
     model_config = _FINITE
 
+    metrics: Annotated[dict[str, float | None], Field(min_length=1)]
     epsilon: NonNegative | None
     delta: Annotated[float, Field(gt=0, lt=1)]
     accountant: AccountantName

@@ -13,7 +13,7 @@ from torch import nn
 from dp_ray.artifacts.checkpoint import Checkpoints
 from dp_ray.artifacts.journal import Journal
 from dp_ray.artifacts.notes import DataNote, EngineNote
-from dp_ray.artifacts.run_directory import RunDirectory
+from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
 from dp_ray.config.run import Config
 from dp_ray.data.store import Dataset
 from dp_ray.data.views import ViewMaker
@@ -293,7 +293,7 @@ def _open_lead(
     from dp_ray.training.coordinator import Coordinator
 
     # The configuration that the run was started with: one that allows more steps draws the same.
-    decided = [task.run.decided(), dataset.digest, weights_digest]
+    decided = [deciding_fields(task.run.config()), dataset.digest, weights_digest]
     context = json.dumps(decided, sort_keys=True)
     run_key = task.run.key().bind(context)
     ledger = task.run.write_ledger(task.attempt, wait_s=_LOCK_WAIT_S, block=task.charge_every)

@@ -26,11 +26,10 @@ from dp_ray.artifacts.course import METRICS, Evaluated, Stepped, read_course
 from dp_ray.artifacts.notes import DataNote, EngineNote
 from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.result import Outcome, Result
-from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
+from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.artifacts.statement import Statement
 from dp_ray.auditing.directory import AuditDirectory, AuditOutcome, AuditSettings
 from dp_ray.auditing.report import describe_audit
-from dp_ray.config.yaml_text import read_yaml, write_yaml
 from dp_ray.document import Document
 from dp_ray.errors import LedgerError, RunError
 from dp_ray.ledger.balance import Charge
@@ -307,20 +306,3 @@ def test_a_session_of_a_newer_format_is_refused_by_name(make_config: MakeConfig)
         with pytest.raises(RunError, match="newer dp-ray") as refused:
             act()
         assert not isinstance(refused.value, LedgerError)
-
-
-def test_a_field_that_a_later_version_adds_does_not_change_the_keys_of_an_older_run(
-    make_config: MakeConfig,
-) -> None:
-    """Its checkpoints could not be verified any more, and it would draw other units."""
-    config = make_config()
-    run = RunDirectory.of(config)
-    run.create(config, make_plan(config))
-    assert run.decided() == deciding_fields(config)
-    values = read_yaml(run.private.read("config.yaml").decode())
-    del values["augment"]["cutout"]  # as if an earlier version did not know of it
-    run.private.write("config.yaml", write_yaml(values).encode())
-    assert run.config() == config
-    expected = deciding_fields(config)
-    del expected["augment.cutout"]
-    assert run.decided() == expected
