@@ -38,7 +38,7 @@ from dp_ray.models.build import build_model
 from dp_ray.performance.estimate import microbatch_seconds, parameter_count
 from dp_ray.performance.threads import usable_cores
 from dp_ray.training.collective import ProcessGroup
-from dp_ray.training.local import NobodyToTell
+from dp_ray.training.local import NullObserver
 from dp_ray.training.loop import train
 from dp_ray.training.preparation import make_plan
 from dp_ray.training.scaling import (
@@ -194,7 +194,7 @@ def time_steps(task: Task) -> dict[str, float]:
 
         Coordinator.release = timed("release", Coordinator.release)  # type: ignore[method-assign]
     device = torch.device("cpu")
-    train(open_session(task, ProcessGroup(device), device=device, threads=1), NobodyToTell())
+    train(open_session(task, ProcessGroup(device), device=device, threads=1), NullObserver())
     # The first step warms up. The mean, not the median: the model predicts an expectation.
     return {
         "step": (ends[-1] - ends[0]) / (len(ends) - 1) if ends else 0.0,

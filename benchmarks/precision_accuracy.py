@@ -34,7 +34,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 fields = [f"train.precision={precision}", f"train.storage_path={folder}"]
                 config = load_config(options.config, [*options.set, *fields, f"seed={seed}"])
-                result = run_training(config, resume=False, console=Console(quiet=True))
+                result = run_training(config, resume=False, console=Console(quiet=True)).dump()
                 curve = Path(folder) / config.name / "private/metrics.jsonl"
                 lines = [json.loads(line) for line in curve.read_text().splitlines()]
                 step = statistics.median(x["seconds"] for x in lines if "seconds" in x)

@@ -19,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from dp_ray.artifacts.run_directory import METRICS, PROGRESS
+from dp_ray.artifacts.course import METRICS
+from dp_ray.artifacts.progress import Progress
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits.yaml"
 
@@ -40,7 +41,7 @@ def measure(workers: int, overrides: list[str]) -> tuple[float, float]:
             command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
         try:
-            while not (private / PROGRESS).exists():  # written with the first step
+            while not (private / Progress.FILE).exists():  # written with the first step
                 if process.poll() is not None:
                     raise SystemExit(process.communicate()[1])
                 time.sleep(0.01)

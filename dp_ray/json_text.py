@@ -12,9 +12,14 @@ def write_json(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
+def finite(value: float) -> float | None:
+    """Return a number that JSON has; None for NaN and infinities."""
+    return value if math.isfinite(value) else None
+
+
 def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    if isinstance(value, float):
+        return finite(value)
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -15,6 +15,7 @@ from helpers.plans import privacy_plan
 
 from dp_ray.errors import LedgerError, StorageError
 from dp_ray.ledger.balance import Charge
+from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.ledger.lock import WriterLock
 from dp_ray.storage import Folder, LocalFolder, ObjectFolder, open_folder
@@ -255,7 +256,7 @@ def writer(folder: Folder, attempt: str = "one") -> Ledger:
 def begin(folder: Folder) -> Ledger:
     Ledger.create(folder, KEY, PLAN)
     ledger = writer(folder)
-    ledger.open_session({"workers": 2}, first_step=0, data="d", parameters="p")
+    ledger.open_session(Execution(workers=2), first_step=0, data="d", parameters="p")
     return ledger
 
 
@@ -295,7 +296,7 @@ def test_a_ledger_in_an_object_store_from_begin_to_end(store: ObjectStore) -> No
 
     again = writer(folder)
     assert again.charges == 4
-    again.open_session({"workers": 2}, first_step=0, data="d", parameters="p")
+    again.open_session(Execution(workers=2), first_step=0, data="d", parameters="p")
     assert again.charge(charge(0)) is Verdict.REPLAYED
     assert again.incarnation_for(1, diverged=False) == 1
     assert again.charge(charge(1)) is Verdict.CONFLICT
@@ -306,7 +307,7 @@ def test_a_ledger_in_an_object_store_from_begin_to_end(store: ObjectStore) -> No
     assert "whole/lock" not in store.objects
 
     last = writer(folder, "two")
-    last.open_session({"workers": 2}, first_step=1, data="d", parameters="p")
+    last.open_session(Execution(workers=2), first_step=1, data="d", parameters="p")
     assert last.charge(fresh) is Verdict.REPLAYED
     for step in (2, 3):
         assert last.incarnation_for(step, diverged=True) == 1
@@ -323,7 +324,7 @@ def test_a_clean_stop_keeps_the_digests_that_were_waiting(store: ObjectStore) ->
         ledger.charge(charge(step))
     ledger.close()
     again = writer(folder, "two")
-    again.open_session({"workers": 2}, first_step=0, data="d", parameters="p")
+    again.open_session(Execution(workers=2), first_step=0, data="d", parameters="p")
     assert [again.charge(charge(step)) for step in range(4)] == [Verdict.REPLAYED] * 4
 
 

@@ -235,7 +235,7 @@ def _lost_at(step: int) -> Callable[..., Any]:
 def _train(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """With one key for all runs, so that they can be compared."""
     with patch.object(RunKey, "from_entropy", fixed_key):
-        return run_training(config, resume=resume, console=Console(quiet=True))
+        return run_training(config, resume=resume, console=Console(quiet=True)).dump()
 
 
 def _folder(config: Config) -> Path:

@@ -9,9 +9,10 @@ import numpy as np
 from rich.console import Console
 
 from dp_ray.api.train import run_training
+from dp_ray.artifacts.result import Ending
 from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
 from dp_ray.auditing.canaries import Canaries, CanaryKind
-from dp_ray.auditing.directory import AuditDirectory, AuditSettings
+from dp_ray.auditing.directory import AuditDirectory, AuditOutcome, AuditSettings
 from dp_ray.auditing.planted import supports
 from dp_ray.auditing.probe import CanaryProbe
 from dp_ray.auditing.report import describe_start
@@ -48,8 +49,8 @@ def run_audit(
     break_lock: bool = False,
     replay: RunKey | None = None,
     console: Console,
-) -> dict[str, Any]:
-    """Trains with canaries, attacks, and holds what the attack shows against the ledger's ε.
+) -> AuditOutcome | Ending:
+    """Train with canaries, attack, and hold what the attack shows against the ledger's ε.
 
     Args:
         config: what to audit; its name is the audit's.
@@ -63,7 +64,8 @@ def run_audit(
         console: where progress is shown, if it is a terminal.
 
     Returns:
-        The contents of outcome.json; its ``status`` is ``stopped`` if the audit can be resumed.
+        What outcome.json holds; an :class:`Ending` whose ``status`` is ``stopped`` if the audit
+        can be resumed.
 
     Raises:
         DpRayError: before anything is started where possible; see the message.
@@ -92,22 +94,22 @@ def run_audit(
         early.wait()
         for number in range(settings.runs):
             if not _train(directory, config, settings, number, console, break_lock=break_lock):
-                return {"name": config.name, "path": str(directory.root), "status": "stopped"}
+                return Ending(name=config.name, path=str(directory.root), status="stopped")
     numbers = range(settings.runs)
     verdict = judge(
         settings,
         [RunDirectory.of(directory.run_config(config, number)) for number in numbers],
         [_draw(directory, config, settings, number).included for number in numbers],
     )
-    outcome = {
-        "name": config.name,
-        "path": str(directory.root),
-        "status": "finished",
+    outcome = AuditOutcome(
+        name=config.name,
+        path=str(directory.root),
+        status="finished",
         **asdict(settings),
         **verdict.dump(),
-        "accountant": config.privacy.accountant,
-        "warning": WARNING,
-    }
+        accountant=config.privacy.accountant,
+        warning=WARNING,
+    )
     directory.write_outcome(outcome)
     return outcome
 
@@ -198,7 +200,7 @@ def _train(
     run = RunDirectory.of(config)
     if run.finished():
         return True
-    if run.exists() and run.unborn():
+    if run.exists() and run.is_incomplete():
         run.root.delete("private")  # cut off while it was laid out: nothing was charged
     begun = run.exists()
     result = run_training(
@@ -209,7 +211,7 @@ def _train(
         console=console,
         probe=CanaryProbe(_draw(directory, config, settings, number)),
     )
-    return bool(result["status"] == "finished")
+    return result.status == "finished"
 
 
 def _draw(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dp_ray.artifacts.run_directory import IGNORE
+from dp_ray.artifacts.result_directory import IGNORE
 from dp_ray.config.run import Config
 from dp_ray.data.cache import cache_path
 from dp_ray.data.files import skipped_line

@@ -8,14 +8,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from rich.console import Console
 
-from dp_ray.artifacts.run_directory import (
-    STOP,
-    RunDirectory,
-)
+from dp_ray.artifacts.result import Result
+from dp_ray.artifacts.run_directory import STOP, RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.data.cache import cache_path
 from dp_ray.keys import RunKey
@@ -27,7 +24,7 @@ from dp_ray.reporting.live import say
 from dp_ray.reporting.run_progress import ProgressLine
 from dp_ray.reporting.words import count
 from dp_ray.storage import LocalFolder
-from dp_ray.training.local import NobodyToTell, train_in_process
+from dp_ray.training.local import NullObserver, train_in_process
 from dp_ray.training.opening import begin, take_up
 from dp_ray.training.probe import Probe
 from dp_ray.training.session import Task
@@ -42,8 +39,8 @@ def run_training(
     profile: bool = False,
     replay: RunKey | None = None,
     probe: Probe | None = None,
-) -> dict[str, Any]:
-    """Plans, trains and returns what result.json holds.
+) -> Result:
+    """Plan, train and return what result.json holds.
 
     Args:
         config: what to train.
@@ -80,13 +77,13 @@ def run_training(
         _warn_of_turns(config, tell)
         with ProgressLine(run, plan, console) as line, _stop_on_signal(run, line):
             if config.cluster.num_workers == 0:
-                train_in_process(task, NobodyToTell())
+                train_in_process(task, NullObserver())
             else:
                 line.note(f"starting Ray and {count(config.cluster.max_workers, 'worker')}")
                 _in_thread(lambda: _train_on_ray(task, early, tell))
             line.tell_skipped()  # without a terminal these two were not printed during the run
             line.tell_engine()
-        return run.read_result()
+        return Result.read(run.root)
 
 
 def _train_on_ray(task: Task, early: EarlyRay, tell: Callable[[str], None]) -> None:

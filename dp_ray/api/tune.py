@@ -29,6 +29,7 @@ from dp_ray.search.directory import REPORT, SweepDirectory
 from dp_ray.search.outcome import read_outcomes
 from dp_ray.search.publish import decide, forget_losers, publish_search, read_decision
 from dp_ray.search.resources import resources_here, trials_at_once
+from dp_ray.search.result import SearchResult, SearchSummary
 from dp_ray.search.search import Search, with_metric
 from dp_ray.search.space import edge_points
 from dp_ray.storage import LocalFolder
@@ -79,8 +80,8 @@ def run_sweep(
     console: Console,
     break_lock: bool = False,
     replay: RunKey | None = None,
-) -> dict[str, Any]:
-    """Searches, and returns what result.json holds.
+) -> SearchSummary:
+    """Search, and return what result.json holds.
 
     Args:
         sweep: what to search.
@@ -90,7 +91,7 @@ def run_sweep(
         replay: the key of another search, to repeat its trials with their draws and noise.
 
     Returns:
-        The contents of result.json; its ``status`` is ``stopped`` if the search can be resumed.
+        What result.json holds; its ``status`` is ``stopped`` if the search can be resumed.
 
     Raises:
         DpRayError: before anything is started where possible; see the message.
@@ -127,9 +128,9 @@ def _locked(directory: SweepDirectory, *, take_over: bool = False) -> Iterator[N
         lock.release()
 
 
-def _run(search: Search, console: Console, *, break_lock: bool = False) -> dict[str, Any]:
-    everything = read_decision(search)
-    if everything is None:
+def _run(search: Search, console: Console, *, break_lock: bool = False) -> SearchSummary:
+    result = read_decision(search)
+    if result is None:
         spent = [outcome.history for outcome in read_outcomes(search)]
         cost = search_cost(search, spent if search.sweep.tune.is_adaptive else None)
         say(console, describe_search(search, cost))
@@ -138,8 +139,8 @@ def _run(search: Search, console: Console, *, break_lock: bool = False) -> dict[
             ended = _run_trials(search, console, break_lock=break_lock)
         if not ended:
             return _stopped(search)
-        everything = decide(search, seconds=time.monotonic() - started)
-    return _conclude(search, everything)
+        result = decide(search, seconds=time.monotonic() - started)
+    return _conclude(search, result)
 
 
 def _run_trials(search: Search, console: Console, *, break_lock: bool) -> bool:
@@ -158,29 +159,29 @@ def _run_trials(search: Search, console: Console, *, break_lock: bool) -> bool:
     return search.sweep.tune.scheduler != "none" or not unfinished
 
 
-def _stopped(search: Search) -> dict[str, Any]:
+def _stopped(search: Search) -> SearchSummary:
     cost = search_cost(search, [outcome.history for outcome in read_outcomes(search)])
-    result = {
-        "name": search.sweep.name,
-        "path": str(search.directory.root),
-        "status": "stopped",
-        "privacy_mode": search.sweep.tune.privacy_mode,
-        "epsilon_of_search": cost.epsilon,
-        "delta": cost.delta,
-    }
-    search.directory.write_result(result)
-    return result
+    summary = SearchSummary(
+        name=search.sweep.name,
+        path=str(search.directory.root),
+        status="stopped",
+        privacy_mode=search.sweep.tune.privacy_mode,
+        epsilon_of_search=cost.epsilon,
+        delta=cost.delta,
+    )
+    summary.write(search.directory.root)
+    return summary
 
 
-def _conclude(search: Search, everything: dict[str, Any]) -> dict[str, Any]:
+def _conclude(search: Search, result: SearchResult) -> SearchSummary:
     """Publishes what was decided; each part may be repeated after a crash."""
     directory = search.directory
-    told = publish_search(search, everything)
-    place, page = search_report(directory, everything)
+    summary = publish_search(search, result)
+    place, page = search_report(directory, result)
     place.write(REPORT, page.encode())
-    forget_losers(search, everything)
-    directory.write_result(told)  # the last: it says that all is there
-    return told
+    forget_losers(search, result)
+    summary.write(directory.root)  # the last: it says that all is there
+    return summary
 
 
 def _check_resumable(directory: SweepDirectory, sweep: SweepConfig) -> None:

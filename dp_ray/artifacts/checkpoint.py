@@ -12,11 +12,12 @@ import hmac
 import io
 import zipfile
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from dp_ray.document import take_format
 from dp_ray.errors import LedgerError, RunError
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.storage import Folder
@@ -36,6 +37,8 @@ class Checkpoint:
         ledger_position: names the last record of the ledger when this was taken.
     """
 
+    FORMAT: ClassVar[int] = 1
+
     step: int
     params: Tensor
     average: Tensor | None
@@ -45,22 +48,32 @@ class Checkpoint:
     ledger_position: str
 
     def to_bytes(self) -> bytes:
-        """The content of a file."""
+        """Return the content of a file, with the format number."""
         buffer = io.BytesIO()
-        torch.save({field.name: getattr(self, field.name) for field in fields(self)}, buffer)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        torch.save({"format": self.FORMAT, **values}, buffer)
         return buffer.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Checkpoint:
-        """The inverse of :meth:`to_bytes`.
+    def from_bytes(cls, data: bytes, place: str = "a checkpoint") -> Checkpoint:
+        """Return the checkpoint in a file, of this format or of format 0.
+
+        Args:
+            data: the content of the file.
+            place: names the file in messages.
 
         Raises:
             ValueError: the data are torn or no checkpoint.
+            RunError: a newer version of dp-ray wrote it.
         """
         if not zipfile.is_zipfile(io.BytesIO(data)):  # other formats of torch are never read
             raise ValueError("no checkpoint")
         try:
-            return cls(**torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+            values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            take_format(values, place, cls.FORMAT)
+            return cls(**values)
+        except RunError:
+            raise
         except Exception as error:  # a damaged file fails in any way
             raise ValueError(str(error)) from error
 
@@ -127,7 +140,7 @@ class Checkpoints:
             return None
         if not hmac.compare_digest(self._digest(data), self._ledger.checkpoints[name]):
             return None
-        return Checkpoint.from_bytes(data)
+        return Checkpoint.from_bytes(data, f"{self._folder}/{name}")
 
     def _check_orphans(self, names: list[str]) -> None:
         for name in names:
@@ -135,10 +148,10 @@ class Checkpoints:
                 data = self._folder.read(name)
                 if not name.endswith(_ending(self._digest(data))):
                     continue  # torn, or no checkpoint of this run
-                position = Checkpoint.from_bytes(data).ledger_position
+                checkpoint = Checkpoint.from_bytes(data, f"{self._folder}/{name}")
             except (OSError, ValueError):
                 continue
-            if not self._ledger.reaches(position):
+            if not self._ledger.reaches(checkpoint.ledger_position):
                 raise LedgerError(
                     f"the ledger is older than the checkpoint {name}: records of what was spent "
                     "are missing. Restore it from a backup, or start a new run with another --name"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain
-from typing import Any
 
+from dp_ray.artifacts.statement import Statement
 from dp_ray.config.run import Config
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.history import History, room
@@ -34,12 +34,12 @@ _AGREES = 1e-2
 
 
 def disagreement(
-    statement: Mapping[str, Any], config: Config, history: History | None = None
+    statement: Statement, config: Config, history: History | None = None
 ) -> str | None:
-    """The first contradiction among the documents of a release, in words; None if they agree.
+    """Return the first contradiction among the documents of a release; None if they agree.
 
     Args:
-        statement: the contents of privacy.json.
+        statement: privacy.json.
         config: the contents of config.yaml.
         history: the ledger's noised sums; by default those that the statement lists.
     """
@@ -51,55 +51,55 @@ def disagreement(
     return next(chain(*parts), None)
 
 
-def _settings(statement: Mapping[str, Any], config: Config) -> Iterator[str]:
+def _settings(statement: Statement, config: Config) -> Iterator[str]:
     """What both documents say."""
-    counted, values = _counts_search(statement), config.dump()
+    stated, values = statement.dump(), config.dump()
     for name, field in _SAME.items():
-        if name == "accountant" and counted:
+        if name == "accountant" and statement.is_of_search:
             continue  # the one that counted the search
         section, _, key = field.partition(".")
-        said, configured = statement[name], values[section][key]
+        said, configured = stated[name], values[section][key]
         if isinstance(said, dict) and isinstance(configured, dict):  # what is open was derived
             configured = {**said, **{k: v for k, v in configured.items() if v is not None}}
         if said != configured and (configured is not None or name not in _MAY_BE_OPEN):
             yield f"{name} is {said} in the statement, and {field} is {configured} in config.yaml"
-    said, configured = statement.get("test_accuracy_noise"), config.data.evaluation_noise
-    if said != configured:
-        yield f"test_accuracy_noise is {said}, and data.evaluation_noise {configured}"
-    said, configured = tuple(statement["noise_factors"]), _plan(statement, config).noise_factors
-    if said != configured:
-        yield f"noise_factors are {said} in the statement, and {configured} by config.yaml"
+    noise, configured = statement.test_accuracy_noise, config.data.evaluation_noise
+    if noise != configured:
+        yield f"test_accuracy_noise is {noise}, and data.evaluation_noise {configured}"
+    factors, configured = tuple(statement.noise_factors), _plan(statement, config).noise_factors
+    if factors != configured:
+        yield f"noise_factors are {factors} in the statement, and {configured} by config.yaml"
 
 
-def _sums(statement: Mapping[str, Any], config: Config, history: History | None) -> Iterator[str]:
+def _sums(statement: Statement, config: Config, history: History | None) -> Iterator[str]:
     """What was released, what was paid for, and what config.yaml allows."""
-    listed, steps = _listed(statement), config.privacy.steps
+    listed, steps = statement.history, config.privacy.steps
     charges = sum(sums for _, _, sums in listed)
     if history is not None and listed != history:
         yield f"the statement lists the noised sums {listed}, and the ledger {history}"
-    if statement["charges"] != charges:
-        yield f"charges are {statement['charges']}, and the noised sums that are listed {charges}"
+    if statement.charges != charges:
+        yield f"charges are {statement.charges}, and the noised sums that are listed {charges}"
     if steps is None:
         return
-    if statement["steps"] > steps:
-        yield f"{statement['steps']} steps were taken, and privacy.steps is {steps}"
-    planned = _plan(statement, config).released_with(statement["noise_multiplier"], steps)
+    if statement.steps > steps:
+        yield f"{statement.steps} steps were taken, and privacy.steps is {steps}"
+    planned = _plan(statement, config).released_with(statement.noise_multiplier, steps)
     if room(planned, listed, math.inf) < 0:
         yield f"the noised sums {listed} are more than config.yaml allows: {planned}"
 
 
-def _epsilons(statement: Mapping[str, Any], config: Config) -> Iterator[str]:
+def _epsilons(statement: Statement, config: Config) -> Iterator[str]:
     """ε of the statement against its own list of sums, and against config.yaml."""
-    privacy, listed, epsilon = config.privacy, _listed(statement), _own_epsilon(statement)
-    spent = epsilon_of(privacy.accountant, listed, statement["delta"])
+    privacy, epsilon = config.privacy, statement.own_epsilon
+    spent = epsilon_of(privacy.accountant, statement.history, statement.delta)
     if not _agree(epsilon, spent):
         yield f"ε is {epsilon} in the statement, and {spent} by its noised sums"
     if (budget := privacy.epsilon) is not None:
         # Where σ was solved, all of the budget is spent with the last step.
-        whole = privacy.noise_multiplier is None and statement["charges"] == privacy.steps
+        whole = privacy.noise_multiplier is None and statement.charges == privacy.steps
         if not _agree(epsilon, budget) and (whole or epsilon > budget):
             yield f"ε is {epsilon} in the statement, and privacy.epsilon is {budget}"
-    total, before = statement.get("epsilon_with_search"), privacy.search_epsilon
+    total, before = statement.epsilon_with_search, privacy.search_epsilon
     none = before is None or math.isinf(epsilon)
     expected = None if none else (before or 0.0) + epsilon
     if total is None or expected is None:
@@ -117,23 +117,5 @@ def _agree(one: float, other: float) -> bool:
     return one == other or abs(one - other) <= _AGREES * other < math.inf
 
 
-def _listed(statement: Mapping[str, Any]) -> History:
-    return tuple(
-        (part["noise_multiplier"], part["sample_rate"], part["sums"])
-        for part in statement["released"]
-    )
-
-
-def _plan(statement: Mapping[str, Any], config: Config) -> PrivacyPlan:
-    return unsolved_plan(config, statement["num_examples"])
-
-
-def _counts_search(statement: Mapping[str, Any]) -> bool:
-    search = statement.get("search")
-    return search is not None and search["privacy_mode"] != "public"
-
-
-def _own_epsilon(statement: Mapping[str, Any]) -> float:
-    """ε of training this model alone, a search not counted; infinite without noise."""
-    own = statement["search"]["of_this_run_alone"] if _counts_search(statement) else statement
-    return math.inf if own["epsilon"] is None else float(own["epsilon"])
+def _plan(statement: Statement, config: Config) -> PrivacyPlan:
+    return unsolved_plan(config, statement.num_examples)

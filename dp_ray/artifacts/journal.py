@@ -7,13 +7,13 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
-from dp_ray.artifacts.run_directory import METRICS, PROGRESS, TENSORBOARD, RunDirectory
-from dp_ray.json_text import write_json
+from dp_ray.artifacts.course import METRICS, Evaluated, Stepped
+from dp_ray.artifacts.progress import Progress
+from dp_ray.artifacts.run_directory import TENSORBOARD, RunDirectory
 from dp_ray.objectives.evaluation import Evaluation
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.storage import OWNER_ONLY
@@ -21,16 +21,6 @@ from dp_ray.storage import OWNER_ONLY
 _INTERVAL_S = 0.25
 _INTERVAL_OF_OBJECTS_S = 2.0
 """Between writings of progress and looks for a stop request: on a disk, in an object store."""
-
-
-def roughly(seconds: float) -> float:
-    """A time to one digit of its largest unit: 97 s are 2 min.
-
-    How long steps take depends on how many examples were drawn. What leaves the private part, a
-    log or result.json, has times no finer than this.
-    """
-    unit = next((unit for unit in (3600.0, 60.0) if seconds >= unit), 1.0)
-    return float(f"{seconds / unit:.1g}") * unit
 
 
 class Journal:
@@ -95,15 +85,9 @@ class Journal:
         """
         examples, losses, clipped, norms, _ = statistics.tolist()
         count = max(examples, 1.0)
-        values = {
-            "examples": examples,
-            "loss": losses / count,
-            "clipped_fraction": clipped / count,
-            "mean_norm": norms / count,
-            "seconds": seconds,
-        }
-        self._metrics.write(write_json({"step": step, **values}) + "\n")
-        for name, value in values.items():
+        stepped = Stepped(step, examples, losses / count, clipped / count, norms / count, seconds)
+        self._metrics.write(stepped.line())
+        for name, value in stepped.numbers.items():
             self._tensorboard.add_scalar(f"private/{name}", value, step)
         self._step, self._charges = step + 1, charges
         if self._warm:
@@ -129,8 +113,8 @@ class Journal:
         self._tensorboard.add_scalar("max_grad_norm", max_grad_norm, step)
         for name, value in self._evaluated().items():
             self._tensorboard.add_scalar(name, value, step)
-        line = {"step": step, "epsilon": epsilon, "max_grad_norm": max_grad_norm}
-        self._metrics.write(write_json(line | self._evaluated()) + "\n")
+        evaluated = Evaluated(step, epsilon, max_grad_norm, {**self._evaluated()})
+        self._metrics.write(evaluated.line())
         self._metrics.flush()
         self._write_progress()
         self._copy()
@@ -160,16 +144,16 @@ class Journal:
     def _write_progress(self) -> None:
         per_step = sum(self._step_seconds) / max(len(self._step_seconds), 1)
         images = self._plan.expected_batch_size * self._plan.views
-        progress: dict[str, Any] = {
-            "step": self._step,
-            "steps": self._plan.steps,
-            "charges": self._charges,
-            "repaired": self._repaired,
-            **(dict.fromkeys(self._metric_names) | self._evaluated()),
+        progress = Progress(
+            step=self._step,
+            steps=self._plan.steps,
+            charges=self._charges,
+            repaired=self._repaired,
+            metrics=dict.fromkeys(self._metric_names) | self._evaluated(),
             # From public numbers and the clock; still private, as the clock shows the batch size.
-            "images_per_second": images / per_step if per_step else 0.0,
-            "seconds_left": (self._plan.steps - self._step) * per_step or None,
-            "seconds": self.seconds,
-        }
-        self._run.private.write(PROGRESS, write_json(progress).encode())
+            images_per_second=images / per_step if per_step else 0.0,
+            seconds_left=(self._plan.steps - self._step) * per_step or None,
+            seconds=self.seconds,
+        )
+        progress.write(self._run.private)
         self._progress_written = time.monotonic()

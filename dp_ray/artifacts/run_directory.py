@@ -12,149 +12,35 @@ It lies on a disk, or in an object store if ``train.storage_path`` is a URI.
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from dp_ray.artifacts.course import METRICS
+from dp_ray.artifacts.progress import Progress
+from dp_ray.artifacts.result import Result
+from dp_ray.artifacts.result_directory import IGNORE, ResultDirectory
+from dp_ray.artifacts.run_key import RUN_KEY, write_key
 from dp_ray.config.files import parse_config
 from dp_ray.config.run import Config, ObjectiveConfig
 from dp_ray.config.yaml_text import read_yaml, write_yaml
 from dp_ray.data.sources.registry import unheeded_fields
 from dp_ray.errors import ConfigError, RunError
-from dp_ray.json_text import write_json
-from dp_ray.keys import KEY_BYTES, RunKey
+from dp_ray.keys import RunKey
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.ledger.lock import WriterLock
 from dp_ray.privacy.mechanism import DEFAULT
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.storage import Folder, open_folder
 
-RESULT = "result.json"
 RELEASE = "release"
 CONFIG = "config.yaml"
-RUN_KEY = "run_key"
-METRICS = "metrics.jsonl"
 LEDGER = "ledger"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
-PROGRESS = "progress.json"
 STOP = "stop"
 REFUSED = "refused"
-ENGINE = "engine.json"
-DATA = "data.json"
 OBSERVATIONS = "observations"
 NEIGHBOURS = "neighbours"
 RAY = "ray"
-IGNORE = ".gitignore"
-
-_REPLAY = " replay"
-"""After the key of a run that repeats another one."""
-
-
-@dataclass(frozen=True)
-class ResultDirectory:
-    """A folder with a result that all may see and a part that only its owner may."""
-
-    root: Folder
-
-    @property
-    def private(self) -> Folder:
-        """What must not be published."""
-        return self.root / "private"
-
-    def finished(self) -> bool:
-        """Whether it came to its end."""
-        return self.root.exists(RESULT) and self.read_result().get("status") == "finished"
-
-    def lay_out(self) -> None:
-        """Makes the folders of something new.
-
-        Raises:
-            RunError: they cannot be written, or others could read the private one.
-        """
-        if not isinstance(path := self.root.path, Path):
-            return
-        try:
-            path.mkdir(parents=True, exist_ok=True)  # to be seen by others, unlike private/
-            private = path / "private"
-            private.mkdir(mode=0o700, exist_ok=True)
-            try:
-                self.check_private()
-            except RunError:
-                with suppress(OSError):  # the name stays free, unless something is there already
-                    private.rmdir()
-                raise
-            # Neither git nor Ray, which uploads the folder that a job is submitted from, takes it.
-            self.private.write(IGNORE, b"*\n")
-        except OSError as error:
-            raise self.unwritable(error) from error
-
-    def check_private(self) -> None:
-        """Refuses a private part that is not.
-
-        Raises:
-            RunError: others could read or replace it; the message says what to do.
-        """
-        exposure = self.private.exposure()
-        if exposure is not None:
-            raise RunError(
-                f"{exposure}. Or set train.storage_path to another folder: the run key, by which "
-                "noise can be subtracted, must be its owner's alone"
-            )
-
-    def unwritable(self, error: OSError) -> RunError:
-        """What to tell of a folder that cannot be written."""
-        return RunError(
-            f"{self.root} cannot be written: {error}; set train.storage_path to another folder"
-        )
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        """Writes result.json, whole or not at all."""
-        write_object(self.root, RESULT, result)
-
-    def read_result(self) -> dict[str, Any]:
-        """What result.json holds.
-
-        Raises:
-            RunError: it is missing or damaged.
-        """
-        return read_object(self.root, RESULT, "restore it from a backup, or remove it")
-
-    def key(self) -> RunKey:
-        """Its secret, from which all others are derived.
-
-        Raises:
-            RunError: it is missing or damaged.
-        """
-        return self._read_key()[0]
-
-    def is_replay(self) -> bool:
-        """Whether its key is that of another run, whose draw and noise it repeats.
-
-        Raises:
-            RunError: the key is missing or damaged.
-        """
-        return self._read_key()[1]
-
-    def replay_of(self, part: str) -> RunKey | None:
-        """The key for a part of a replay; None if this is none: the part draws a key by itself.
-
-        Raises:
-            RunError: the key is missing or damaged.
-        """
-        key, replay = self._read_key()
-        return RunKey(key.derive(part)) if replay else None
-
-    def _read_key(self) -> tuple[RunKey, bool]:
-        try:
-            return _parse_key(self.private.read(RUN_KEY).decode())
-        except (OSError, ValueError) as error:
-            raise RunError(
-                f"{self.private}/{RUN_KEY}: {error}. Without its key ({KEY_BYTES} bytes in hex) a "
-                "run cannot be continued; restore the file from a backup, or start a new run"
-            ) from error
 
 
 class RunDirectory(ResultDirectory):
@@ -193,15 +79,15 @@ class RunDirectory(ResultDirectory):
         """Whether a run of this name was started."""
         return self.root.exists("private")
 
-    def unborn(self) -> bool:
-        """Whether it was cut off while it was laid out: there is no ledger, and no other trace."""
+    def is_incomplete(self) -> bool:
+        """Whether creation was interrupted before the ledger was written."""
         traces = set(self.private.names()) - {IGNORE, CONFIG, RUN_KEY}
         return not self.ledger.names() and traces <= {LEDGER}
 
     def forget(self) -> None:
         """Removes what was learnt; what it cost stays in the ledger."""
         self.root.delete(RELEASE)
-        for name in (CHECKPOINTS, METRICS, PROGRESS, TENSORBOARD):
+        for name in (CHECKPOINTS, METRICS, Progress.FILE, TENSORBOARD):
             self.private.delete(name)
 
     def check_free(self) -> None:
@@ -210,7 +96,7 @@ class RunDirectory(ResultDirectory):
         Raises:
             RunError: it is; the message says how to go on.
         """
-        if self.exists() or self.root.exists(RESULT):
+        if self.exists() or self.root.exists(Result.FILE):
             raise RunError(self.taken())
 
     def taken(self) -> str:
@@ -301,89 +187,12 @@ class RunDirectory(ResultDirectory):
         return self.private.exists(STOP)
 
 
-def read_object(folder: Folder, name: str, remedy: str) -> dict[str, Any]:
-    """A file that holds one JSON object.
-
-    Raises:
-        RunError: it is missing or damaged; the message ends with the remedy.
-    """
-    try:
-        found = json.loads(folder.read(name))
-        if isinstance(found, dict):
-            return found
-        problem = "it holds something else"
-    except (OSError, ValueError, RecursionError) as error:
-        problem = str(error)
-    raise RunError(f"{folder}/{name} cannot be read: {problem}; {remedy}")
-
-
-def write_object(folder: Folder, name: str, value: dict[str, Any]) -> None:
-    """Writes a JSON object, whole or not at all.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    text = write_json(value, indent=2) + "\n"
-    folder.write(name, text.encode())
-
-
-def write_key(private: Folder, key: RunKey, *, replay: bool) -> None:
-    """Writes a secret down, for its owner's eyes, and whether it was another run's before.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    private.write(RUN_KEY, f"{key.secret.hex()}{_REPLAY if replay else ''}\n".encode())
-
-
-def refuse_key_of_seed(key: RunKey, seed: int) -> None:
-    """Refuse a key that can be computed from a published seed.
-
-    Raises:
-        ConfigError: an earlier version derived the key from the seed, which a release names now.
-    """
-    if key.follows_from(seed):
-        raise ConfigError(
-            "seed",
-            seed,
-            "an earlier version started this, in which the noise followed from the seed; a release "
-            "names the seed now",
-            "Finish it with that version, or start anew with another --name",
-        )
-
-
-def read_replay_key(file: Path, seed: int | None) -> RunKey:
-    """Return the key of a run that is to be repeated.
-
-    Args:
-        file: that run's ``private/run_key``.
-        seed: the configuration's.
-
-    Raises:
-        ConfigError: the file holds none, or it follows from the seed.
-    """
-    try:
-        key = _parse_key(file.read_text(encoding="utf-8"))[0]
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            "--replay-key",
-            str(file),
-            f"no run key: {error}",
-            f"Give the private/{RUN_KEY} of the run to repeat ({KEY_BYTES} bytes in hex)",
-        ) from error
-    if seed is not None:
-        refuse_key_of_seed(key, seed)
-    return key
-
-
-def _parse_key(text: str) -> tuple[RunKey, bool]:
-    secret = text.strip()
-    own = secret.removesuffix(_REPLAY)
-    return RunKey(bytes.fromhex(own)), own != secret
-
-
 def deciding_fields(config: Config) -> dict[str, Any]:
-    """Dotted path → value of the fields that decide the mathematics, all but the seed."""
+    """Return the fields that decide the mathematics by dotted path, all but the seed.
+
+    Keys are bound to them. A field that is added later must be left out where it has its default,
+    or runs of before could not be resumed, nor their noise be had again.
+    """
     values = config.dump()
     fields = {
         f"{section}.{name}": value

@@ -13,22 +13,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from dp_ray.artifacts.run_directory import CONFIG, RESULT, ResultDirectory, write_key, write_object
+from dp_ray.artifacts.result import Ending
+from dp_ray.artifacts.result_directory import ResultDirectory
+from dp_ray.artifacts.run_directory import CONFIG
+from dp_ray.artifacts.run_key import write_key
 from dp_ray.auditing.canaries import CanaryKind
 from dp_ray.config.files import parse_config
 from dp_ray.config.run import Config
 from dp_ray.config.yaml_text import read_yaml, write_yaml
+from dp_ray.document import encode, read_file
 from dp_ray.errors import ConfigError, RunError
-from dp_ray.json_text import write_json
 from dp_ray.keys import RunKey
+from dp_ray.privacy.accounting import AccountantName
 from dp_ray.storage import Folder, open_folder
 
 AUDIT = "audit.json"
-OUTCOME = "outcome.json"
 RUNS = "runs"
 
 
@@ -43,10 +45,72 @@ class AuditSettings:
         runs: 1, or how many are told apart by one canary each.
     """
 
+    FORMAT: ClassVar[int] = 1
+
     kind: CanaryKind
     canaries: int
     significance: float
     runs: int
+
+    def write(self, private: Folder) -> None:
+        """Write audit.json.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        private.write(AUDIT, encode(asdict(self), self.FORMAT))
+
+    @classmethod
+    def read(cls, private: Folder) -> AuditSettings:
+        """Return what audit.json holds.
+
+        Raises:
+            RunError: it is lost or damaged, or another version of dp-ray wrote it.
+        """
+
+        def build(values: dict[str, Any], number: int) -> AuditSettings:
+            if number == 0:  # its runs have observations under another name, which are not read
+                raise RunError(
+                    f"{private}/{AUDIT} was written by an older dp-ray (format 0), whose audits "
+                    "cannot be continued: finish it with that version, or start a new audit with "
+                    "another --name"
+                )
+            return cls(**values)
+
+        remedy = "Restore it from a backup, or start a new audit"
+        return read_file(private, AUDIT, cls.FORMAT, build, remedy)
+
+
+class AuditOutcome(Ending):
+    """outcome.json: what an audit found; private.
+
+    Attributes: see :class:`AuditSettings` and :class:`~dp_ray.auditing.verdict.Verdict`.
+        accountant: of the runs.
+        warning: who may see it.
+    """
+
+    FILE: ClassVar[str] = "outcome.json"
+    REMEDY: ClassVar[str] = "Restore it from a backup"
+
+    kind: CanaryKind
+    canaries: int
+    significance: float
+    runs: int
+    epsilon_claimed: float
+    epsilon_stated: float
+    epsilon_lower: float
+    epsilon_lower_of_any: float
+    refuted: bool
+    can_refute: bool
+    confidence: float
+    delta: float
+    guesses: int
+    right: int
+    moved: float | None = None
+    moved_too_far: bool = False
+    looks: int = 0
+    accountant: AccountantName
+    warning: str
 
 
 class AuditDirectory(ResultDirectory):
@@ -68,7 +132,7 @@ class AuditDirectory(ResultDirectory):
 
     def finished(self) -> bool:
         """Whether it came to its end."""
-        return self.private.exists(OUTCOME)
+        return self.private.exists(AuditOutcome.FILE)
 
     def check_free(self) -> None:
         """Refuses a name that is taken.
@@ -76,7 +140,7 @@ class AuditDirectory(ResultDirectory):
         Raises:
             RunError: it is; the message says how to go on.
         """
-        if not (self.root.exists("private") or self.root.exists(RESULT)):
+        if not (self.root.exists("private") or self.root.exists(Ending.FILE)):
             return
         if not self.private.exists(AUDIT):
             problem = "something else than an audit: choose another --name, or remove the folder"
@@ -107,7 +171,7 @@ class AuditDirectory(ResultDirectory):
         try:
             self.private.write(CONFIG, write_yaml(config.dump()).encode())
             write_key(self.private, key, replay=replay is not None)
-            self.private.write(AUDIT, write_json(asdict(settings)).encode())
+            settings.write(self.private)
         except OSError as error:
             raise self.unwritable(error) from error
 
@@ -119,9 +183,11 @@ class AuditDirectory(ResultDirectory):
         """
         if self.finished():
             self.check_free()  # says so
+        if not self.private.exists(AUDIT):
+            raise RunError(f"{self.root} holds no audit to resume: start it without --resume")
+        settings = AuditSettings.read(self.private)
         try:
-            config = parse_config(read_yaml(self.private.read(CONFIG).decode()))
-            return config, AuditSettings(**json.loads(self.private.read(AUDIT)))
+            return parse_config(read_yaml(self.private.read(CONFIG).decode())), settings
         except (OSError, ValueError, TypeError, ConfigError) as error:
             raise RunError(
                 f"{self.root} holds no audit to resume ({error}): start it without --resume"
@@ -132,13 +198,13 @@ class AuditDirectory(ResultDirectory):
         train = config.train.model_copy(update={"storage_path": self.runs.uri})
         return config.model_copy(update={"train": train, "name": f"{number:04d}"})
 
-    def write_outcome(self, outcome: dict[str, Any]) -> None:
-        """Writes outcome.json, whole or not at all.
+    def write_outcome(self, outcome: AuditOutcome) -> None:
+        """Write outcome.json, whole or not at all.
 
         Raises:
             RunError: it cannot be written.
         """
         try:
-            write_object(self.private, OUTCOME, outcome)
+            outcome.write(self.private)
         except OSError as error:
             raise self.unwritable(error) from error

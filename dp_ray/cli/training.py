@@ -59,7 +59,7 @@ def train(
     More privacy.steps (and the privacy.epsilon that they cost) may be given with it.
     """
     from dp_ray.api.train import run_training
-    from dp_ray.artifacts.run_directory import read_replay_key
+    from dp_ray.artifacts.run_key import read_replay_key
     from dp_ray.config.files import load_config
     from dp_ray.reporting.summary import describe_result
 
@@ -78,8 +78,8 @@ def train(
         console=Console(stderr=True),
     )
     print_text(describe_result(result))
-    print_json(result, as_json)
-    if result["status"] == "stopped":
+    print_json(result.dump(), as_json)
+    if result.status == "stopped":
         raise typer.Exit(STOPPED)
 
 
@@ -120,8 +120,8 @@ def tune(
     check_break_lock(break_lock, resume)
     result = run_sweep(loaded, resume=resume, break_lock=break_lock, console=console)
     print_text(describe_sweep_result(result))
-    print_json(result, as_json)
-    if result["status"] == "stopped":
+    print_json(result.dump(), as_json)
+    if result.status == "stopped":
         raise typer.Exit(STOPPED)
 
 
@@ -190,13 +190,14 @@ def audit(
         break_lock=break_lock,
         console=Console(stderr=True),
     )
+    values = outcome.dump()
     if in_job():
         print_text(describe_verdict(outcome))
-        outcome = {name: outcome[name] for name in _TOLD_IN_A_JOB if name in outcome}
+        values = {name: values[name] for name in _TOLD_IN_A_JOB if name in values}
     else:
         print_text(describe_audit(outcome))
-    print_json(outcome, as_json)
-    if outcome["status"] == "stopped":
+    print_json(values, as_json)
+    if outcome.status == "stopped":
         raise typer.Exit(STOPPED)
-    if outcome.get("refuted"):
+    if values.get("refuted"):
         raise typer.Exit(REFUTED)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dp_ray.errors import LedgerError
 from dp_ray.ledger.chain import Record
+from dp_ray.ledger.execution import Execution
 from dp_ray.privacy.history import History
 from dp_ray.privacy.plan import PrivacyPlan
 
 UNKNOWN = ""
 """The digest of a sum that was never written down."""
-
-Execution = dict[str, Any]
-"""What decides whether a sum repeats bit for bit: workers, threads, device, versions, …"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,15 @@ class Session:
     parameters: str
     untrained: str | None = None
     binding: str | None = None
+
+    def content(self) -> dict[str, Any]:
+        """Return the content of its record."""
+        return {**asdict(self), "execution": self.execution.dump()}
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Session:
+        """Return the session that a record says."""
+        return cls(**{**content, "execution": Execution.of(content["execution"])})
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class Balance:
     @property
     def execution(self) -> Execution:
         """Of the newest session."""
-        return self.sessions[-1].execution if self.sessions else {}
+        return self.sessions[-1].execution if self.sessions else Execution()
 
     def prepaid(self) -> list[Charge]:
         """Steps that are paid for and certainly not noised."""
@@ -159,7 +166,7 @@ class Balance:
             ) from error
 
     def _take_session(self, content: dict[str, Any], writing: bool) -> None:
-        self.sessions.append(Session(**content))
+        self.sessions.append(Session.of(content))
         if not writing:  # it may have noised what was given back before
             self._spend_prepaid()
 

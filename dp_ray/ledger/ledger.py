@@ -19,8 +19,9 @@ from enum import Enum
 from typing import Any
 
 from dp_ray.errors import LedgerError
-from dp_ray.ledger.balance import UNKNOWN, Balance, Charge, Execution, Session
+from dp_ray.ledger.balance import UNKNOWN, Balance, Charge, Session
 from dp_ray.ledger.chain import Chain, Record, Totals
+from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.lock import WriterLock
 from dp_ray.privacy.history import History
 from dp_ray.privacy.mechanism import Cost, Mechanism, mechanism_of
@@ -199,7 +200,7 @@ class Ledger:
         entries = self._balance.newest.values()
         repeats = sum(e.charge.step >= first_step and not e.prepaid for e in entries)
         session = Session(execution, first_step, repeats, data, parameters, untrained, binding)
-        self._append("session", asdict(session))
+        self._append("session", session.content())
 
     def charge(self, charge: Charge) -> Verdict:
         """Decides on a sum and, where it is new, makes its charge durable.

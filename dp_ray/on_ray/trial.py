@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.errors import DpRayError, RunError
@@ -99,7 +101,7 @@ def _train(
     *,
     break_lock: bool,
 ) -> None:
-    if run.exists() and run.unborn():
+    if run.exists() and run.is_incomplete():
         run.root.delete("private")  # cut off while it was laid out: nothing was charged
     if run.exists():
         config, plan = take_up(run, config, attempt, lambda _text: None, break_lock=break_lock)
@@ -116,12 +118,14 @@ def _train(
 
 
 def _last_metrics(search: Search, run: RunDirectory) -> dict[str, float]:
-    result, metrics = run.read_result(), search.objective.metrics
-    if all(result[name] is None for name in metrics):
+    result, metrics = Result.read(run.root), search.objective.metrics
+    if all(result.metrics.get(name) is None for name in metrics):
         raise RunError(
             f"{run.root}: there are no test examples, so trials cannot be compared: give the data "
             "a test split"
         )
     # JSON has no infinity: a loss that is null was one.
-    found = {n: worst(d) if result[n] is None else result[n] for n, d in metrics.items()}
-    return {"step": float(result["steps"]), "epsilon": result["epsilon"], **found}
+    found = {name: worst(direction) for name, direction in metrics.items()}
+    found |= {n: v for n, v in result.metrics.items() if n in metrics and v is not None}
+    epsilon = math.inf if result.epsilon is None else result.epsilon
+    return {"step": float(result.steps), "epsilon": epsilon, **found}

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -49,12 +48,13 @@ class Choice:
     seconds: float | None = None
     note: str = ""
 
-    def dump(self) -> dict[str, Any]:
-        """Plain values, and one line that says them."""
+    @property
+    def line(self) -> str:
+        """All of it in words."""
         line = f"engine {self.engine}, {self.microbatch_size} examples a microbatch"
         if self.seconds is not None:
             line += f" of {self.seconds:.2g} s"
-        return {**asdict(self), "line": f"{line}; {self.note}" if self.note else line}
+        return f"{line}; {self.note}" if self.note else line
 
 
 def choose(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from dp_ray.artifacts.release import finite
-from dp_ray.artifacts.run_directory import RESULT, RunDirectory
+from dp_ray.artifacts.result import Result
+from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.errors import RunError
+from dp_ray.json_text import finite
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.privacy.accounting import epsilon_by_accountant
 from dp_ray.reporting.words import count, noise_in_words
@@ -87,6 +88,6 @@ def _run(location: str) -> RunDirectory:
     if run.private.exists(SEARCH):
         raise RunError(
             f"{run.root} is a search, and each of its trials has a ledger: give one of "
-            f"{run.private}/trials. What the search spent is in {run.root}/{RESULT}"
+            f"{run.private}/trials. What the search spent is in {run.root}/{Result.FILE}"
         )
     return run

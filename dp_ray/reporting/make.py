@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
-from dp_ray.artifacts.release import STATEMENT
 from dp_ray.artifacts.run_directory import RELEASE, RunDirectory
+from dp_ray.artifacts.statement import Statement
 from dp_ray.errors import RunError
 from dp_ray.reporting.output import OutputFile
 from dp_ray.reporting.run_facts import RunFacts, read_release, read_run
 from dp_ray.reporting.run_page import model_card, run_page
 from dp_ray.reporting.search_page import may_be_published, sweep_page
-from dp_ray.reporting.statement import Statement
-from dp_ray.search.directory import REPORT, RESULTS, SEARCH, SweepDirectory
-from dp_ray.search.publish import with_rough_times
+from dp_ray.search.directory import REPORT, SEARCH, SweepDirectory
+from dp_ray.search.result import SearchResult
 from dp_ray.storage import Folder, open_folder
 
 PUBLIC_PAGE = "privacy-report.html"
@@ -78,41 +76,34 @@ def _of_run(
 
 
 def _of_search(directory: SweepDirectory) -> tuple[str, bool, OutputFile]:
-    if not directory.private.exists(RESULTS):
+    result = SearchResult.find(directory.private)
+    if result is None:
         raise RunError(
             f"{directory.root} is a search that is not finished: go on with dp-ray tune … --resume"
         )
-    try:
-        everything = json.loads(directory.private.read(RESULTS))
-        place, text = search_report(directory, everything)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(
-            f"{directory.private}/{RESULTS} is damaged, or another version of dp-ray wrote it "
-            f"({type(error).__name__}: {error}). Restore it from a backup"
-        ) from error
-    public = may_be_published(everything["privacy_mode"])
+    place, text = search_report(directory, result)
+    public = may_be_published(result.privacy_mode)
     return text, public, OutputFile(place, REPORT, "--output")
 
 
-def search_report(directory: SweepDirectory, everything: dict[str, Any]) -> tuple[Folder, str]:
-    """Where the page of a search goes, and the page.
+def search_report(directory: SweepDirectory, result: SearchResult) -> tuple[Folder, str]:
+    """Return where the page of a search goes, and the page.
 
     Args:
         directory: of the search, its best trial released.
-        everything: the contents of private/results.json.
+        result: of the search.
     """
     place = directory.private
-    if may_be_published(everything["privacy_mode"]):
-        place, everything = directory.root, with_rough_times(everything)
+    if may_be_published(result.privacy_mode):
+        place, result = directory.root, result.with_rough_times()
     statement = None
-    if everything["best_trial"] is not None:
-        release = directory.root / RELEASE
-        statement = Statement.read(release.read(STATEMENT), str(release))
-    return place, sweep_page(everything, statement)
+    if result.best_trial is not None:
+        statement = Statement.read(directory.root / RELEASE)
+    return place, sweep_page(result, statement)
 
 
 def _release_of(folder: Folder) -> Folder:
-    if folder.exists(STATEMENT):
+    if folder.exists(Statement.FILE):
         return folder
     if folder.exists(RELEASE):
         return folder / RELEASE

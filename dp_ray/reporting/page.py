@@ -9,9 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from dp_ray.artifacts.statement import Statement
 from dp_ray.reporting.charts import palette_css
 from dp_ray.reporting.statement import (
-    Statement,
     covered,
     method,
     not_covered,

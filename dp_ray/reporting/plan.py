@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from dp_ray.artifacts.release import finite
 from dp_ray.config.run import Config
 from dp_ray.data.facts import data_facts
+from dp_ray.json_text import finite
 from dp_ray.models.build import build_model
 from dp_ray.performance.estimate import (
     GIB,

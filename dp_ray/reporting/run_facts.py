@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +9,14 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from dp_ray.artifacts.claim import privacy_statement
 from dp_ray.artifacts.consistency import disagreement
-from dp_ray.artifacts.release import STATEMENT, Outcome, privacy_statement, published_config
-from dp_ray.artifacts.run_directory import CONFIG, METRICS, PROGRESS, RELEASE, RunDirectory
+from dp_ray.artifacts.course import Evaluated, Stepped, read_course
+from dp_ray.artifacts.progress import Progress
+from dp_ray.artifacts.public_config import published_config
+from dp_ray.artifacts.result import Outcome, Result
+from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
+from dp_ray.artifacts.statement import Statement
 from dp_ray.config.files import parse_config
 from dp_ray.config.yaml_text import read_yaml, write_yaml
 from dp_ray.data.sources.registry import is_self_contained
@@ -20,43 +24,11 @@ from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.ledger.balance import Session
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.objectives.evaluation import Evaluation
-from dp_ray.objectives.objective import metrics_in
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.reporting.ledger import facts_of
-from dp_ray.reporting.statement import Statement
 from dp_ray.reporting.words import without_paths
 from dp_ray.search.search import TRIAL
 from dp_ray.storage import Folder
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The model before a step: from what was released, and the test split.
-
-    Attributes:
-        step: which.
-        epsilon: spent so far.
-        max_grad_norm: C as it was.
-        metrics: on the test split by name, the primary one first; None where a metric is no number
-            or may not be published. Empty without test examples.
-    """
-
-    step: int
-    epsilon: float
-    max_grad_norm: float
-    metrics: dict[str, float | None]
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """What a step was like; private, all of it."""
-
-    step: int
-    examples: float
-    loss: float
-    clipped_fraction: float
-    mean_norm: float
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -147,7 +119,7 @@ def read_release(release: Folder) -> RunFacts:
         RunError: it is none, or damaged.
     """
     with _readable(release):
-        statement = Statement.read(release.read(STATEMENT), str(release))
+        statement = Statement.read(release)
         values = _released_config(release)
         return RunFacts(
             name=str(values["name"]),
@@ -155,18 +127,19 @@ def read_release(release: Folder) -> RunFacts:
             statement=statement,
             checked=False,
             **_config(values),
-            notices=[*_notices(statement), *_contradictions(release, values, statement)],
+            notices=[*_notices(statement), *_contradictions(values, statement)],
             evaluations=[],
             private=None,
         )
 
 
 def _read_run(run: RunDirectory) -> RunFacts:
-    evaluations, steps = _read_metrics(run)
-    result = run.read_result() if run.finished() else {}
+    evaluations, steps = read_course(run.private)
+    result = Result.find(run.root)
+    ended = result is not None and result.status == "finished"
     published, release = None, run.root / RELEASE
     if run.root.exists(RELEASE):
-        published = Statement.read(release.read(STATEMENT), str(release))
+        published = Statement.read(release)
     ledger, damage = _read_ledger(run)
     if ledger is None:
         if published is None:
@@ -174,14 +147,14 @@ def _read_run(run: RunDirectory) -> RunFacts:
         statement, finished = published, True
         notices = [f"The ledger could not be read, so nothing bears the numbers out: {damage}"]
     else:
-        finished = published is not None and bool(result)
+        finished = published is not None and ended
         statement = _as_charged(run, ledger, evaluations)
         if finished and published is not None and published.history == ledger.history:
             statement, notices = published, _notices(published)
         elif finished:
             finished, notices = False, [_GONE_ON]
         else:
-            notices = [_UNRELEASED if result else _UNFINISHED]
+            notices = [_UNRELEASED if ended else _UNFINISHED]
     if run.root.exists(TRIAL):
         notices.insert(0, _OF_A_SEARCH)
     if statement.warning is not None:
@@ -189,7 +162,7 @@ def _read_run(run: RunDirectory) -> RunFacts:
     contradictions: list[str] = []
     if finished:
         values = _released_config(release)
-        contradictions = _contradictions(release, values, statement)
+        contradictions = _contradictions(values, statement)
     elif ledger is not None:
         values = published_config(run.config(), ledger.plan)
     notices = [*contradictions, *notices]
@@ -243,12 +216,12 @@ def _released_config(release: Folder) -> dict[str, Any]:
     return values
 
 
-def _contradictions(release: Folder, values: dict[str, Any], statement: Statement) -> list[str]:
+def _contradictions(values: dict[str, Any], statement: Statement) -> list[str]:
     """What the statement and the configuration of a release contradict each other in."""
     if statement.understates():  # which is a notice by itself
         return []
     try:
-        found = disagreement(json.loads(release.read(STATEMENT)), parse_config(values))
+        found = disagreement(statement, parse_config(values))
     except ConfigError as error:
         found = f"config.yaml cannot be read: {error}"
     return [] if found is None else [f"The published documents contradict each other: {found}."]
@@ -284,51 +257,17 @@ def _as_charged(run: RunDirectory, ledger: Ledger, evaluations: list[Evaluated])
         metric_names=tuple(metrics) or ("test_accuracy",),
     )
     statement = privacy_statement(config, plan, outcome, replay=run.is_replay())
-    ran_on = ledger.sessions[-1].execution if ledger.sessions else {}
-    statement["versions"] = {n: str(ran_on[n]) for n in ("torch", "numpy") if n in ran_on}
-    return Statement.model_validate(statement)
-
-
-def _read_metrics(run: RunDirectory) -> tuple[list[Evaluated], list[Stepped]]:
-    """Both kinds of lines, by step; of a repeated step the last, and none that a crash tore."""
-    evaluated: dict[int, Evaluated] = {}
-    stepped: dict[int, Stepped] = {}
-    lines = run.private.read(METRICS).splitlines() if run.private.exists(METRICS) else []
-    for line in lines:
-        try:
-            values = json.loads(line)
-            step = int(values["step"])
-            if "epsilon" in values:
-                evaluated[step] = Evaluated(
-                    step,
-                    _number(values["epsilon"], math.inf),
-                    _number(values["max_grad_norm"], math.inf),
-                    {
-                        name: None if value is None else float(value)
-                        for name, value in metrics_in(values).items()
-                    },
-                )
-            else:
-                numbers = {
-                    n: _number(values[n], math.nan) for n in Stepped.__annotations__ if n != "step"
-                }
-                stepped[step] = Stepped(step, **numbers)
-        except (ValueError, KeyError, TypeError):
-            continue
-    return [evaluated[s] for s in sorted(evaluated)], [stepped[s] for s in sorted(stepped)]
+    machine = ledger.sessions[-1].execution.machine if ledger.sessions else {}
+    versions = {name: str(machine[name]) for name in ("torch", "numpy") if name in machine}
+    return statement.model_copy(update={"versions": versions})
 
 
 def _read_seconds(run: RunDirectory) -> float | None:
     """What the last session took; result.json has it rounded."""
     try:
-        return float(json.loads(run.private.read(PROGRESS))["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Progress.read(run.private).seconds
+    except RunError:
         return None
-
-
-def _number(value: Any, otherwise: float) -> float:
-    """A number from JSON, which has null for what is not finite."""
-    return otherwise if value is None else float(value)
 
 
 @contextmanager

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from dp_ray.artifacts.course import Evaluated
+from dp_ray.artifacts.statement import Statement
+from dp_ray.ledger.execution import Execution
 from dp_ray.reporting.charts import BLUE, MUTED, ORANGE, Chart, draw, line_chart
 from dp_ray.reporting.page import cost_in_words, render, said_of
-from dp_ray.reporting.run_facts import Evaluated, PrivateFacts, RunFacts
-from dp_ray.reporting.statement import Statement, accuracy_in_words, figures, privacy_profile
+from dp_ray.reporting.run_facts import PrivateFacts, RunFacts
+from dp_ray.reporting.statement import accuracy_in_words, figures, privacy_profile
 from dp_ray.reporting.words import count, duration
 
 if TYPE_CHECKING:
@@ -172,17 +175,18 @@ def _private_part(facts: RunFacts, private: PrivateFacts) -> dict[str, Any]:
                 "cells": [
                     session.first_step,
                     session.repeats,
-                    *(
-                        session.execution.get(name, "–")
-                        for name in ("workers", "threads", "engine", "microbatch_size")
-                    ),
-                    session.execution.get("device", "–"),
-                    session.execution.get("torch", "–"),
+                    *_cells(session.execution),
                 ],
             }
             for session in private.sessions
         ],
     }
+
+
+def _cells(execution: Execution) -> list[Any]:
+    machine = execution.machine
+    known = (execution.workers, execution.threads, execution.engine, execution.microbatch_size)
+    return ["–" if v is None else v for v in (*known, machine.get("device"), machine.get("torch"))]
 
 
 def _private_rows(statement: Statement, private: PrivateFacts) -> list[tuple[str, str]]:

@@ -5,14 +5,13 @@ It reads what rank 0 leaves in progress.json, so it is the same with and without
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from rich.console import Console
 
-from dp_ray.artifacts.run_directory import DATA, ENGINE, PROGRESS, RunDirectory
+from dp_ray.artifacts.notes import DataNote, EngineNote
+from dp_ray.artifacts.progress import Progress
+from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.data.files import skipped_line
-from dp_ray.objectives.objective import metrics_in
+from dp_ray.errors import RunError
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.reporting.live import LiveLines, say
 from dp_ray.reporting.words import about, duration
@@ -58,8 +57,8 @@ class ProgressLine(LiveLines):
         if self._skipped_told:
             return
         try:
-            line = skipped_line(json.loads(self._run.private.read(DATA))["skipped"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            line = skipped_line(DataNote.read(self._run.private).skipped)
+        except RunError:
             return
         self._skipped_told = True
         if line is not None:
@@ -73,27 +72,25 @@ class ProgressLine(LiveLines):
         if self._engine_told:
             return
         try:
-            choice = json.loads(self._run.private.read(ENGINE))
-            note, line = choice["note"], choice["line"]
-        except (OSError, ValueError, LookupError, TypeError):
+            choice = EngineNote.read(self._run.private)
+        except RunError:
             return
         self._engine_told = True
-        if self._console.is_terminal or note:
-            say(self._console, line)
+        if self._console.is_terminal or choice.note:
+            say(self._console, choice.line)
 
     def line(self, *, exact: bool = True) -> str:
         """The line as it is now; see :func:`describe_progress`."""
         try:
-            progress = json.loads(self._run.private.read(PROGRESS))
-            told = describe_progress(progress, self._plan, exact=exact)
-        except (OSError, ValueError, LookupError, TypeError):
+            progress = Progress.read(self._run.private)
+        except RunError:
             return f"{self._note} … {duration(self.elapsed_s)}"
         stopping = f"{self._note}, " if self._run.stop_requested() else ""
-        return stopping + told
+        return stopping + describe_progress(progress, self._plan, exact=exact)
 
 
-def describe_progress(progress: dict[str, Any], plan: PrivacyPlan, *, exact: bool = True) -> str:
-    """One line, for 80 columns, from the contents of progress.json.
+def describe_progress(progress: Progress, plan: PrivacyPlan, *, exact: bool = True) -> str:
+    """Return one line, for 80 columns.
 
     ε is shown for the next twentieth of the run, never too low: the accountant takes a moment.
 
@@ -103,13 +100,13 @@ def describe_progress(progress: dict[str, Any], plan: PrivacyPlan, *, exact: boo
         exact: for the user's eyes. Otherwise the step is that of the twentieth of the run, and
             speed and time left have one digit: logs are kept, and others may read them.
     """
-    name, value = next(iter(metrics_in(progress).items()), ("", None))
-    seconds_left = progress["seconds_left"]
+    name, value = next(iter(progress.metrics.items()), ("", None))
+    seconds_left = progress.seconds_left
     grid = max(plan.steps // 20, 1)
-    spent = plan.epsilon_after(min(-(-progress["charges"] // grid) * grid, plan.steps))
-    if progress["repaired"] and len(plan.noise_factors) > 1:
+    spent = plan.epsilon_after(min(-(-progress.charges // grid) * grid, plan.steps))
+    if progress.repaired and len(plan.noise_factors) > 1:
         spent = plan.epsilon  # a repair charges the least noise, whatever the place in the run
-    step, speed = progress["step"], float(progress["images_per_second"])
+    step, speed = progress.step, progress.images_per_second
     if not exact:
         step, speed = step - step % grid, float(f"{speed:.1g}")
     parts = [f"step {step}/{plan.steps}"]

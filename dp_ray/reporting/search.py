@@ -6,6 +6,7 @@ from typing import Any
 
 from dp_ray.reporting.words import count, describe_epsilon, describe_point, duration, table_fields
 from dp_ray.search.cost import SearchCost
+from dp_ray.search.result import SearchSummary, TrialResult, Winner
 from dp_ray.search.search import Search, trial_count
 
 
@@ -52,29 +53,28 @@ def search_facts(search: Search, cost: SearchCost) -> dict[str, Any]:
     }
 
 
-def describe_sweep_result(result: dict[str, Any]) -> str:
-    """What ``dp-ray tune`` prints at the end, from the contents of result.json."""
-    if result["status"] != "finished":
+def describe_sweep_result(result: SearchSummary) -> str:
+    """Return what ``dp-ray tune`` prints at the end."""
+    if result.status != "finished":
         return "\n".join(
             [
-                f"ε of search   {describe_epsilon(result['epsilon_of_search'], result['delta'])}",
-                f"stopped       nothing is published yet; private/ is in {result['path']}",
+                f"ε of search   {describe_epsilon(result.epsilon_of_search, result.delta)}",
+                f"stopped       nothing is published yet; private/ is in {result.path}",
                 "go on         the same command with --resume",
             ]
         )
     lines = [
-        _heading(result["epsilon_of_search"], result["delta"], result["accountant"], result["how"])
+        _heading(result.epsilon_of_search, result.delta, result.accountant or "", result.how or "")
     ]
-    best = result["best"]
-    if best is None:
+    if result.best is None:
         lines.append("best          none: the random number of trials was 0")
     else:
-        lines += _describe_best(result, best)
-    if "trials" in result:
-        lines += ["", *_table(result), ""]
-        lines.append(f"look          {result['path']}/report.html")
+        lines += _describe_best(result, result.best)
+    if result.trials is not None:
+        lines += ["", *_table(result, result.trials), ""]
+        lines.append(f"look          {result.path}/report.html")
     else:
-        lines.append(f"keep secret   {result['path']}/private, the other trials included")
+        lines.append(f"keep secret   {result.path}/private, the other trials included")
     return "\n".join(lines)
 
 
@@ -84,52 +84,51 @@ def _heading(epsilon: float, delta: float, accountant: str, how: str) -> str:
     return f"ε of search   {describe_epsilon(epsilon, delta)}, by {accountant}: {how}"
 
 
-def _describe_best(result: dict[str, Any], best: dict[str, Any]) -> list[str]:
-    alone = best["epsilon_of_this_run_alone"]
-    again = f"ε = {result['epsilon_with_training']:.4f}"
+def _describe_best(result: SearchSummary, best: Winner) -> list[str]:
+    metric = str(result.metric)
+    alone = "none" if (own := best.epsilon_of_this_run_alone) is None else f"{own:.4f}"
+    again = f"ε = {result.epsilon_with_training:.4f}"
     again = (
         f"spends {again} of the data that it is trained on"
-        if result["privacy_mode"] == "public"
+        if result.privacy_mode == "public"
         else f"{again} in all, if it is trained again on the same data"
     )
     return [
-        f"best          {result['metric']} {best[result['metric']]:.4f} at "
-        f"{describe_point(best['parameters'])}",
-        f"its own ε     {alone:.4f}, which is not the cost",
-        f"publish       {result['path']}/release",
-        f"train         dp-ray train {result['path']}/best.yaml: {again}",
+        f"best          {metric} {best.metrics[metric]:.4f} at {describe_point(best.parameters)}",
+        f"its own ε     {alone}, which is not the cost",
+        f"publish       {result.path}/release",
+        f"train         dp-ray train {result.path}/best.yaml: {again}",
     ]
 
 
-def _table(result: dict[str, Any]) -> list[str]:
+def _table(result: SearchSummary, trials: list[TrialResult]) -> list[str]:
     """The trials, the best first."""
-    metric = result["metric"]
-    ascending = 1 if result["mode"] == "min" else -1
+    metric = str(result.metric)
+    ascending = 1 if result.mode == "min" else -1
     trials = sorted(
-        result["trials"],
+        trials,
         key=lambda t: (
-            t["status"] != "finished",
-            t[metric] is None,
-            ascending * (t[metric] or 0.0),
+            t.status != "finished",
+            t.metrics[metric] is None,
+            ascending * (t.metrics[metric] or 0.0),
         ),
     )
-    fields = table_fields(trials)
+    fields = table_fields([trial.parameters for trial in trials])
     heads = ["trial", metric, *(field.rpartition(".")[2] for field in fields)]
     heads += ["σ", "T", "ε", "time", "status"]
     rows = [heads]
     for trial in trials:
-        value = trial[metric]
+        value = trial.metrics[metric]
         rows.append(
             [
-                trial["name"],
+                trial.name,
                 "–" if value is None else f"{value:.4f}",
-                *(_short(trial["parameters"][field]) for field in fields),
-                f"{trial['noise_multiplier']:.4g}",
-                str(trial["steps_planned"]),
-                "–" if trial["epsilon"] is None else f"{trial['epsilon']:.4f}",
-                duration(trial["seconds"]),
-                trial["status"]
-                + ("" if trial["attempts"] < 2 else f" ({trial['attempts']} starts)"),
+                *(_short(trial.parameters[field]) for field in fields),
+                f"{trial.noise_multiplier:.4g}",
+                str(trial.steps_planned),
+                "–" if trial.epsilon is None else f"{trial.epsilon:.4f}",
+                duration(trial.seconds),
+                trial.status + ("" if trial.attempts < 2 else f" ({trial.attempts} starts)"),
             ]
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]

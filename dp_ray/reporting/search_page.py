@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dp_ray.artifacts.statement import Statement
 from dp_ray.reporting.charts import BLUE, MUTED, ORANGE, RED, Chart, draw
 from dp_ray.reporting.page import cost_in_words, render, said_of
-from dp_ray.reporting.statement import Statement, figures
+from dp_ray.reporting.statement import figures
 from dp_ray.reporting.words import (
     describe_point,
     duration,
     table_fields,
     without_paths,
 )
+from dp_ray.search.result import SearchResult, TrialResult, Winner
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Trial = dict[str, Any]
 
 _FEW = 8
 """So many whole numbers get a tick each."""
@@ -43,30 +43,30 @@ def may_be_published(privacy_mode: str) -> bool:
     return privacy_mode != "private_selection"
 
 
-def sweep_page(result: dict[str, Any], statement: Statement | None) -> str:
-    """The page, from all that there is to say of a finished search.
+def sweep_page(result: SearchResult, statement: Statement | None) -> str:
+    """Return the page, from all that there is to say of a finished search.
 
     Args:
-        result: the contents of private/results.json.
+        result: of the search.
         statement: of the released model; None if none is.
     """
-    best = result["best"]
-    notices = [PUBLIC if may_be_published(result["privacy_mode"]) else _PRIVATE]
-    if result["warning"] is not None:
-        notices.append(result["warning"])
+    best = result.best
+    notices = [PUBLIC if may_be_published(result.privacy_mode) else _PRIVATE]
+    if result.warning is not None:
+        notices.append(result.warning)
     return render(
         "sweep.html",
-        title=result["name"],
-        name=result["name"],
+        title=result.name,
+        name=result.name,
         cost=_cost(result),
-        how=f"Of the whole search, by {result['accountant']}: {result['how']}.",
-        best=None if best is None else _best(best, result["metric"]),
+        how=f"Of the whole search, by {result.accountant}: {result.how}.",
+        best=None if best is None else _best(best, result.metric),
         notices=notices,
         said=None if statement is None else said_of(statement),
         figures=[] if statement is None else figures(statement),
         charts=_charts(result),
         heads=_heads(result),
-        rows=[_row(result, trial) for trial in result["trials"]],
+        rows=[_row(result, trial) for trial in result.trials],
         again="With the file that the search was started from; DATA is the images' folder, if they "
         "have one. Trials are drawn anew, and what they spend comes on top. best.yaml trains "
         "the best trial again.",
@@ -75,22 +75,22 @@ def sweep_page(result: dict[str, Any], statement: Statement | None) -> str:
     )
 
 
-def _best(best: dict[str, Any], metric: str) -> str:
+def _best(best: Winner, metric: str) -> str:
     return (
-        f"Best: {metric} {best[metric]:.4f} at {describe_point(best['parameters'])}. Its own ε is "
-        f"{_epsilon(best['epsilon_of_this_run_alone'])}, which is not the cost."
+        f"Best: {metric} {best.metrics[metric]:.4f} at {describe_point(best.parameters)}. Its own "
+        f"ε is {_epsilon(best.epsilon_of_this_run_alone)}, which is not the cost."
     )
 
 
-def _cost(result: dict[str, Any]) -> str:
-    if result["privacy_mode"] == "public":
+def _cost(result: SearchResult) -> str:
+    if result.privacy_mode == "public":
         return "ε of the search = 0: the data is declared public"
-    return cost_in_words(result["epsilon_of_search"], result["delta"])
+    return cost_in_words(result.epsilon_of_search, result.delta)
 
 
-def _charts(result: dict[str, Any]) -> list[Chart]:
-    metric = result["metric"]
-    trials = [t for t in result["trials"] if t[metric] is not None]
+def _charts(result: SearchResult) -> list[Chart]:
+    metric = result.metric
+    trials = [t for t in result.trials if t.metrics[metric] is not None]
     found = []
     if len(trials) > 1:
         found.append(
@@ -110,7 +110,7 @@ def _charts(result: dict[str, Any]) -> list[Chart]:
             )
             for field in _varied(trials)
         ]
-        if len({trial["views"] for trial in trials}) > 1:
+        if len({trial.views for trial in trials}) > 1:
             found.append(
                 draw(
                     "Time of a trial by its views (K)",
@@ -118,7 +118,7 @@ def _charts(result: dict[str, Any]) -> list[Chart]:
                     lambda axes: _times(axes, trials),
                 )
             )
-    if result["trials"]:
+    if result.trials:
         found.append(
             draw(
                 "Budget",
@@ -129,14 +129,14 @@ def _charts(result: dict[str, Any]) -> list[Chart]:
     return found
 
 
-def _parallel(axes: Axes, trials: list[Trial], result: dict[str, Any]) -> None:
-    metric, fields = result["metric"], _varied(trials)
-    columns = [[_place(trial["parameters"][f], f, trials) for trial in trials] for f in fields]
-    values = [float(trial[metric]) for trial in trials]
+def _parallel(axes: Axes, trials: list[TrialResult], result: SearchResult) -> None:
+    metric, fields = result.metric, _varied(trials)
+    columns = [[_place(trial.parameters[f], f, trials) for trial in trials] for f in fields]
+    values = [trial.metrics[metric] or 0.0 for trial in trials]
     columns.append([_between(value, values) for value in values])
-    larger = result["mode"] == "max"
+    larger = result.mode == "max"
     for i, trial in enumerate(trials):
-        best = trial["name"] == result["best_trial"]
+        best = trial.name == result.best_trial
         good = columns[-1][i] if larger else 1 - columns[-1][i]
         axes.plot(
             range(len(columns)),
@@ -147,7 +147,7 @@ def _parallel(axes: Axes, trials: list[Trial], result: dict[str, Any]) -> None:
             zorder=3 if best else 2,
         )
     for x, field in enumerate([*fields, None]):
-        shown = values if field is None else [trial["parameters"][field] for trial in trials]
+        shown = values if field is None else [trial.parameters[field] for trial in trials]
         for height, text in _ends(shown):
             axes.annotate(
                 text,
@@ -168,16 +168,17 @@ def _parallel(axes: Axes, trials: list[Trial], result: dict[str, Any]) -> None:
     axes.spines[["left", "bottom"]].set_visible(False)
 
 
-def _against(field: str, trials: list[Trial], result: dict[str, Any]) -> Callable[[Axes], None]:
-    metric = result["metric"]
+def _against(field: str, trials: list[TrialResult], result: SearchResult) -> Callable[[Axes], None]:
+    metric = result.metric
 
     def paint(axes: Axes) -> None:
-        values = [trial["parameters"][field] for trial in trials]
+        values = [trial.parameters[field] for trial in trials]
         numeric = all(_is_number(value) for value in values)
         names = _order(values)
         places = [float(v) if numeric else float(names.index(str(v))) for v in values]
-        colours = [ORANGE if t["name"] == result["best_trial"] else BLUE for t in trials]
-        axes.scatter(places, [trial[metric] for trial in trials], c=colours, s=36, alpha=0.85)
+        colours = [ORANGE if t.name == result.best_trial else BLUE for t in trials]
+        heights = [trial.metrics[metric] or 0.0 for trial in trials]
+        axes.scatter(places, heights, c=colours, s=36, alpha=0.85)
         if not numeric:
             axes.set_xticks(range(len(names)), names)
         elif _are_few(values):
@@ -187,9 +188,9 @@ def _against(field: str, trials: list[Trial], result: dict[str, Any]) -> Callabl
     return paint
 
 
-def _times(axes: Axes, trials: list[Trial]) -> None:
-    order = sorted({trial["views"] for trial in trials})
-    by_views = [[t["seconds"] for t in trials if t["views"] == views] for views in order]
+def _times(axes: Axes, trials: list[TrialResult]) -> None:
+    order = sorted({trial.views for trial in trials})
+    by_views = [[t.seconds for t in trials if t.views == views] for views in order]
     means = [sum(seconds) / len(seconds) for seconds in by_views]
     axes.bar(range(len(order)), means, color=BLUE, alpha=0.3)
     for place, seconds in enumerate(by_views):
@@ -199,10 +200,10 @@ def _times(axes: Axes, trials: list[Trial]) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def _budget(axes: Axes, result: dict[str, Any]) -> None:
-    trials, total = result["trials"], result["epsilon_of_search"]
-    colours = [ORANGE if t["name"] == result["best_trial"] else BLUE for t in trials]
-    spent = [trial["epsilon"] or 0.0 for trial in trials]
+def _budget(axes: Axes, result: SearchResult) -> None:
+    trials, total = result.trials, result.epsilon_of_search
+    colours = [ORANGE if t.name == result.best_trial else BLUE for t in trials]
+    spent = [trial.epsilon or 0.0 for trial in trials]
     axes.bar(range(len(trials)), spent, color=colours)
     axes.axhline(total, color=RED, linestyle="--", linewidth=1.5)
     axes.annotate(
@@ -220,43 +221,49 @@ def _budget(axes: Axes, result: dict[str, Any]) -> None:
     axes.grid(visible=False, axis="x")
 
 
-def _heads(result: dict[str, Any]) -> list[str]:
-    fields = [_short(field) for field in table_fields(result["trials"])]
-    return ["trial", result["metric"], *fields, "σ", "T", "ε", "time", "starts", "status"]
+def _heads(result: SearchResult) -> list[str]:
+    fields = [
+        _short(field) for field in table_fields([trial.parameters for trial in result.trials])
+    ]
+    return ["trial", result.metric, *fields, "σ", "T", "ε", "time", "starts", "status"]
 
 
-def _row(result: dict[str, Any], trial: Trial) -> dict[str, Any]:
+def _columns(result: SearchResult) -> list[str]:
+    return table_fields([trial.parameters for trial in result.trials])
+
+
+def _row(result: SearchResult, trial: TrialResult) -> dict[str, Any]:
     failed = ""
-    if trial["error"]:  # which may name a file of the data
-        public = may_be_published(result["privacy_mode"])
-        told = f": {without_paths(trial['error'])}"
+    if trial.error:  # which may name a file of the data
+        public = may_be_published(result.privacy_mode)
+        told = f": {without_paths(trial.error)}"
         failed = " (private/results.json says why)" if public else told
     return {
-        "best": trial["name"] == result["best_trial"],
+        "best": trial.name == result.best_trial,
         "cells": [
-            trial["name"],
-            _number(trial[result["metric"]]),
-            *(_number(trial["parameters"][field]) for field in table_fields(result["trials"])),
-            _number(trial["noise_multiplier"]),
-            trial["steps_planned"],
-            _epsilon(trial["epsilon"]),
-            duration(trial["seconds"]),
-            trial["attempts"],
-            trial["status"] + failed,
+            trial.name,
+            _number(trial.metrics[result.metric]),
+            *(_number(trial.parameters[field]) for field in _columns(result)),
+            _number(trial.noise_multiplier),
+            trial.steps_planned,
+            _epsilon(trial.epsilon),
+            duration(trial.seconds),
+            trial.attempts,
+            trial.status + failed,
         ],
     }
 
 
-def _varied(trials: list[Trial]) -> list[str]:
+def _varied(trials: list[TrialResult]) -> list[str]:
     """Fields that differ among trials; all of them if none does."""
-    fields = list(trials[0]["parameters"])
-    varied = [f for f in fields if len({str(t["parameters"][f]) for t in trials}) > 1]
+    fields = list(trials[0].parameters)
+    varied = [f for f in fields if len({str(t.parameters[f]) for t in trials}) > 1]
     return varied or fields
 
 
-def _place(value: Any, field: str, trials: list[Trial]) -> float:
+def _place(value: Any, field: str, trials: list[TrialResult]) -> float:
     """Where a value is between the least and the largest of its field; names go by the alphabet."""
-    values = [trial["parameters"][field] for trial in trials]
+    values = [trial.parameters[field] for trial in trials]
     if all(_is_number(v) for v in values):
         return _between(float(value), [float(v) for v in values])
     names = _order(values)

@@ -5,13 +5,14 @@ They read what trials leave on the disk, so they are the same wherever trials ru
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 
 from rich.console import Console
 
-from dp_ray.artifacts.run_directory import PROGRESS, RunDirectory
+from dp_ray.artifacts.progress import Progress
+from dp_ray.artifacts.result import Result
+from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.errors import DpRayError
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.reporting.live import LiveLines
@@ -126,7 +127,7 @@ class SweepProgress(LiveLines):
         for name in folder.names():
             try:
                 trial = self._settled.get(name) or self._read_trial(name)
-            except (OSError, ValueError, DpRayError):  # being written
+            except (OSError, LookupError, DpRayError):  # being written
                 continue
             if trial is not None:
                 found.append(trial)
@@ -143,13 +144,13 @@ class SweepProgress(LiveLines):
         words = describe_point(record.point)
         metric = self._search.metric
         if run.finished():
-            value = run.read_result()[metric]
+            value = Result.read(run.root).metrics[metric]
             return TrialProgress(name, words, "done", plan.steps, plan, value)
         state = "running" if record.error is None else "failed"
-        if not run.private.exists(PROGRESS):
+        progress = Progress.find(run.private)
+        if progress is None:
             return TrialProgress(name, words, state, 0, plan, None)
-        progress = json.loads(run.private.read(PROGRESS))
-        return TrialProgress(name, words, state, progress["step"], plan, progress[metric])
+        return TrialProgress(name, words, state, progress.step, plan, progress.metrics[metric])
 
 
 def _views(plans: list[PrivacyPlan]) -> float:

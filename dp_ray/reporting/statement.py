@@ -1,19 +1,12 @@
-"""A privacy statement, typed, and in plain words: what is promised, to whom, and what is not."""
+"""A privacy statement in plain words: what is promised, to whom, and what is not."""
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from dp_ray.artifacts.release import STATEMENT
-from dp_ray.errors import RunError
-from dp_ray.objectives.objective import metrics_in
-from dp_ray.privacy.accounting import AccountantName, epsilon_curve, epsilon_of
-from dp_ray.privacy.adaptive import AdaptiveClipping
-from dp_ray.privacy.history import History
+from dp_ray.artifacts.statement import Statement
+from dp_ray.privacy.accounting import epsilon_curve
 from dp_ray.reporting.words import count, noise_in_words
 
 ACCOUNTANTS = {
@@ -25,130 +18,8 @@ ACCOUNTANTS = {
 _PROFILE = tuple(10 ** (-power / 2) for power in range(2, 21))
 """δ at which ε is computed, beside the run's own: from 0.1 to 1e-10."""
 
-_AGREES = 1e-2
-"""By so much of ε other versions of an accountant may differ."""
-
 _WEAK = 99.0
 """Per cent: a bound on guessing above it promises next to nothing."""
-
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Sums(_Part):
-    """Noised sums of one kind."""
-
-    noise_multiplier: NonNegative
-    sample_rate: Annotated[float, Field(gt=0, le=1)]
-    sums: Annotated[int, Field(ge=0)]
-
-
-class SearchNote(_Part):
-    """What a statement says of the search that its model came out of."""
-
-    privacy_mode: str
-    epsilon_of_search: NonNegative
-    how: str
-
-
-class Statement(_Part):
-    """The contents of privacy.json, see :func:`~dp_ray.artifacts.release.privacy_statement`.
-
-    A release folder may come from anywhere: nothing in it is taken for a number that is none.
-    """
-
-    epsilon: NonNegative | None
-    delta: Annotated[float, Field(gt=0, lt=1)]
-    accountant: AccountantName
-    epsilon_by_accountant: dict[AccountantName, NonNegative | None] = Field(default_factory=dict)
-    epsilon_with_search: NonNegative | None = None
-    delta_with_search: Positive | None = None
-    noise_multiplier: NonNegative
-    sample_rate: Annotated[float, Field(gt=0, le=1)]
-    steps: int
-    charges: int
-    noise_factors: Annotated[list[Positive], Field(min_length=1)]
-    max_grad_norm: Positive
-    clipping: str
-    adaptive_clipping: AdaptiveClipping | None
-    views: int
-    expected_batch_size: int
-    num_examples: Annotated[int, Field(ge=1)]
-    mechanism: str
-    released: list[Sums]
-    unit_of_privacy: str
-    adjacency: str
-    replay: bool
-    warning: str | None
-    metrics: Annotated[dict[str, float | None], Field(min_length=1)]
-    test_accuracy_noise: Positive | None = None
-    test_accuracies_published: Annotated[int, Field(ge=1)] | None = None
-    epsilon_of_test_accuracy: NonNegative | None = None
-    data_evaluation: Literal["held_out", "public"]
-    assumptions: list[str]
-    versions: dict[str, str]
-    search: SearchNote | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _gather_metrics(cls, values: Any) -> Any:
-        """They stand among the other figures, named test_…."""
-        return {**values, "metrics": metrics_in(values)} if isinstance(values, dict) else values
-
-    @model_validator(mode="after")
-    def _noise_is_shared(self) -> Statement:
-        if self.adaptive_clipping is not None:
-            self.adaptive_clipping.sum_noise_multiplier(self.noise_multiplier)
-        return self
-
-    @classmethod
-    def read(cls, text: bytes, where: str) -> Statement:
-        """A statement that was published.
-
-        Raises:
-            RunError: it is none, or of another version of dp-ray.
-        """
-        try:
-            return cls.model_validate(json.loads(text))
-        except ValueError as error:  # pydantic's are some, too
-            first = str(error).splitlines()[:3]
-            raise RunError(
-                f"{where}/{STATEMENT} is damaged, or another version of dp-ray wrote it: "
-                f"{' '.join(line.strip() for line in first)}. Restore it from a backup, or use "
-                "that version"
-            ) from error
-
-    @property
-    def history(self) -> History:
-        """What was released in training, as the accountants take it."""
-        return tuple((part.noise_multiplier, part.sample_rate, part.sums) for part in self.released)
-
-    @property
-    def counts_search(self) -> bool:
-        """Whether the cost is more than what training this one model spent."""
-        searched = self.search is not None and self.search.privacy_mode != "public"
-        return searched or self.epsilon_with_search is not None
-
-    @property
-    def cost(self) -> tuple[float | None, float]:
-        """(ε, δ) of all that is counted, a search included; ε is None without noise."""
-        if self.epsilon_with_search is not None and self.delta_with_search is not None:
-            return self.epsilon_with_search, self.delta_with_search
-        return self.epsilon, self.delta
-
-    @property
-    def declared(self) -> str:
-        """What the user says that the test images are, in words."""
-        return self.data_evaluation.replace("_", " ")
-
-    def understates(self) -> bool:
-        """Whether the ε that it claims is less than its own list of noised sums comes to."""
-        claimed = math.inf if self.epsilon is None else self.epsilon
-        return claimed < (1 - _AGREES) * epsilon_of(self.accountant, self.history, self.delta)
 
 
 def privacy_profile(statement: Statement) -> list[tuple[float, float]]:
@@ -300,7 +171,7 @@ def figures(statement: Statement) -> list[tuple[str, str]]:
         total = f"{statement.epsilon_with_search:.4f} at δ = {statement.delta_with_search:g}"
         rows.append(("ε with the search before", total))
     if statement.search is not None:
-        found = f"{statement.search.epsilon_of_search:.4f}: {statement.search.how}"
+        found = f"{_epsilon(statement.search.epsilon_of_search)}: {statement.search.how}"
         rows.append(("ε of the search", found))
     if statement.test_accuracy_noise is not None:
         cost = f"{_epsilon(statement.epsilon_of_test_accuracy)} at δ = {statement.delta:g}"

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from dp_ray.artifacts.release import REPLAYED
-from dp_ray.objectives.objective import metrics_in
+from dp_ray.artifacts.claim import REPLAYED
+from dp_ray.artifacts.result import Result
 from dp_ray.reporting.words import about, count, describe_epsilon
 
 
-def describe_result(result: dict[str, Any]) -> str:
-    """What ``dp-ray train`` prints at the end, from the contents of result.json."""
-    metrics = metrics_in(result)
+def describe_result(result: Result) -> str:
+    """Return what ``dp-ray train`` prints at the end."""
+    metrics = result.metrics
     known = [name for name, value in metrics.items() if value is not None]
     # Of several, the primary one, and those that are no numbers.
     shown = {n: v for i, (n, v) in enumerate(metrics.items()) if i == 0 or (known and v is None)}
-    steps, planned = result["steps"], result["steps_planned"]
+    steps, planned = result.steps, result.steps_planned
     taken = count(steps, "step") if steps == planned else f"{steps} of {count(planned, 'step')}"
     lines = [
-        f"{result['status']:13s} {taken} in {about(result['seconds'])}, start-up not counted",
-        f"privacy       {describe_epsilon(result['epsilon'], result['delta'])} "
-        f"({count(result['charges'], 'noised sum')})",
+        f"{result.status:13s} {taken} in {about(result.seconds)}, start-up not counted",
+        f"privacy       {describe_epsilon(result.epsilon, result.delta)} "
+        f"({count(result.charges, 'noised sum')})",
         *_with_search(result),
         *(_metric(name, value, tested=bool(known)) for name, value in shown.items()),
     ]
-    if result["status"] == "finished" and steps < planned:
+    if result.status == "finished" and steps < planned:
         lines.append(
             "budget        used up early: repeated steps were charged again (see dp-ray ledger)"
         )
-    if result["replay"]:
+    if result.replay:
         lines.append(f"warning       {REPLAYED}")
-    if result["status"] == "finished":
-        lines.append(f"publish       {result['path']}/release")
-        lines.append(f"keep secret   {result['path']}/private")
+    if result.status == "finished":
+        lines.append(f"publish       {result.path}/release")
+        lines.append(f"keep secret   {result.path}/private")
     else:
         lines.append("go on         the same command with --resume")
     return "\n".join(lines)
@@ -47,8 +45,8 @@ def _metric(name: str, value: float | None, *, tested: bool) -> str:
     return f"{label} not finite: the network gives NaN or infinity for some test images"
 
 
-def _with_search(result: dict[str, Any]) -> list[str]:
-    if "epsilon_with_search" not in result:
+def _with_search(result: Result) -> list[str]:
+    if result.delta_with_search is None:
         return []
-    total = describe_epsilon(result["epsilon_with_search"], result["delta_with_search"])
+    total = describe_epsilon(result.epsilon_with_search, result.delta_with_search)
     return [f"with search   {total}: what the search for this configuration spent is added"]

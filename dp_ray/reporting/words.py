@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from dp_ray.artifacts.journal import roughly
+from dp_ray.artifacts.times import roughly
 from dp_ray.privacy.adaptive import AdaptiveClipping
 
 
@@ -31,7 +31,7 @@ def duration(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """A time to one digit, for logs: see :func:`~dp_ray.artifacts.journal.roughly`."""
+    """A time to one digit, for logs: see :func:`~dp_ray.artifacts.times.roughly`."""
     rough = roughly(seconds)
     size, unit = next(
         (s, u) for s, u in ((3600, "h"), (60, "min"), (1, "s")) if rough >= s or s == 1
@@ -48,10 +48,10 @@ def describe_point(point: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def table_fields(trials: list[dict[str, Any]]) -> list[str]:
-    """The searched fields that need a column: σ and T have theirs, as they were solved."""
+def table_fields(points: list[dict[str, Any]]) -> list[str]:
+    """Return the searched fields that need a column: σ and T have theirs, as they were solved."""
     solved = ("privacy.noise_multiplier", "privacy.steps")
-    return [field for field in trials[0]["parameters"] if field not in solved] if trials else []
+    return [field for field in points[0] if field not in solved] if points else []
 
 
 def noise_in_words(facts: dict[str, Any]) -> str:

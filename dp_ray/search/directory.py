@@ -12,19 +12,15 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
-from dp_ray.artifacts.run_directory import (
-    IGNORE,
-    RESULT,
-    RUN_KEY,
-    ResultDirectory,
-    write_key,
-)
+from dp_ray.artifacts.result import Ending
+from dp_ray.artifacts.result_directory import IGNORE, ResultDirectory
+from dp_ray.artifacts.run_key import RUN_KEY, write_key
 from dp_ray.config.search import SweepConfig, parse_sweep
 from dp_ray.config.yaml_text import read_yaml, write_yaml
+from dp_ray.document import encode, read_file
 from dp_ray.errors import RunError
-from dp_ray.json_text import write_json
 from dp_ray.keys import RunKey
 from dp_ray.ledger.lock import LOCK
 from dp_ray.search.budget import Budgets
@@ -33,8 +29,8 @@ from dp_ray.storage import Folder, open_folder
 
 SWEEP = "sweep.yaml"
 SEARCH = "search.json"
+SEARCH_FORMAT = 1
 BEST = "best.yaml"
-RESULTS = "results.json"
 REPORT = "report.html"
 RAY = "ray"
 
@@ -59,7 +55,7 @@ class SweepDirectory(ResultDirectory):
     def exists(self) -> bool:
         """Whether a search, or a run, of this name was started."""
         begun = set(self.private.names()) - {IGNORE, LOCK, SWEEP, RUN_KEY}  # these come first
-        return bool(begun) or self.root.exists(RESULT)
+        return bool(begun) or self.root.exists(Ending.FILE)
 
     def check_free(self) -> None:
         """Refuses a name that is taken.
@@ -107,11 +103,11 @@ class SweepDirectory(ResultDirectory):
         Raises:
             RunError: it cannot be written.
         """
-        search = {"points": points, "budgets": budgets.dump()}
+        drawn = {"points": points, "budgets": budgets.dump()}
         try:
             self.private.write(SWEEP, write_yaml(sweep.dump()).encode())
             write_key(self.private, key, replay=replay)
-            self.private.write(SEARCH, write_json(search, indent=1).encode())
+            self.private.write(SEARCH, encode(drawn, SEARCH_FORMAT, indent=1))
         except OSError as error:
             raise self.unwritable(error) from error
 
@@ -138,11 +134,14 @@ class SweepDirectory(ResultDirectory):
         Raises:
             RunError: it is missing or damaged.
         """
-        try:
-            values = json.loads(self.private.read(SEARCH))
+
+        def build(values: dict[str, Any], _number: int) -> tuple[list[Point] | None, Budgets]:
             return values["points"], Budgets.from_dump(sweep, values["budgets"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise RunError(
-                f"{self.private}/{SEARCH} cannot be read: {error}. Restore it from a backup, or "
-                "start a new search: what this one spent adds to it"
-            ) from error
+
+        return read_file(
+            self.private,
+            SEARCH,
+            SEARCH_FORMAT,
+            build,
+            "Restore it from a backup, or start a new search: what this one spent adds to it",
+        )

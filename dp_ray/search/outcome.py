@@ -7,18 +7,18 @@ forgotten in a crash was charged all the same.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
-from dp_ray.artifacts.release import finite
-from dp_ray.artifacts.run_directory import PROGRESS, RESULT, RunDirectory, read_object
+from dp_ray.artifacts.progress import Progress
+from dp_ray.artifacts.result import Result
+from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.errors import DpRayError, RunError
+from dp_ray.json_text import finite
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.history import History
 from dp_ray.privacy.plan import PrivacyPlan
+from dp_ray.search.result import Status, TrialResult
 from dp_ray.search.search import TRIAL, Search, TrialRecord, trial_name
 from dp_ray.search.space import Point
-
-Status = Literal["finished", "unfinished", "stopped early", "failed"]
 
 
 @dataclass(frozen=True)
@@ -56,25 +56,25 @@ class TrialOutcome:
         """Noised sums paid for."""
         return sum(count for _, _, count in self.history)
 
-    def dump(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "name": self.name,
-            "status": self.status,
-            "parameters": self.point,
-            **self.metrics,
-            "noise_multiplier": self.plan.noise_multiplier,
-            "steps_planned": self.plan.steps,
-            "expected_batch_size": self.plan.expected_batch_size,
-            "max_grad_norm": self.plan.max_grad_norm,
-            "views": self.plan.views,
-            "steps": self.steps,
-            "charges": self.charges,
-            "epsilon": finite(self.epsilon),
-            "seconds": round(self.seconds, 2),
-            "attempts": self.attempts,
-            "error": self.error,
-        }
+    def result(self) -> TrialResult:
+        """Return what the search's result says of it."""
+        return TrialResult(
+            name=self.name,
+            status=self.status,
+            parameters=self.point,
+            metrics=self.metrics,
+            noise_multiplier=self.plan.noise_multiplier,
+            steps_planned=self.plan.steps,
+            expected_batch_size=self.plan.expected_batch_size,
+            max_grad_norm=self.plan.max_grad_norm,
+            views=self.plan.views,
+            steps=self.steps,
+            charges=self.charges,
+            epsilon=finite(self.epsilon),
+            seconds=round(self.seconds, 2),
+            attempts=self.attempts,
+            error=self.error,
+        )
 
 
 def read_outcomes(search: Search) -> list[TrialOutcome]:
@@ -128,16 +128,19 @@ def _outcome(
     _, plan = search.budgets.trial_at(record.point)
     history = plan.releases if charged_whole else _spent(run, plan)
     finished = run.finished()
-    progress = run.read_result() if finished else _progress(run)
+    reached = Result.read(run.root) if finished else _progress(run)
     return TrialOutcome(
         name=name,
         status="finished" if finished else "unfinished" if record.error is None else "failed",
         point=record.point,
         plan=plan,
-        metrics={metric: progress.get(metric) for metric in search.objective.metrics},
+        metrics={
+            name: None if reached is None else reached.metrics.get(name)
+            for name in search.objective.metrics
+        },
         history=history,
         epsilon=epsilon_of(plan.accountant, history, plan.delta),
-        steps=int(progress.get("steps" if finished else "step", 0)),
+        steps=_steps(reached),
         seconds=record.seconds,
         attempts=record.attempts,
         error=None if finished else record.error,
@@ -146,8 +149,8 @@ def _outcome(
 
 def _spent(run: RunDirectory, plan: PrivacyPlan) -> History:
     """What the ledger says; what nobody can tell any more is counted whole."""
-    resulted = run.root.exists(RESULT)
-    if not resulted and (not run.exists() or run.unborn()):
+    resulted = run.root.exists(Result.FILE)
+    if not resulted and (not run.exists() or run.is_incomplete()):
         return ()
     try:
         return run.read_ledger().history
@@ -155,11 +158,17 @@ def _spent(run: RunDirectory, plan: PrivacyPlan) -> History:
         return plan.releases
 
 
-def _progress(run: RunDirectory) -> dict[str, Any]:
+def _progress(run: RunDirectory) -> Progress | None:
     try:
-        return read_object(run.private, PROGRESS, "")
-    except RunError:
-        return {}
+        return Progress.read(run.private)
+    except RunError:  # there is none, or it is damaged: it decides nothing
+        return None
+
+
+def _steps(reached: Result | Progress | None) -> int:
+    if reached is None:
+        return 0
+    return reached.steps if isinstance(reached, Result) else reached.step
 
 
 def best_of(search: Search, outcomes: list[TrialOutcome]) -> TrialOutcome | None:

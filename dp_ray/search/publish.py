@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from dp_ray.artifacts.journal import roughly
-from dp_ray.artifacts.release import CHOICE, MODEL, STATEMENT, check_agreement
-from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory, read_object
+from dp_ray.artifacts.claim import CHOICE
+from dp_ray.artifacts.release import MODEL, check_agreement, release_files
+from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
+from dp_ray.artifacts.statement import OwnCost, SearchNote, Statement
 from dp_ray.config.yaml_text import read_yaml, write_yaml
 from dp_ray.errors import RunError
-from dp_ray.json_text import write_json
+from dp_ray.json_text import finite
 from dp_ray.privacy.history import room
 from dp_ray.search.cost import search_cost
-from dp_ray.search.directory import BEST, RESULTS
+from dp_ray.search.directory import BEST
 from dp_ray.search.outcome import TrialOutcome, best_of, read_outcomes, settled
+from dp_ray.search.result import SearchResult, SearchSummary, Winner
 from dp_ray.search.search import Search
 
 REPLAYED = (
@@ -30,8 +31,8 @@ CHOSEN = (
 _RESTORE = "Restore it from a backup, and go on with --resume; nothing was published"
 
 
-def decide(search: Search, *, seconds: float) -> dict[str, Any]:
-    """Chooses the best trial of a search that came to its end, and writes it down for good.
+def decide(search: Search, *, seconds: float) -> SearchResult:
+    """Choose the best trial of a search that came to its end, and record it for good.
 
     A second choice, after a crash, might fall on another trial: two would then be published.
 
@@ -53,78 +54,66 @@ def decide(search: Search, *, seconds: float) -> dict[str, Any]:
         raise _nothing_finished(search, outcomes)
     spent = [outcome.history for outcome in outcomes]
     cost = search_cost(search, spent)
-    everything: dict[str, Any] = {
-        "name": search.sweep.name,
-        "path": str(search.directory.root),
-        "status": "finished",
-        "privacy_mode": tune.privacy_mode,
-        "epsilon_of_search": cost.epsilon,
-        "epsilon_with_training": search_cost(search, spent, then=search.budgets.full_runs).epsilon,
-        "delta": cost.delta,
-        "accountant": cost.accountant,
-        "how": cost.how,
-        "warning": REPLAYED if search.directory.is_replay() else None,
-        "metric": search.metric,
-        "mode": search.mode,
-        "best": None if best is None else _winner(best),
-        "best_trial": None if best is None else best.name,
-        "trials": [outcome.dump() for outcome in outcomes],
-        "seconds": round(seconds, 1),
-    }
-    search.directory.private.write(RESULTS, write_json(everything, indent=1).encode())
-    return everything
+    with_training = search_cost(search, spent, then=search.budgets.full_runs)
+    result = SearchResult(
+        name=search.sweep.name,
+        path=str(search.directory.root),
+        status="finished",
+        privacy_mode=tune.privacy_mode,
+        epsilon_of_search=cost.epsilon,
+        epsilon_with_training=with_training.epsilon,
+        delta=cost.delta,
+        accountant=cost.accountant,
+        how=cost.how,
+        warning=REPLAYED if search.directory.is_replay() else None,
+        metric=search.metric,
+        mode=search.mode,
+        best=None if best is None else Winner.of(best.result()),
+        best_trial=None if best is None else best.name,
+        trials=[outcome.result() for outcome in outcomes],
+        seconds=round(seconds, 1),
+    )
+    result.write(search.directory.private)
+    return result
 
 
-def read_decision(search: Search) -> dict[str, Any] | None:
-    """What :func:`decide` wrote; None if nothing is decided.
+def read_decision(search: Search) -> SearchResult | None:
+    """Return what :func:`decide` wrote; None if nothing is decided.
 
     Raises:
         RunError: it is damaged.
     """
-    private = search.directory.private
-    if not private.exists(RESULTS):
-        return None
-    remedy = "restore it from a backup: it says which trial may be published"
-    return read_object(private, RESULTS, remedy)
+    return SearchResult.find(search.directory.private)
 
 
-def publish_search(search: Search, everything: dict[str, Any]) -> dict[str, Any]:
-    """Writes best.yaml and release/; may be repeated.
+def publish_search(search: Search, result: SearchResult) -> SearchSummary:
+    """Write best.yaml and release/; may be repeated.
 
     Args:
         search: which.
-        everything: from :func:`decide`.
+        result: from :func:`decide`.
 
     Returns:
-        What result.json may say. Where only the best trial may be seen, nothing that tells of
-        another: not its place among them, nor how long they took, nor how many there were, on
-        which the bound rests.
+        What result.json may say.
 
     Raises:
         OSError: it cannot be written; the search can be resumed.
     """
     directory, tune = search.directory, search.sweep.tune
-    if everything["best_trial"] is not None:
-        directory.root.write(BEST, _best_config(search, everything).encode())
-        _release(search, everything)
-    if not tune.only_best_may_be_seen:
-        return with_rough_times(everything)
-    return {k: v for k, v in everything.items() if k not in ("best_trial", "trials", "seconds")}
+    if result.best is not None and result.best_trial is not None:
+        text = _best_config(search, result, result.best)
+        directory.root.write(BEST, text.encode())
+        _release(search, result, result.best_trial)
+    return result.summary(only_best_may_be_seen=tune.only_best_may_be_seen)
 
 
-def with_rough_times(everything: dict[str, Any]) -> dict[str, Any]:
-    """All there is to say, with times that do not show how many examples joined the steps."""
-    trials = [{**trial, "seconds": roughly(trial["seconds"])} for trial in everything["trials"]]
-    return {**everything, "trials": trials, "seconds": roughly(everything["seconds"])}
-
-
-def forget_losers(search: Search, everything: dict[str, Any]) -> None:
-    """Removes what only the best trial of a private selection may leave: models and curves."""
+def forget_losers(search: Search, result: SearchResult) -> None:
+    """Delete what only the best trial of a private selection may leave: models and curves."""
     if not search.sweep.tune.only_best_may_be_seen:
         return
-    for trial in everything["trials"]:
-        if trial["name"] != everything["best_trial"]:
-            RunDirectory(search.directory.trials / trial["name"]).forget()
+    for trial in result.trials:
+        if trial.name != result.best_trial:
+            RunDirectory(search.directory.trials / trial.name).forget()
 
 
 def _check_within_plans(search: Search, outcomes: list[TrialOutcome]) -> None:
@@ -153,75 +142,55 @@ def _nothing_finished(search: Search, outcomes: list[TrialOutcome]) -> RunError:
     )
 
 
-def _best_config(search: Search, everything: dict[str, Any]) -> str:
-    best = everything["best"]
-    large, plan = search.budgets.full_at(best["parameters"])
+def _best_config(search: Search, result: SearchResult, best: Winner) -> str:
+    large, plan = search.budgets.full_at(best.parameters)
     values = large.model_copy(update={"name": f"{search.sweep.name}-best", "seed": None}).dump()
     values["train"]["storage_path"] = search.sweep.storage_path
     if search.sweep.tune.privacy_mode != "public":
-        values["privacy"]["search_epsilon"] = everything["epsilon_of_search"]
+        values["privacy"]["search_epsilon"] = result.epsilon_of_search
     held = "" if search.sweep.tune.hold is None else ", at the batch size that it stands for"
     lines = [
         f"# The best trial of {search.sweep.name}{held},",
-        f"# chosen by {everything['metric']} on a test split that its user declares public.",
+        f"# chosen by {result.metric} on a test split that its user declares public.",
         f"# Trained on its own it spends ε = {plan.epsilon:.4f} at δ = {plan.delta:g}.",
     ]
     if search.sweep.tune.privacy_mode != "public":
         lines.append(
             "# On the data of the search both together spend ε = "
-            f"{everything['epsilon_with_training']:.4f}; on other data\n"
+            f"{result.epsilon_with_training:.4f}; on other data\n"
             "# set privacy.search_epsilon to null."
         )
     return "\n".join(lines) + "\n\n" + write_yaml(values)
 
 
-def _winner(best: TrialOutcome) -> dict[str, Any]:
-    values = best.dump()
-    return {
-        "parameters": values["parameters"],
-        **best.metrics,
-        "epsilon_of_this_run_alone": values["epsilon"],
-        "note": "its own ε is not the cost: epsilon_of_search is",
-        **{
-            name: values[name]
-            for name in ("noise_multiplier", "steps", "expected_batch_size", "max_grad_norm")
-        },
-    }
-
-
-def _release(search: Search, everything: dict[str, Any]) -> None:
+def _release(search: Search, result: SearchResult, best_trial: str) -> None:
     """The winner's release under the search's name, its statement about the search."""
-    source = search.directory.trials / everything["best_trial"] / RELEASE
+    source = search.directory.trials / best_trial / RELEASE
     try:
         config = read_yaml(source.read(CONFIG).decode()) | {"name": search.sweep.name}
         model = source.read(MODEL)
-    except (OSError, ValueError, TypeError) as error:
+        alone = Statement.read(source)
+    except (OSError, ValueError, TypeError, RunError) as error:
         raise RunError(f"{source} is damaged: {error}. {_RESTORE}") from error
-    statement = _statement(search, read_object(source, STATEMENT, _RESTORE), everything)
+    statement = _statement(search, alone, result)
     check_agreement(statement, config)
-    files = {
-        MODEL: model,
-        CONFIG: write_yaml(config).encode(),
-        STATEMENT: (write_json(statement, indent=2) + "\n").encode(),
-    }
-    search.directory.root.publish(RELEASE, files)
+    search.directory.root.publish(RELEASE, release_files(model, config, statement))
 
 
-def _statement(search: Search, alone: dict[str, Any], everything: dict[str, Any]) -> dict[str, Any]:
+def _statement(search: Search, alone: Statement, result: SearchResult) -> Statement:
     """The winner's privacy statement, with the ε of the search in place of its own."""
-    mode = everything["privacy_mode"]
-    about = {
-        "privacy_mode": mode,
-        "epsilon_of_search": everything["epsilon_of_search"],
-        "how": everything["how"],
-    }
-    assumptions = [*alone["assumptions"], CHOSEN.format(metric=everything["metric"])]
-    if mode == "public":
+    about = SearchNote(
+        privacy_mode=result.privacy_mode,
+        epsilon_of_search=finite(result.epsilon_of_search),
+        how=result.how,
+    )
+    assumptions = [*alone.assumptions, CHOSEN.format(metric=result.metric)]
+    if result.privacy_mode == "public":
         assumptions.append(
             "The data of the search is public, as its user declares: ε is what this run alone "
             "would spend if it were not, and does not count the other trials."
         )
-        return {**alone, "assumptions": assumptions, "search": about}
+        return alone.model_copy(update={"assumptions": assumptions, "search": about})
     assumptions[CHOICE] = (
         "The space of the search, and whatever else its file says, was chosen without looking at "
         "the private data."
@@ -230,13 +199,20 @@ def _statement(search: Search, alone: dict[str, Any], everything: dict[str, Any]
         assumptions.append(
             "Nothing is published of the other trials, or acted upon: not even their number."
         )
-    own = {name: alone.pop(name) for name in ("epsilon", "epsilon_by_accountant")}
-    note = "not the cost: the model was selected"
-    return {
-        "epsilon": everything["epsilon_of_search"],
-        **alone,
-        "accountant": everything["accountant"],
-        "assumptions": assumptions,
-        "warning": everything["warning"],
-        "search": {**about, "of_this_run_alone": {**own, "note": note}},
-    }
+    own = OwnCost(
+        epsilon=alone.epsilon,
+        epsilon_by_accountant=alone.epsilon_by_accountant,
+        note="not the cost: the model was selected",
+    )
+    others = alone.dump()
+    del others["epsilon_by_accountant"]
+    return Statement.model_validate(
+        {
+            **others,
+            "epsilon": finite(result.epsilon_of_search),
+            "accountant": result.accountant,
+            "assumptions": assumptions,
+            "warning": result.warning,
+            "search": about.model_copy(update={"of_this_run_alone": own}),
+        }
+    )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 
-from dp_ray.artifacts.run_directory import RunDirectory, refuse_key_of_seed
+from dp_ray.artifacts.run_directory import RunDirectory
+from dp_ray.artifacts.run_key import refuse_key_of_seed
 from dp_ray.config.run import Config, TrainConfig
 from dp_ray.config.search import SweepConfig, TuneConfig
 from dp_ray.data.facts import data_facts
-from dp_ray.errors import ConfigError, RunError
-from dp_ray.json_text import write_json
+from dp_ray.document import encode, read_file
+from dp_ray.errors import ConfigError
 from dp_ray.keys import KeyedStream, RunKey, public_bytes
 from dp_ray.objectives.objective import Direction, Objective, primary_metric
 from dp_ray.objectives.registry import build_objective
@@ -324,6 +324,8 @@ class TrialRecord:
         error: why the last attempt failed.
     """
 
+    FORMAT: ClassVar[int] = 1
+
     point: Point
     attempts: int = 0
     seconds: float = 0.0
@@ -335,7 +337,7 @@ class TrialRecord:
         Raises:
             OSError: it cannot be written.
         """
-        run.root.write(TRIAL, write_json(asdict(self)).encode())
+        run.root.write(TRIAL, encode(asdict(self), self.FORMAT, indent=None))
 
     @classmethod
     def read(cls, folder: Folder) -> TrialRecord | None:
@@ -346,8 +348,6 @@ class TrialRecord:
         """
         if not folder.exists(TRIAL):
             return None
-        try:
-            values: dict[str, Any] = json.loads(folder.read(TRIAL))
-            return cls(**values)
-        except (OSError, ValueError, TypeError) as error:
-            raise RunError(f"{folder}/{TRIAL} cannot be read: {error}") from error
+        return read_file(
+            folder, TRIAL, cls.FORMAT, lambda values, _: cls(**values), "Restore it from a backup"
+        )

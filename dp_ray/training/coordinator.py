@@ -20,7 +20,8 @@ from dp_ray.config.run import Config
 from dp_ray.errors import DivergedError, RunError
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.keys import KeyedStream, RunKey
-from dp_ray.ledger.balance import Charge, Execution
+from dp_ray.ledger.balance import Charge
+from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.mechanism import mechanism_of

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import load
 
-from dp_ray.artifacts.release import MODEL, finite
+from dp_ray.artifacts.release import MODEL
 from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
 from dp_ray.config.files import apply_override, check_keys, parse_config
 from dp_ray.config.run import Config
@@ -18,6 +18,7 @@ from dp_ray.data.store import open_dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.gradients.engines.engine import in_one_line
+from dp_ray.json_text import finite
 from dp_ray.models.build import build_model
 from dp_ray.objectives.registry import build_objective
 from dp_ray.privacy.sampling import Shard

@@ -8,7 +8,7 @@ import json
 import torch
 
 from dp_ray.gradients.engines.engine import EngineName
-from dp_ray.ledger.balance import Execution
+from dp_ray.ledger.execution import Execution
 from dp_ray.performance.machine import describe_machine
 from dp_ray.training.collective import Collective
 
@@ -30,14 +30,15 @@ def describe_execution(
         engine: its name.
         microbatch_size: B.
     """
-    own = {"threads": threads, **describe_machine(device)}
-    return {
-        "workers": collective.world_size,
-        "microbatch_size": microbatch_size,
-        "engine": engine,
-        **own,
-        "all_workers": _digest_of_all(collective, own),
-    }
+    machine = describe_machine(device)
+    own = {"threads": threads, **machine}
+    return Execution(
+        workers=collective.world_size,
+        threads=threads,
+        engine=engine,
+        microbatch_size=microbatch_size,
+        machine={**machine, "all_workers": _digest_of_all(collective, own)},
+    )
 
 
 def _digest_of_all(collective: Collective, own: dict[str, object]) -> str:

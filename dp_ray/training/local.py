@@ -9,8 +9,8 @@ from dp_ray.training.loop import Observer, train
 from dp_ray.training.session import Task, open_session
 
 
-class NobodyToTell:
-    """For a run of its own: progress.json has the numbers."""
+class NullObserver:
+    """An observer that ignores reports: progress.json has the numbers."""
 
     def report(self, metrics: dict[str, float]) -> None:
         """See :class:`~dp_ray.training.loop.Observer`."""

@@ -13,7 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dp_ray.artifacts.release import Outcome, publish
+from dp_ray.artifacts.release import publish
+from dp_ray.artifacts.result import Outcome
 from dp_ray.errors import DivergedError, RunError
 from dp_ray.performance.profile import Clock, part, profiler
 from dp_ray.training.agreement import stop_together

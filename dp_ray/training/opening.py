@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dp_ray.artifacts.run_directory import (
-    DATA,
-    ENGINE,
-    PROGRESS,
-    RAY,
-    REFUSED,
-    RESULT,
-    STOP,
-    RunDirectory,
-)
+from dp_ray.artifacts.notes import DataNote, EngineNote
+from dp_ray.artifacts.progress import Progress
+from dp_ray.artifacts.result import Result
+from dp_ray.artifacts.run_directory import RAY, REFUSED, STOP, RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.data.facts import data_facts
 from dp_ray.data.files import skipped_line
@@ -22,11 +16,13 @@ from dp_ray.errors import RunError
 from dp_ray.keys import RunKey
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.ledger.lock import OWNER_ENDS_S
-from dp_ray.objectives.objective import metrics_in
 from dp_ray.objectives.registry import build_objective
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.training.preparation import check_feasible, make_plan
 from dp_ray.training.resume import plan_resumption
+
+_NOTES = (STOP, REFUSED, Progress.FILE, EngineNote.FILE, DataNote.FILE)
+"""Of one attempt, for whoever watches it."""
 
 
 def begin(
@@ -104,9 +100,9 @@ def take_up(
 
 def _mark_running(run: RunDirectory, ledger: Ledger) -> None:
     """What an earlier attempt said of itself is no longer so."""
-    if run.root.exists(RESULT):
-        result = {**run.read_result(), "status": "running", "charges": ledger.charges}
-        run.write_result({**result, "epsilon": None} | dict.fromkeys(metrics_in(result)))
+    result = Result.find(run.root)
+    if result is not None:
+        result.running(ledger.charges).write(run.root)
 
 
 def try_data(config: Config, tell: Callable[[str], None]) -> Dataset | None:
@@ -127,5 +123,5 @@ def try_data(config: Config, tell: Callable[[str], None]) -> Dataset | None:
 def _clear_notes(run: RunDirectory) -> None:
     """What an earlier attempt left for whoever watched it."""
     for name in run.private.names():
-        if name in (STOP, PROGRESS, REFUSED, ENGINE, DATA) or name.startswith(f"{RAY}-"):
+        if name in _NOTES or name.startswith(f"{RAY}-"):
             run.private.delete(name)

@@ -6,14 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from dp_ray.artifacts.run_directory import (
-    RESULT,
-    RunDirectory,
-    deciding_fields,
-    refuse_key_of_seed,
-)
+from dp_ray.artifacts.result import Result
+from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
+from dp_ray.artifacts.run_key import refuse_key_of_seed
 from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, LedgerError, RunError
+from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.privacy.accounting import BudgetError, solve_steps
 from dp_ray.privacy.history import room
@@ -73,17 +71,11 @@ def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resump
 
 def _check_result(run: RunDirectory, ledger: Ledger) -> None:
     """What the run said of itself must not be more than its ledger knows."""
-    if not run.root.exists(RESULT):
-        return
-    known = run.read_result().get("charges")
-    if not isinstance(known, int):
-        raise RunError(
-            f"{run.root}/{RESULT} does not say how many noised sums were paid for: restore it from "
-            "a backup"
-        )
-    if known > ledger.charges:
+    result = Result.find(run.root)
+    if result is not None and result.charges > ledger.charges:
         raise LedgerError(
-            f"{run.root}/{RESULT} tells of {known} noised sums and the ledger of {ledger.charges}: "
+            f"{run.root}/{Result.FILE} tells of {result.charges} noised sums and the ledger of "
+            f"{ledger.charges}: "
             "private/ is an older copy, and going on from it could add equal noise to two sums. "
             "Restore the newest, or start a new run with another --name"
         )
@@ -221,15 +213,15 @@ def _affordable_steps(config: Config, before: PrivacyPlan) -> int:
         ) from error
 
 
-def _keep_execution(config: Config, execution: dict[str, Any]) -> Config:
+def _keep_execution(config: Config, execution: Execution) -> Config:
     """What is left open stays as before: other threads, say, would round sums otherwise."""
     kept: dict[str, dict[str, Any]] = {"cluster": {}, "train": {}}
     if config.cluster.threads_per_worker is None:
-        kept["cluster"]["threads_per_worker"] = execution["threads"]
+        kept["cluster"]["threads_per_worker"] = execution.threads
     if config.train.engine == "auto":
-        kept["train"]["engine"] = execution["engine"]
+        kept["train"]["engine"] = execution.engine
     if config.train.microbatch_size is None:
-        kept["train"]["microbatch_size"] = execution["microbatch_size"]
+        kept["train"]["microbatch_size"] = execution.microbatch_size
     sections = {name: getattr(config, name).model_copy(update=new) for name, new in kept.items()}
     return config.model_copy(update=sections)
 

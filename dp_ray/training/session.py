@@ -14,18 +14,18 @@ from torch import nn
 
 from dp_ray.artifacts.checkpoint import Checkpoints
 from dp_ray.artifacts.journal import Journal
-from dp_ray.artifacts.run_directory import DATA, ENGINE, RunDirectory, deciding_fields, write_object
+from dp_ray.artifacts.notes import DataNote, EngineNote
+from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
 from dp_ray.config.run import Config
 from dp_ray.data.facts import data_facts
 from dp_ray.data.store import Dataset
 from dp_ray.data.views import ViewMaker
-from dp_ray.errors import DpRayError, ModelError
+from dp_ray.errors import DpRayError, ModelError, RunError
 from dp_ray.gradients.engines.engine import Engine
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.imports import USER_ERRORS, cause_of
-from dp_ray.json_text import write_json
 from dp_ray.keys import SamplingKeys
-from dp_ray.ledger.balance import Execution
+from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.ledger.lock import OWNER_ENDS_S
 from dp_ray.models.build import build_model
@@ -167,7 +167,7 @@ def open_session(
     plan, loaded = task.plan, open_same_dataset(task.config.data, collective, objective.labels)
     dataset = loaded if task.probe is None else task.probe.plant(loaded)
     if collective.rank == 0 and loaded.skipped and task.config.cluster.address is not None:
-        write_object(task.run.private, DATA, {"skipped": loaded.skipped})  # the driver has no data
+        DataNote(skipped=loaded.skipped).write(task.run.private)  # the driver has no data
     # What rank 0 initialises is broadcast, so only its seed matters, and only it needs weights.
     seed = 0
     if collective.rank == 0:
@@ -189,7 +189,7 @@ def open_session(
     )
     choice = _rehearse(task, dataset, model, objective, choice, engine, collective, device)
     if collective.rank == 0:
-        task.run.private.write(ENGINE, write_json(choice.dump()).encode())
+        EngineNote.of(choice).write(task.run.private)
     execution = describe_execution(
         collective,
         threads=threads,
@@ -290,10 +290,10 @@ def _rehearse(
 def _settled(task: Task) -> Config:
     """With the engine and size that this call of ``dp-ray train`` chose before workers failed."""
     try:
-        before = json.loads(task.run.private.read(ENGINE))
-        kept = {name: before[name] for name in ("engine", "microbatch_size")}
-    except (OSError, ValueError, KeyError, TypeError):  # nothing chosen yet
+        before = EngineNote.read(task.run.private)
+    except RunError:  # nothing chosen yet
         return task.config
+    kept = {"engine": before.engine, "microbatch_size": before.microbatch_size}
     return task.config.model_copy(update={"train": task.config.train.model_copy(update=kept)})
 
 

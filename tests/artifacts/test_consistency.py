@@ -16,16 +16,13 @@ from rich.console import Console
 
 from dp_ray.api.train import run_training
 from dp_ray.artifacts import release as release_module
+from dp_ray.artifacts.claim import ASSUMPTIONS, PRETRAINED, privacy_statement
 from dp_ray.artifacts.consistency import disagreement
-from dp_ray.artifacts.release import (
-    ASSUMPTIONS,
-    PRETRAINED,
-    Outcome,
-    privacy_statement,
-    published_config,
-)
+from dp_ray.artifacts.public_config import published_config
+from dp_ray.artifacts.result import Outcome
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.artifacts.score import EXACT, NOISED, PUBLIC
+from dp_ray.artifacts.statement import Statement
 from dp_ray.config.files import parse_config
 from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, RunError
@@ -133,8 +130,8 @@ def test_what_is_declared_on_resume_is_what_every_document_says(make_config: Mak
     assert "declares public" in card
 
 
-def statement_of(config: Config) -> dict[str, Any]:
-    """As a run of the planned steps would state."""
+def statement_of(config: Config) -> Statement:
+    """What a run of the planned steps would state."""
     plan = make_plan(config)
     outcome = Outcome(True, plan.steps, plan.releases, plan.epsilon, None, 1.0)
     return privacy_statement(config, plan, outcome, replay=False)
@@ -142,13 +139,14 @@ def statement_of(config: Config) -> dict[str, Any]:
 
 def test_the_statement_adds_what_the_search_spent(make_config: MakeConfig) -> None:
     statement = statement_of(make_config(privacy={"search_epsilon": 1.5}))
-    assert statement["epsilon_with_search"] == pytest.approx(statement["epsilon"] + 1.5)
+    assert statement.epsilon is not None
+    assert statement.epsilon_with_search == pytest.approx(statement.epsilon + 1.5)
 
 
 def test_the_statement_says_what_the_test_split_is_declared(make_config: MakeConfig) -> None:
     for declared in ("public", "held_out"):
         config = make_config(data={"evaluation": declared})
-        assert statement_of(config)["data_evaluation"] == declared
+        assert statement_of(config).data_evaluation == declared
 
 
 def test_the_page_lists_what_every_statement_assumes() -> None:
@@ -211,7 +209,8 @@ def test_a_statement_that_the_sums_do_not_bear_out_is_noticed(
     published = parse_config(published_config(config, plan))
     statement = statement_of(config)
     assert disagreement(statement, published, plan.releases) is None
-    assert disagreement({**statement, field: value}, published, plan.releases) is not None
+    changed = statement.model_copy(update={field: value})
+    assert disagreement(changed, published, plan.releases) is not None
     assert disagreement(statement, published, ((1.0, 0.5, 4),)) is not None
 
 

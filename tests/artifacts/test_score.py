@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.searches import MakeSweep, begin, draw
+from helpers.searches import MakeSweep, begin, draw, made_up, made_up_trial
 from helpers.support import QUIET, MakeConfig, folder, key_of, start
 
 from dp_ray.api.tune import run_sweep
+from dp_ray.artifacts.claim import privacy_statement
+from dp_ray.artifacts.result import Outcome
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.artifacts.score import assumption, published_score
 from dp_ray.config.files import parse_config
@@ -23,6 +25,7 @@ from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.reporting.make import write_report
 from dp_ray.reporting.search_page import PUBLIC, may_be_published
 from dp_ray.search.publish import CHOSEN, _best_config, _statement
+from dp_ray.search.result import Winner
 from dp_ray.search.search import Search
 from dp_ray.storage import LocalFolder
 from dp_ray.training.preparation import make_plan
@@ -77,21 +80,15 @@ def test_statement_and_best_yaml_say_on_what_the_choice_was_made(
 ) -> None:
     search = draw(make_sweep(privacy_mode=mode))
     point = {"augment.views": 1, "privacy.steps": 4, "privacy.max_grad_norm": 1.0}
-    alone = {"epsilon": 1.0, "epsilon_by_accountant": {}, "assumptions": list("abcdefgh")}
-    everything = {
-        "privacy_mode": mode,
-        "metric": "test_accuracy",
-        "epsilon_of_search": 2.0,
-        "epsilon_with_training": 3.0,
-        "accountant": "rdp",
-        "how": "somehow",
-        "warning": None,
-        "best": {"parameters": point},
-    }
+    plan = make_plan(search.example())
+    outcome = Outcome(True, plan.steps, plan.releases, plan.epsilon, None, 1.0)
+    alone = privacy_statement(search.example(), plan, outcome, replay=False)
+    trial = made_up_trial(parameters=point)
+    result = made_up(privacy_mode=mode, best=Winner.of(trial), trials=[trial])
     said = CHOSEN.format(metric="test_accuracy")
     assert "public" in said
-    assert said in _statement(search, alone, everything)["assumptions"]
-    text = _best_config(search, everything)
+    assert said in _statement(search, alone, result).assumptions
+    text = _best_config(search, result, Winner.of(trial))
     assert "chosen by test_accuracy on a test split that its user declares public" in text
     assert "evaluation: public" in text
 

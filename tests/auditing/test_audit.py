@@ -21,7 +21,7 @@ from dp_ray import cli
 from dp_ray.api.audit import run_audit
 from dp_ray.artifacts.run_directory import STOP, RunDirectory
 from dp_ray.auditing.canaries import Canaries
-from dp_ray.auditing.directory import AuditDirectory
+from dp_ray.auditing.directory import AuditDirectory, AuditOutcome
 from dp_ray.auditing.observers import GradientObserver, scores
 from dp_ray.auditing.report import describe_audit
 from dp_ray.cli.training import REFUTED
@@ -33,8 +33,8 @@ from dp_ray.training.probe import Observation
 
 
 def audit(config: Config, **options: Any) -> dict[str, Any]:
-    """Audits as ``dp-ray audit`` does."""
-    return run_audit(config, console=QUIET, replay=replay_of(config), **options)
+    """Audit as ``dp-ray audit`` does, and return what outcome.json holds."""
+    return run_audit(config, console=QUIET, replay=replay_of(config), **options).dump()
 
 
 def the_run(config: Config, number: int = 0) -> RunDirectory:
@@ -85,7 +85,9 @@ def test_an_example_that_changes_the_gradients_of_others_raises_the_alarm(tmp_pa
     assert found["looks"] == 20
     assert found["moved"] > 1.5
     assert found["refuted"]
-    assert f"moved a sum by {found['moved']:.4f} C, and" in describe_audit(found)
+    assert f"moved a sum by {found['moved']:.4f} C, and" in describe_audit(
+        AuditOutcome.model_validate(found)
+    )
 
 
 def test_without_noise_a_release_holds_exactly_the_canaries_that_are_in(

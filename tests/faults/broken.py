@@ -170,7 +170,7 @@ def main() -> None:
                     canaries=4000,
                     replay=key_of(seed),
                     console=Console(quiet=True),
-                )
+                ).dump()
             alarms += found["refuted"]
             bounds.append(found["epsilon_lower"])
         shown = f"{min(bounds):.2f} … {max(bounds):.2f}"

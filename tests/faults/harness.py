@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from dp_ray.artifacts.run_directory import RESULT, RunDirectory
+from dp_ray.artifacts.result import Result
 from dp_ray.storage import open_folder
 from faults.inject import POINTS, TARGETS, Fault, kill
 from faults.judge import Account, account, keys_used_twice
@@ -169,13 +169,12 @@ class Run:
 
     def ending(self, name: str, strikes: int, undisturbed: bytes) -> Ending:
         """Compared with the same run that was left in peace."""
-        result = RunDirectory(open_folder(str(self.path))).read_result()
-        assert (self.path / RESULT).exists()
+        result = Result.read(open_folder(str(self.path)))
         return Ending(
             name,
             strikes,
             self.model() == undisturbed,
-            STEPS - result["steps"],
+            STEPS - result.steps,
             account(self.path, self.log),
             self.log,
         )

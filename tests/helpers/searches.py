@@ -10,8 +10,9 @@ import pytest
 from dp_ray.api.tune import run_sweep
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.search import SweepConfig
+from dp_ray.search.result import SearchResult, TrialResult, Winner
 from dp_ray.search.search import Search, TrialRecord, trial_name
-from dp_ray.training.local import NobodyToTell, train_in_process
+from dp_ray.training.local import NullObserver, train_in_process
 from dp_ray.training.session import Task
 from helpers.support import QUIET, key_of
 
@@ -40,14 +41,61 @@ def run_trial(search: Search, index: int) -> RunDirectory:
     run = RunDirectory.of(config)
     search.begin(run, config, plan)
     TrialRecord(search.points[index], attempts=1, seconds=1.0).write(run)
-    train_in_process(Task(config, plan, run, "test"), NobodyToTell())
+    train_in_process(Task(config, plan, run, "test"), NullObserver())
     return run
 
 
 def finish(search: Search, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Goes on with a search whose trials are all there."""
+    """Resume a search whose trials are all there, and return what result.json holds."""
     monkeypatch.setattr("dp_ray.on_ray.tuner.tune_on_ray", lambda *_, **__: True)
-    return run_sweep(search.sweep, resume=True, console=QUIET)
+    return run_sweep(search.sweep, resume=True, console=QUIET).dump()
+
+
+def made_up_trial(**values: Any) -> TrialResult:
+    """A finished trial; keyword arguments replace its values."""
+    common = {
+        "name": "0000",
+        "status": "finished",
+        "parameters": {"augment.views": 1, "privacy.steps": 50},
+        "test_accuracy": 0.8,
+        "test_loss": 0.5,
+        "noise_multiplier": 4.0,
+        "steps_planned": 50,
+        "expected_batch_size": 64,
+        "max_grad_norm": 1.0,
+        "views": 1,
+        "steps": 50,
+        "charges": 50,
+        "epsilon": 3.0,
+        "seconds": 10.0,
+        "attempts": 1,
+        "error": None,
+    }
+    return TrialResult.model_validate(common | values)
+
+
+def made_up(**values: Any) -> SearchResult:
+    """A finished search of one trial; keyword arguments replace its values."""
+    trial = made_up_trial()
+    common = {
+        "name": "find",
+        "path": "runs/find",
+        "status": "finished",
+        "privacy_mode": "compose",
+        "epsilon_of_search": 5.5,
+        "epsilon_with_training": 6.5,
+        "delta": 1e-4,
+        "accountant": "rdp",
+        "how": "every trial is charged",
+        "warning": None,
+        "metric": "test_accuracy",
+        "mode": "max",
+        "best": Winner.of(trial),
+        "best_trial": trial.name,
+        "trials": [trial],
+        "seconds": 10.0,
+    }
+    return SearchResult.model_validate(common | values)
 
 
 def runs_of(search: Search) -> list[RunDirectory]:

@@ -64,14 +64,18 @@ def replay_of(config: Config) -> RunKey | None:
 
 
 def start(config: Config, *, resume: bool = False, break_lock: bool = False) -> dict[str, Any]:
-    """Trains as ``dp-ray train`` does; a new run with the key of its seed, to be comparable."""
-    return run_training(
+    """Train as ``dp-ray train`` does, and return what result.json holds.
+
+    A new run has the key of its seed, to be comparable.
+    """
+    result = run_training(
         config,
         resume=resume,
         break_lock=break_lock,
         replay=None if resume else replay_of(config),
         console=QUIET,
     )
+    return result.dump()
 
 
 def folder(config: Config) -> Path:

@@ -23,13 +23,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from dp_ray.errors import LedgerError
 from dp_ray.ledger.balance import Charge
+from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.ledger.lock import WriterLock
 from dp_ray.storage import Folder, LocalFolder
 
 KEY = key_of(3).derive("ledger")
 PLAN = privacy_plan()
-EXECUTION = {"workers": 2}
+EXECUTION = Execution(workers=2)
 
 CHARGED, REPLAYED, CONFLICT = Verdict.CHARGED, Verdict.REPLAYED, Verdict.CONFLICT
 
@@ -54,7 +55,7 @@ class Writer(Ledger):
         self._chain.close()
         self.held.release()
 
-    def begin(self, first_step: int = 0, execution: dict[str, Any] | None = None) -> Writer:
+    def begin(self, first_step: int = 0, execution: Execution | None = None) -> Writer:
         self.open_session(
             EXECUTION if execution is None else execution,
             first_step=first_step,
@@ -147,11 +148,11 @@ def test_a_position_is_that_of_a_record_which_no_crash_takes(layout: str, tmp_pa
 def test_sessions_survive_in_order(folder: LocalFolder) -> None:
     filled(folder, 3).die()
     ledger = Writer(folder)
-    ledger.open_session({"workers": 4}, first_step=1, data="x", parameters="y")
+    ledger.open_session(Execution(workers=4), first_step=1, data="x", parameters="y")
     ledger.die()
     first, second = Ledger(folder, KEY).sessions
     assert (first.execution, first.first_step, first.repeats) == (EXECUTION, 0, 0)
-    assert (second.execution, second.first_step, second.repeats) == ({"workers": 4}, 1, 2)
+    assert (second.execution, second.first_step, second.repeats) == (Execution(workers=4), 1, 2)
     assert (second.data, second.parameters) == ("x", "y")
 
 
@@ -261,7 +262,7 @@ def test_an_incarnation_is_kept_only_for_the_sum_that_is_on_record(folder: Local
 def test_another_execution_raises_the_incarnation_of_what_it_repeats(folder: LocalFolder) -> None:
     """Its sums would differ in the last bit; which draws are spent is known without trying."""
     filled(folder, 3).die()
-    ledger = Writer(folder).begin(first_step=1, execution={"workers": 4})
+    ledger = Writer(folder).begin(first_step=1, execution=Execution(workers=4))
     assert [ledger.incarnation_for(step, diverged=False) for step in range(4)] == [1, 1, 1, 0]
     ledger.charge(charge(1, incarnation=1))
     assert ledger.incarnation_for(1, diverged=False) == 1
@@ -455,12 +456,12 @@ def test_a_clean_stop_gives_back_what_was_not_noised(folder: LocalFolder) -> Non
 def test_what_was_given_back_is_free_under_another_execution(folder: LocalFolder) -> None:
     """No noise was ever added there, so there is nothing that could cancel out."""
     filled(folder, 2, block=4).close()
-    ledger = Writer(folder).begin(first_step=2, execution={"workers": 9})
+    ledger = Writer(folder).begin(first_step=2, execution=Execution(workers=9))
     assert ledger.incarnation_for(2, diverged=False) == 0
     ledger.charge(charge(2))
     ledger.die()
     # The sum is of the execution that made it, not of the one that paid.
-    ledger = Writer(folder).begin(first_step=2, execution={"workers": 9})
+    ledger = Writer(folder).begin(first_step=2, execution=Execution(workers=9))
     assert ledger.incarnation_for(2, diverged=False) == 0
     assert ledger.charge(charge(2)) is REPLAYED
 
@@ -535,7 +536,7 @@ def test_a_reader_cannot_charge(folder: LocalFolder) -> None:
         lambda: reader.charge(charge(5)),
         lambda: reader.amend_plan(PLAN),
         lambda: reader.add_checkpoint("a", "b"),
-        lambda: reader.open_session({}, first_step=0, data="", parameters=""),
+        lambda: reader.open_session(Execution(), first_step=0, data="", parameters=""),
     ):
         with pytest.raises(LedgerError, match="not open for writing"):
             write()
@@ -646,7 +647,7 @@ class Coordinators(RuleBasedStateMachine):
         self.step, self.parameters = on_record[-1 - min(which, len(on_record) - 1)][1]
         self.diverged = False
         self.execution = execution
-        self.ledger.begin(self.step, {"execution": execution})
+        self.ledger.begin(self.step, Execution(engine=execution))
         self.remember_head()
 
     @precondition(lambda self: self.ledger is not None)

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from dp_ray.errors import LedgerError
 from dp_ray.ledger.balance import Charge
+from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.ledger.lock import WriterLock
 from dp_ray.storage import Folder, LocalFolder
@@ -47,7 +48,9 @@ def write_run(folder: Folder, *, block: int, digest: str = "a", key: bytes = KEY
     Ledger.create(folder, key, PLAN)
     for attempt in range(2):
         ledger = Ledger(folder, key, lock=WriterLock(folder, digest), block=block)
-        ledger.open_session({"workers": attempt}, first_step=attempt, data="d", parameters="p")
+        ledger.open_session(
+            Execution(workers=attempt), first_step=attempt, data="d", parameters="p"
+        )
         for step in range(2 * attempt, 2 * attempt + 5):
             incarnation = ledger.incarnation_for(step, diverged=False)
             ledger.charge(charge(step, incarnation, f"{digest}{step}{attempt}"))
@@ -321,7 +324,7 @@ def small(tmp_path: Path) -> Case:
     folder = LocalFolder(tmp_path / "small")
     Ledger.create(folder, KEY, PLAN)
     ledger = Ledger(folder, KEY, lock=WriterLock(folder, "x"), block=2)
-    ledger.open_session({}, first_step=0, data="", parameters="")
+    ledger.open_session(Execution(), first_step=0, data="", parameters="")
     for step in range(2):
         ledger.charge(charge(step))
     ledger.close()
@@ -427,7 +430,7 @@ def test_a_torn_last_record_is_gone_on_from(small: Case) -> None:
     assert "--repair" in small.refuses(files)
     ledger = repaired(small.folder, files)
     assert ledger.charges == 2 + 2  # it may have been a block of two
-    ledger.open_session({}, first_step=0, data="", parameters="")
+    ledger.open_session(Execution(), first_step=0, data="", parameters="")
     assert ledger.charge(charge(0)) is Verdict.REPLAYED
     ledger.close()
     assert Ledger(small.folder, KEY).charges == 4
@@ -438,12 +441,12 @@ def test_what_was_given_back_is_not_free_after_a_repair(tmp_path: Path) -> None:
     folder = LocalFolder(tmp_path / "ledger")
     Ledger.create(folder, KEY, PLAN)
     ledger = Ledger(folder, KEY, lock=WriterLock(folder, "x"), block=4)
-    ledger.open_session({}, first_step=0, data="", parameters="")
+    ledger.open_session(Execution(), first_step=0, data="", parameters="")
     ledger.charge(charge(0))
     ledger.close()
     files = files_of(folder)
     ledger = Ledger(folder, KEY, lock=WriterLock(folder, "x"), block=4)
-    ledger.open_session({}, first_step=0, data="", parameters="")
+    ledger.open_session(Execution(), first_step=0, data="", parameters="")
     ledger.charge(charge(1))
     ledger._chain.close()
     ledger._lock.release()  # type: ignore[union-attr]
@@ -459,7 +462,7 @@ def test_a_lost_block_is_charged_in_full(first: int) -> None:
     Ledger.create(folder, KEY, PLAN)
     for number, block in enumerate((first, 4)):
         ledger = Ledger(folder, KEY, lock=WriterLock(folder, "x"), block=block)
-        ledger.open_session({}, first_step=0, data="", parameters="")
+        ledger.open_session(Execution(), first_step=0, data="", parameters="")
         if number == 0 and first == 1:
             ledger.charge(charge(0))
             ledger.close()
@@ -568,7 +571,7 @@ def _charges(case: Case) -> int:
 def opened(folder: Folder, block: int) -> tuple[Ledger, WriterLock]:
     lock = WriterLock(folder, "mine")
     ledger = Ledger(folder, KEY, lock=lock, block=block)
-    ledger.open_session({}, first_step=0, data="", parameters="")
+    ledger.open_session(Execution(), first_step=0, data="", parameters="")
     return ledger, lock
 
 

@@ -19,6 +19,7 @@ from helpers.plans import privacy_plan
 
 from dp_ray.errors import LedgerError
 from dp_ray.ledger.balance import Charge
+from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.ledger.lock import Owner, WriterLock
 from dp_ray.storage import Folder, LocalFolder
@@ -73,7 +74,7 @@ def owned(folder: Folder, **changed: object) -> Owner:
 
 def ledger_of(folder: Folder, lock: WriterLock, block: int = 1) -> Ledger:
     ledger = Ledger(folder, KEY, lock=lock, block=block)
-    ledger.open_session({}, first_step=0, data="", parameters="")
+    ledger.open_session(Execution(), first_step=0, data="", parameters="")
     return ledger
 
 
@@ -359,7 +360,7 @@ def test_two_writers_that_do_not_know_of_each_other_break_the_chain(objects: Mem
     one = Ledger(objects, KEY, lock=_Blind(objects, "one"))
     two = Ledger(objects, KEY, lock=_Blind(objects, "two", take_over=True))
     for ledger, digest in ((one, "a"), (two, "b")):
-        ledger.open_session({"digest": digest}, first_step=0, data="", parameters="")
+        ledger.open_session(Execution(engine=digest), first_step=0, data="", parameters="")
     with pytest.raises(LedgerError, match="changed"):
         Ledger(objects, KEY)
 

@@ -82,7 +82,7 @@ def test_each_step_saved_costs_nothing(
     difference = (vector(config) - vector(fixed)).norm() / vector(fixed).norm()
     assert float(difference) < 1e-5
     executions = [s.execution for s in RunDirectory.of(config).read_ledger().sessions]
-    assert [e["workers"] for e in executions] == [4, 2, 3]
+    assert [e.workers for e in executions] == [4, 2, 3]
 
 
 def test_repeated_steps_are_drawn_and_charged_again(

@@ -16,7 +16,9 @@ from helpers.cluster_head import Head, listening, start_head, wait_for
 from helpers.support import MakeConfig, folder, start
 
 import dp_ray
-from dp_ray.artifacts.run_directory import PROGRESS, RunDirectory
+from dp_ray.artifacts.progress import Progress
+from dp_ray.artifacts.result import Result
+from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.yaml_text import write_yaml
 
 RUNTIME_ENV = Path(dp_ray.__file__).parents[1] / "cluster/runtime-env.yaml"
@@ -132,7 +134,7 @@ def stopped(head: Head, work: Path) -> Stopped:
     (work / "slowly").touch()  # there is time to look, and to stop it
     begun = submit(head, work, "begun", "train", "job.yaml", wait=False)
     assert begun.returncode == 0, begun.stderr
-    wait_for(lambda: run.private.exists(PROGRESS) or head.job("begun")["status"] == "FAILED")
+    wait_for(lambda: run.private.exists(Progress.FILE) or head.job("begun")["status"] == "FAILED")
     assert head.job("begun")["status"] == "RUNNING", head.logs("begun")
     actors = json.loads(head.get("api/v0/actors?detail=1"))["data"]["result"]["result"]
     seen = Stopped(
@@ -149,7 +151,7 @@ def stopped(head: Head, work: Path) -> Stopped:
 
 def test_a_job_that_is_stopped_leaves_a_resumable_run(head: Head, stopped: Stopped) -> None:
     assert head.job("begun")["status"] == "STOPPED"
-    result = stopped.run.read_result()
+    result = Result.read(stopped.run.root).dump()
     assert result["status"] == "stopped"
     assert 0 < result["charges"] == result["steps"] < STEPS
     assert head.logs("begun").splitlines()[-1].endswith("the same command with --resume")
@@ -163,7 +165,7 @@ def test_a_job_goes_on_to_its_end(head: Head, work: Path, stopped: Stopped) -> N
     lines = head.logs("resumed").splitlines()
     assert any(line.startswith(f"finished      {STEPS} steps") for line in lines)
     assert lines[-1] == f"keep secret   {stopped.run.private}"
-    assert stopped.run.read_result()["charges"] == STEPS
+    assert Result.read(stopped.run.root).charges == STEPS
 
 
 def test_no_secret_is_seen_on_the_cluster(head: Head, work: Path, stopped: Stopped) -> None:

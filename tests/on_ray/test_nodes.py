@@ -70,7 +70,7 @@ def configured(make_config: MakeConfig, cluster: Cluster, **workers: Any) -> Con
 
 
 def workers_of_sessions(run: RunDirectory) -> list[int]:
-    return [session.execution["workers"] for session in run.read_ledger().sessions]
+    return [session.execution.workers for session in run.read_ledger().sessions]
 
 
 def planned_epsilon(run: RunDirectory) -> float:

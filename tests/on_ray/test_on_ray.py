@@ -19,7 +19,8 @@ from helpers.shared_ray import SharedRay
 from helpers.support import MakeConfig, config_maker, start
 from torch import Tensor
 
-from dp_ray.artifacts.run_directory import PROGRESS, RELEASE, STOP, RunDirectory
+from dp_ray.artifacts.progress import Progress
+from dp_ray.artifacts.run_directory import RELEASE, STOP, RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.privacy.plan import PrivacyPlan
@@ -118,7 +119,7 @@ def test_a_stop_request_leaves_a_resumable_run(make_config: MakeConfig) -> None:
     listens: set[str] = set()
 
     def request() -> None:
-        while not run.private.exists(PROGRESS):  # written after the first step
+        while not run.private.exists(Progress.FILE):  # written after the first step
             time.sleep(0.05)
         here = psutil.Process()
         listens.update(listening([here, *here.children(recursive=True)]))

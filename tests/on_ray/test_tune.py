@@ -69,7 +69,8 @@ def trials_of(sweep: SweepConfig) -> dict[str, RunDirectory]:
 
 
 def search(sweep: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
-    return run_sweep(sweep, resume=resume, replay=None if resume else key_of(1), console=QUIET)
+    replay = None if resume else key_of(1)
+    return run_sweep(sweep, resume=resume, replay=replay, console=QUIET).dump()
 
 
 def parameters(run: RunDirectory) -> torch.Tensor:
@@ -108,7 +109,7 @@ def test_trials_with_and_without_workers_of_their_own(make_config: MakeConfig) -
     )
     assert search(shared)["epsilon_of_search"] == told["epsilon_of_search"]
     for one, two in zip(trials_of(alone).values(), trials_of(shared).values(), strict=True):
-        assert two.read_ledger().sessions[0].execution["workers"] == 2
+        assert two.read_ledger().sessions[0].execution.workers == 2
         difference = (parameters(one) - parameters(two)).norm() / parameters(one).norm()
         assert float(difference) < 1e-4
 

@@ -195,7 +195,8 @@ def test_memory_is_estimated_where_the_network_is(make_config: MakeConfig) -> No
 
 
 def test_workers_that_are_started_anew_keep_what_was_chosen(make_config: MakeConfig) -> None:
-    from dp_ray.artifacts.run_directory import ENGINE, RunDirectory
+    from dp_ray.artifacts.notes import EngineNote
+    from dp_ray.artifacts.run_directory import RunDirectory
     from dp_ray.training.preparation import make_plan
     from dp_ray.training.session import Task, _settled
 
@@ -206,7 +207,7 @@ def test_workers_that_are_started_anew_keep_what_was_chosen(make_config: MakeCon
     task = Task(config, plan, run, "attempt")
     assert _settled(task) == config
     choice = Choice("per_layer", 12)
-    run.private.write(ENGINE, json.dumps(choice.dump()).encode())
+    EngineNote.of(choice).write(run.private)
     train = _settled(task).train
     assert (train.engine, train.microbatch_size) == ("per_layer", 12)
 

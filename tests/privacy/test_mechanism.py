@@ -19,7 +19,7 @@ from helpers.support import MakeConfig, charged, folder, key_of, released, same,
 from helpers.two_bands import BELOW, COLUMN_NORM, TwoBands
 from torch import Tensor
 
-from dp_ray.artifacts.release import OWN_MECHANISM
+from dp_ray.artifacts.claim import OWN_MECHANISM
 from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
 from dp_ray.errors import ConfigError, LedgerError
 from dp_ray.keys import KeyedStream

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import io
-import json
 import time
 
 import pytest
-from helpers.searches import MakeSweep
-from helpers.support import MakeConfig, folder, key_of, start
+from helpers.searches import MakeSweep, made_up, made_up_trial
+from helpers.support import MakeConfig, key_of, start
 from rich.console import Console
 
-from dp_ray.artifacts.journal import roughly
-from dp_ray.artifacts.run_directory import PROGRESS, RunDirectory
+from dp_ray.artifacts.progress import Progress
+from dp_ray.artifacts.result import Result
+from dp_ray.artifacts.run_directory import RunDirectory
+from dp_ray.artifacts.times import roughly
 from dp_ray.reporting import live
 from dp_ray.reporting.run_progress import ProgressLine, describe_progress
 from dp_ray.reporting.search_progress import SweepProgress
 from dp_ray.reporting.summary import describe_result
-from dp_ray.search.publish import with_rough_times
 from dp_ray.search.search import Search
 from dp_ray.training.preparation import make_plan
 
@@ -37,15 +37,16 @@ def first_line(shown: live.LiveLines, log: io.StringIO) -> str:
 def test_a_run_tells_step_epsilon_and_time_left(make_config: MakeConfig) -> None:
     config = make_config(privacy={"steps": 40, "accountant": "rdp"})
     run, plan = RunDirectory.of(config), make_plan(config)
-    progress = {
-        "step": 11,
-        "charges": 10,
-        "images_per_second": 261.7,
-        "test_accuracy": None,
-        "seconds_left": 97.3,
-        "repaired": False,
-    }
-    run.private.write(PROGRESS, json.dumps(progress).encode())
+    progress = Progress(
+        step=11,
+        steps=40,
+        charges=10,
+        images_per_second=261.7,
+        seconds_left=97.3,
+        seconds=30.0,
+        repaired=False,
+    )
+    progress.write(run.private)
     log = io.StringIO()
     line = first_line(ProgressLine(run, plan, Console(file=log)), log)
     spent = f"{plan.epsilon_after(10):.2f} of {plan.epsilon:.2f}"
@@ -88,14 +89,15 @@ def test_a_log_does_not_tell_draws_apart(make_config: MakeConfig) -> None:
     lines, shown = set(), set()
     for step in range(100, 120):
         for factor in (0.98, 1.0, 1.01, 1.02):
-            progress = {
-                "step": step,
-                "charges": step,
-                "repaired": False,
-                "test_accuracy": None,
-                "images_per_second": 700.0 / factor,
-                "seconds_left": 700.0 * factor,
-            }
+            progress = Progress(
+                step=step,
+                steps=400,
+                charges=step,
+                repaired=False,
+                images_per_second=700.0 / factor,
+                seconds_left=700.0 * factor,
+                seconds=float(step),
+            )
             lines.add(describe_progress(progress, plan, exact=False))
             shown.add(describe_progress(progress, plan))
     assert len(lines) <= 2  # ε is that of the next twentieth
@@ -107,14 +109,15 @@ def test_the_seconds_of_a_run_are_rounded_where_others_may_read_them(
 ) -> None:
     config = make_config(privacy={"steps": 1})
     result = start(config)
-    progress = json.loads((folder(config) / "private" / PROGRESS).read_text())
+    progress = Progress.read(RunDirectory.of(config).private)
     assert result["seconds"] == roughly(result["seconds"])
-    assert progress["seconds"] != roughly(progress["seconds"])
-    assert "in about" in describe_result(result)
+    assert progress.seconds != roughly(progress.seconds)
+    assert "in about" in describe_result(Result.model_validate(result))
 
 
 def test_the_times_of_a_search_are_rounded_where_others_may_read_them() -> None:
-    everything = {"seconds": 97.3, "trials": [{"name": "0000", "seconds": 12.34}], "metric": "x"}
-    told = with_rough_times(everything)
-    assert told == {"seconds": 120, "trials": [{"name": "0000", "seconds": 10.0}], "metric": "x"}
-    assert everything["seconds"] == 97.3
+    exact = made_up(seconds=97.3, trials=[made_up_trial(seconds=12.34)])
+    for rough in (exact.with_rough_times(), exact.summary(only_best_may_be_seen=False)):
+        assert rough.seconds == 120
+        assert [trial.seconds for trial in rough.trials or []] == [10.0]
+    assert exact.seconds == 97.3

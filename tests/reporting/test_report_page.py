@@ -14,13 +14,14 @@ from xml.etree.ElementTree import Element
 
 import pytest
 import yaml
-from helpers.searches import MakeSweep, begin, finish, run_trial, runs_of
+from helpers.searches import MakeSweep, begin, finish, made_up, made_up_trial, run_trial, runs_of
 from helpers.support import start
 from tinyhtml5.parser import HTMLParser
 from typer.testing import CliRunner
 
 from dp_ray import cli
 from dp_ray.artifacts.run_directory import RunDirectory
+from dp_ray.artifacts.statement import Statement
 from dp_ray.config.files import parse_config
 from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.privacy.accounting import epsilon_of
@@ -29,8 +30,9 @@ from dp_ray.reporting.make import write_report
 from dp_ray.reporting.run_facts import read_run
 from dp_ray.reporting.run_page import model_card, run_page
 from dp_ray.reporting.search_page import sweep_page
-from dp_ray.reporting.statement import Statement, guess_bound, privacy_profile, promise
+from dp_ray.reporting.statement import guess_bound, privacy_profile, promise
 from dp_ray.reporting.words import without_paths
+from dp_ray.search.result import SearchResult, Winner
 from dp_ray.storage import open_folder
 
 PRIVATE_LINE = {
@@ -494,40 +496,23 @@ def test_a_search_has_its_page_and_only_its_best_a_public_one(
         write_report(location, public=False, form="html", output=None)
 
 
-def sweep_result(**values: Any) -> dict[str, Any]:
-    """A finished search, made up."""
-    common = {"noise_multiplier": 4.0, "steps_planned": 50, "epsilon": 3.0, "error": None}
+def sweep_result(**values: Any) -> SearchResult:
+    """A finished search of three trials and one that failed."""
     trials = [
-        {
-            "name": f"000{i}",
-            "status": "finished",
-            "parameters": {"augment.views": 2**i, "optimizer.name": name, "optimizer.lr": 0.1 * i},
-            "test_accuracy": 0.8 + 0.05 * i,
-            "views": 2**i,
-            "seconds": 10.0 * (i + 1),
-            "attempts": 1,
-            **common,
-        }
+        made_up_trial(
+            name=f"000{i}",
+            parameters={"augment.views": 2**i, "optimizer.name": name, "optimizer.lr": 0.1 * i},
+            test_accuracy=0.8 + 0.05 * i,
+            views=2**i,
+            seconds=10.0 * (i + 1),
+        )
         for i, name in enumerate(("SGD", "Adam", HOSTILE))
     ]
-    lost = {"test_accuracy": None, "epsilon": None, "status": "failed", "name": "0003"}
-    trials.append(trials[0] | lost | {"error": f"/data/people/x.png: {HOSTILE}"})
-    best = trials[2] | {"epsilon_of_this_run_alone": 3.0}
-    return {
-        "name": "find",
-        "privacy_mode": "compose",
-        "epsilon_of_search": 5.5,
-        "delta": 1e-4,
-        "accountant": "rdp",
-        "how": "every trial is charged",
-        "warning": None,
-        "metric": "test_accuracy",
-        "mode": "max",
-        "best": best,
-        "best_trial": "0002",
-        "trials": trials,
-        **values,
-    }
+    lost = {"metrics": {"test_accuracy": None}, "epsilon": None, "status": "failed", "name": "0003"}
+    error = f"/data/people/x.png: {HOSTILE}"
+    trials.append(trials[0].model_copy(update={**lost, "error": error}))
+    best = Winner.of(trials[2])
+    return made_up(**{"best": best, "best_trial": "0002", "trials": trials, **values})
 
 
 def test_the_page_of_a_search_draws_every_field_and_names_what_failed() -> None:
@@ -552,8 +537,8 @@ def test_the_page_of_a_search_draws_every_field_and_names_what_failed() -> None:
     "values",
     [
         {"trials": [], "best": None, "best_trial": None},
-        {"trials": sweep_result()["trials"][:1]},
-        {"trials": sweep_result()["trials"][3:], "best": None, "best_trial": None},
+        {"trials": sweep_result().trials[:1]},
+        {"trials": sweep_result().trials[3:], "best": None, "best_trial": None},
         {"mode": "min", "privacy_mode": "public", "epsilon_of_search": 0.0},
         {"privacy_mode": "private_selection", "warning": "repeated"},
     ],

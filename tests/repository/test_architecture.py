@@ -18,6 +18,7 @@ ORDER = [
     "json_text",
     "imports",
     "storage",
+    "document",
     "config",
     "objectives",
     "data",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from helpers.support import QUIET, key_of
 
 from dp_ray.api import tune as sweep_module
 from dp_ray.api.tune import plan_sweep, run_sweep
+from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import ClusterConfig
 from dp_ray.config.search import parse_sweep
@@ -41,8 +41,8 @@ def test_no_trial_at_all_is_an_outcome(make_sweep: MakeSweep) -> None:
     sweep = make_sweep(num_samples=1)
     key = next(k for k in map(key_of, range(50)) if not Search.draw(sweep, k).points)
     told = run_sweep(sweep, resume=False, console=QUIET, replay=key)
-    assert (told["status"], told["best"]) == ("finished", None)
-    assert told["epsilon_of_search"] > 3.0
+    assert (told.status, told.best) == ("finished", None)
+    assert told.epsilon_of_search > 3.0
     assert "random number of trials was 0" in describe_sweep_result(told)
 
 
@@ -73,7 +73,7 @@ def test_a_search_is_taken_up_as_it_was(
     monkeypatch.setattr("dp_ray.on_ray.tuner.tune_on_ray", stop)
     again = make_sweep({"cluster": {"cpus_per_worker": 2}}, privacy_mode="compose")
     told = run_sweep(again, resume=True, console=QUIET)
-    assert told["status"] == "stopped"
+    assert told.status == "stopped"
     assert "--resume" in describe_sweep_result(told)
     assert seen[0].points == search.points
     assert seen[0].budgets.solved == search.budgets.solved
@@ -150,10 +150,17 @@ def test_progress_shows_trials_the_best_and_the_cost(make_sweep: MakeSweep) -> N
     points = search.points or []
     run = RunDirectory(search.directory.trials / trial_name(1))
     TrialRecord(points[1], attempts=1).write(run)
-    run.private.write(
-        "progress.json",
-        json.dumps({"step": 2, "test_accuracy": 0.25, "test_loss": 1.0}).encode(),
+    reached = Progress(
+        step=2,
+        steps=4,
+        charges=2,
+        repaired=False,
+        metrics={"test_accuracy": 0.25, "test_loss": 1.0},
+        images_per_second=100.0,
+        seconds_left=None,
+        seconds=1.0,
     )
+    reached.write(run.private)
     assert progress.lines()[0].startswith("0 of 3 trials done")
     run_trial(search, 0)
     failed = TrialRecord(points[2], attempts=3, error="x")

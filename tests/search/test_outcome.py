@@ -17,6 +17,7 @@ from helpers.support import QUIET, start
 
 from dp_ray.api import tune as sweep_module
 from dp_ray.api.tune import run_sweep
+from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.files import load_config
 from dp_ray.errors import RunError
@@ -28,6 +29,7 @@ from dp_ray.reporting.summary import describe_result
 from dp_ray.search.cost import search_cost
 from dp_ray.search.outcome import read_outcomes, settled
 from dp_ray.search.publish import read_decision
+from dp_ray.search.result import SearchResult, SearchSummary
 from dp_ray.search.search import TrialRecord, trial_name
 from dp_ray.training.evaluate_run import evaluate_run
 
@@ -84,7 +86,7 @@ def test_private_selection_tells_of_the_best_alone(
     assert statement["epsilon"] == told["epsilon_of_search"]
     assert statement["search"]["of_this_run_alone"]["epsilon"] < statement["epsilon"]
     assert any("not even their number" in text for text in statement["assumptions"])
-    shown = describe_sweep_result(told)
+    shown = describe_sweep_result(SearchSummary.model_validate(told))
     assert shown.startswith("ε of search   ε = ")
     assert "which is not the cost" in shown
     assert all(f"{a:.4f}" not in shown for a in accuracies if a != max(accuracies))
@@ -128,7 +130,7 @@ def test_compose_tells_of_all_trials_and_best_yaml_trains(
     assert statement["epsilon_with_search"] == trained["epsilon_with_search"]
     assert statement["delta_with_search"] == 2 * statement["delta"]
     assert not any("without looking" in text for text in statement["assumptions"])
-    assert "with search" in describe_result(trained)
+    assert "with search" in describe_result(Result.model_validate(trained))
     with pytest.raises(RunError, match="is a search"):
         ledger_facts(str(root))
     with pytest.raises(RunError, match="finished search"):
@@ -184,9 +186,11 @@ def test_what_failed_or_was_lost_is_charged(
     paid = [whole.read_ledger().history]
     paid += [search.budgets.trial_at(points[i])[1].releases for i in (1, 2, 3, 6)]
     assert told["epsilon_of_search"] == pytest.approx(search_cost(search, paid).epsilon)
-    shown = describe_sweep_result(told)
+    shown = describe_sweep_result(SearchSummary.model_validate(told))
     assert "failed (3 starts)" in shown
-    page = sweep_page(told, None)  # may be published, and a cause may name a file of the data
+    page = sweep_page(
+        SearchResult.model_validate(told), None
+    )  # may be published, and a cause may name a file of the data
     assert page.count("private/results.json says why") == 3
     assert "no memory" not in page
 
@@ -284,11 +288,14 @@ def test_the_best_is_chosen_once(
             finish(search, patch)
     decided = read_decision(search)
     assert decided is not None
+    assert decided.best is not None
     # By now the last trial would do best, were it asked again.
     run = run_trial(search, len(points) - 1)
-    run.write_result({**run.read_result(), "test_accuracy": 1.0})
+    better = Result.read(run.root).model_copy(update={"metrics": {"test_accuracy": 1.0}})
+    better.write(run.root)
     told = finish(search, monkeypatch)
-    assert told["best"] == decided["best"] != points[-1]
+    assert told["best"] == decided.dump()["best"]
+    assert decided.best.parameters != points[-1]
     assert told["best"]["test_accuracy"] < 1.0
     assert (search.directory.root / "release").names()
 
@@ -305,7 +312,9 @@ def test_a_public_search_says_what_the_run_would_cost(
     assert 2.99 < statement["epsilon"] <= 3.0
     assert statement["search"]["epsilon_of_search"] == 0.0
     assert any("is public, as its user declares" in text for text in statement["assumptions"])
-    assert describe_sweep_result(told).startswith("ε of search   0: you declare the data public")
+    assert describe_sweep_result(SearchSummary.model_validate(told)).startswith(
+        "ε of search   0: you declare the data public"
+    )
 
 
 def test_the_loss_may_be_the_metric(make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,11 +323,13 @@ def test_the_loss_may_be_the_metric(make_sweep: MakeSweep, monkeypatch: pytest.M
     losses = []
     for index in range(3):
         run = run_trial(search, index)
-        losses.append(run.read_result()["test_loss"])
+        losses.append(Result.read(run.root).metrics["test_loss"] or 0.0)
     assert all(loss > 0 for loss in losses)
     least = losses.index(min(losses))
     diverged = RunDirectory(search.directory.trials / trial_name(least))
-    diverged.write_result({**diverged.read_result(), "test_loss": None})
+    result = Result.read(diverged.root)
+    metrics = {**result.metrics, "test_loss": None}
+    result.model_copy(update={"metrics": metrics}).write(diverged.root)
     told = finish(search, monkeypatch)
     assert told["best"]["test_loss"] == sorted(losses)[1]
     assert told["mode"] == "min"

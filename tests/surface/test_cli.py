@@ -15,6 +15,7 @@ from helpers.support import MakeConfig, folder, heed_ctrl_c
 from typer.testing import CliRunner
 
 from dp_ray import cli
+from dp_ray.artifacts.progress import Progress
 from dp_ray.config.files import load_config
 from dp_ray.reporting.run_progress import describe_progress
 from dp_ray.reporting.words import duration
@@ -208,14 +209,16 @@ def test_config_prints_every_field_with_its_meaning(config_file: Path) -> None:
 
 def test_progress_is_told_in_one_line(make_config: MakeConfig) -> None:
     plan = make_plan(make_config(privacy={"steps": 100}))
-    progress = {
-        "step": 42,
-        "charges": 42,
-        "repaired": False,
-        "test_accuracy": 0.5,
-        "images_per_second": 1234.5,
-        "seconds_left": 75,
-    }
+    progress = Progress(
+        step=42,
+        steps=100,
+        charges=42,
+        repaired=False,
+        metrics={"test_accuracy": 0.5},
+        images_per_second=1234.5,
+        seconds_left=75.0,
+        seconds=60.0,
+    )
     line = describe_progress(progress, plan)
     for part in ("step 42/100", "1,23", "accuracy 0.500", "1 min 15 s left"):
         assert part in line
@@ -224,7 +227,7 @@ def test_progress_is_told_in_one_line(make_config: MakeConfig) -> None:
 
     # A repair charges as for the least noise: what the plan's first steps cost is too little.
     falling = make_plan(make_config(privacy={"steps": 100, "noise_schedule": {"final": 0.2}}))
-    line = describe_progress(progress | {"repaired": True}, falling)
+    line = describe_progress(progress.model_copy(update={"repaired": True}), falling)
     assert f"ε ≤ {falling.epsilon:.2f} of {falling.epsilon:.2f}" in line
 
 

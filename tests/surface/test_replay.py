@@ -21,7 +21,8 @@ from typer.testing import CliRunner
 
 from dp_ray import cli
 from dp_ray.api.train import run_training
-from dp_ray.artifacts.run_directory import RunDirectory, read_replay_key
+from dp_ray.artifacts.run_directory import RunDirectory
+from dp_ray.artifacts.run_key import read_replay_key
 from dp_ray.auditing.directory import AuditDirectory, AuditSettings
 from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, RunError

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from dp_ray.api.train import run_training
 from dp_ray.artifacts.checkpoint import Checkpoint, Checkpoints
-from dp_ray.artifacts.release import REPLAYED, public_config
+from dp_ray.artifacts.claim import REPLAYED
+from dp_ray.artifacts.public_config import public_config
+from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.files import parse_config
 from dp_ray.config.run import Config
@@ -26,7 +28,7 @@ from dp_ray.errors import ConfigError, ModelError, RunError
 from dp_ray.models.build import build_model
 from dp_ray.performance.profile import PARTS
 from dp_ray.training.evaluate_run import evaluate_run
-from dp_ray.training.local import NobodyToTell, train_in_process
+from dp_ray.training.local import NullObserver, train_in_process
 from dp_ray.training.preparation import make_plan
 from dp_ray.training.session import Task
 
@@ -250,8 +252,8 @@ def test_training_learns_without_noise(make_config: MakeConfig) -> None:
     )
     task = Task(config, make_plan(config), RunDirectory.of(config), "test")
     task.run.create(config, task.plan)
-    train_in_process(task, NobodyToTell())
-    accuracy = task.run.read_result()["test_accuracy"]
+    train_in_process(task, NullObserver())
+    accuracy = Result.read(task.run.root).metrics["test_accuracy"]
     assert accuracy > 0.85
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.support import MakeConfig, folder, start
 
+from dp_ray.artifacts.result import Result
 from dp_ray.errors import DivergedError
 from dp_ray.json_text import write_json
 from dp_ray.objectives.evaluation import Evaluation
@@ -70,7 +71,7 @@ def test_a_test_loss_that_is_not_finite_is_shown(
     config = make_config(privacy={"noise_multiplier": 0.0})
     result = start(config)
     assert result["test_loss"] is None
-    assert "not finite" in describe_result(result)
+    assert "not finite" in describe_result(Result.model_validate(result))
     for file in folder(config).rglob("*.json"):
         json.loads(file.read_text(), parse_constant=no_json)
     plan = make_plan(config)

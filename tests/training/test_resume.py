@@ -240,7 +240,8 @@ def test_more_steps_are_remembered(make_config: MakeConfig) -> None:
     larger = make_config(privacy={"epsilon": 9.0, "noise_multiplier": None, "steps": 6})
     start_and_stop(larger, 3, resume=True)
     shown = io.StringIO()
-    result = run_module.run_training(config, resume=True, console=Console(file=shown, width=200))
+    console = Console(file=shown, width=200)
+    result = run_module.run_training(config, resume=True, console=console).dump()
     assert "privacy.steps: 6, as the run was given" in shown.getvalue()
     assert (result["status"], result["steps"]) == ("finished", 6)
     published = yaml.safe_load((folder(config) / "release/config.yaml").read_text())["privacy"]
@@ -438,7 +439,7 @@ def test_threads_are_kept_on_resume(
     result = start(config, resume=True)
     assert result["charges"] == 4
     executions = [s.execution for s in RunDirectory.of(config).read_ledger().sessions]
-    assert [e["threads"] for e in executions] == [1, 1]
+    assert [e.threads for e in executions] == [1, 1]
 
 
 def test_a_run_in_use_is_refused_until_the_lock_is_broken(

@@ -28,7 +28,7 @@ from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import ConfigError, DataError
 from dp_ray.reporting.run_progress import ProgressLine
 from dp_ray.training.evaluate_run import evaluate_run
-from dp_ray.training.local import NobodyToTell, train_in_process
+from dp_ray.training.local import NullObserver, train_in_process
 from dp_ray.training.preparation import make_plan
 from dp_ray.training.session import Task
 
@@ -329,7 +329,7 @@ def test_train_and_evaluate_say_what_was_skipped(
     draw(root / "train/a/.DS_Store")
     draw(root / "test/a/Jane Doe.heic")
     config, text = folder_run(), io.StringIO()
-    result = run_training(config, resume=False, console=Console(file=text, width=500))
+    result = run_training(config, resume=False, console=Console(file=text, width=500)).dump()
     lines = [line for line in text.getvalue().splitlines() if "skipped" in line]
     assert lines == [f"{LINE}; dp-ray data names them"]
     assert evaluate_run(result["path"], [])["skipped"] == {SUFFIX: 1}
@@ -355,7 +355,7 @@ def test_a_driver_without_the_data_says_what_its_workers_skipped(
     assert not text.getvalue()
     cluster = config.cluster.model_copy(update={"address": "head:6379"})
     elsewhere = config.model_copy(update={"cluster": cluster})
-    train_in_process(Task(elsewhere, plan, run, "attempt"), NobodyToTell())
+    train_in_process(Task(elsewhere, plan, run, "attempt"), NullObserver())
     for _ in range(3):
         line.tell_skipped()
     assert text.getvalue() == f"{LINE}; dp-ray data names them\n"
