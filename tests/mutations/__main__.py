@@ -18,7 +18,7 @@ from mutations.catalogue import ROOT, Mutation, load_guarantees
 from mutations.judge import CAUGHT, PASSED, endings, verdict
 from mutations.table import DOCUMENT, render
 
-_COPIED = ("dp_ray", "tests", "configs", "pyproject.toml")
+_COPIED = ("dp_ray", "tests", "configs", "docs", "pyproject.toml")
 _PATIENCE_S = 300
 
 
