@@ -49,8 +49,9 @@ from dp_ray.training.scaling import (
     release_seconds_per_parameter,
     step_time,
 )
-from dp_ray.training.session import Task, open_session
+from dp_ray.training.session import open_session
 from dp_ray.training.step import ShardWorker
+from dp_ray.training.task import Task
 
 SIZES = (1, 10**5, 10**6, 10**7)
 WIDTHS = {376: 40, 3760: 30, 37600: 7}  # width of the hidden layer: steps; P is 266 times it

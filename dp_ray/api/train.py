@@ -27,7 +27,7 @@ from dp_ray.storage import LocalFolder
 from dp_ray.training.local import NullObserver, train_in_process
 from dp_ray.training.opening import begin, take_up
 from dp_ray.training.probe import Probe
-from dp_ray.training.session import Task
+from dp_ray.training.task import Task
 
 
 def run_training(

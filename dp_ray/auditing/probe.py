@@ -16,7 +16,7 @@ from dp_ray.data.views import ViewMaker
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.objectives.registry import build_objective
 from dp_ray.training.probe import ReleaseObserver
-from dp_ray.training.session import Task
+from dp_ray.training.task import Task
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dp_ray.on_ray.lean import LocalTrainer, ProcessGroupConfig
 from dp_ray.on_ray.room import await_room, lost_room_told
 from dp_ray.on_ray.session import is_our_own, ray_session, training_environment
 from dp_ray.on_ray.worker import train_func_per_worker
-from dp_ray.training.session import Task
+from dp_ray.training.task import Task
 
 _FAILURES_OF_ELASTIC = 100
 """Enough for nodes that come and go, and an end for a failure that is always the same."""

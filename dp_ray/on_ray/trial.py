@@ -24,7 +24,7 @@ from dp_ray.search.search import Search, TrialRecord, trial_name
 from dp_ray.search.space import Point
 from dp_ray.training.local import train_in_process
 from dp_ray.training.opening import take_up
-from dp_ray.training.session import Task
+from dp_ray.training.task import Task
 
 INDEX = "trial"
 """The one parameter that Tune knows of trials that were drawn beforehand."""

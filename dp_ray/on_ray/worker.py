@@ -16,7 +16,8 @@ from dp_ray.on_ray.session import node_name
 from dp_ray.performance.threads import worker_threads
 from dp_ray.training.collective import ProcessGroup
 from dp_ray.training.loop import train
-from dp_ray.training.session import Task, open_session
+from dp_ray.training.session import open_session
+from dp_ray.training.task import Task
 
 
 class _RayReports:

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import json
 import struct
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,23 @@ from dp_ray.training.probe import Observation, ReleaseObserver
 from dp_ray.training.step import Assignment, ShardSum
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Digests of what a run starts from.
+
+    Attributes:
+        data: of the training data.
+        weights: of the pretrained weights, from which frozen parameters are read in each session.
+        untrained: of frozen parameters and buffers, which no checkpoint holds.
+        binding: what the run key is bound to; None in runs of earlier versions.
+    """
+
+    data: str
+    weights: str | None
+    untrained: str
+    binding: str | None
+
+
 class Coordinator:
     """Holds parameters, optimizer, moving average, noise key and ledger.
 
@@ -44,12 +62,8 @@ class Coordinator:
         checkpoints: where to go on from, if anywhere.
         initial_params: [P] on the device of training; copied.
         layout: the order of the vector.
-        data_digest: of the training data; to go on with other data is refused.
-        weights_digest: of the pretrained weights; likewise, as frozen parameters come from them
-            anew each time.
-        untrained_digest: of frozen parameters and buffers, which no checkpoint holds; likewise.
+        origin: what the run starts from; a run is not resumed with another one.
         execution: how this run is executed: what decides whether sums repeat bit for bit.
-        binding: what ``run_key`` is bound to, for the sessions to come; None in old runs.
         observer: in an audit, sees every release.
 
     Raises:
@@ -68,11 +82,8 @@ class Coordinator:
         checkpoints: Checkpoints,
         initial_params: Tensor,
         layout: ParameterLayout,
-        data_digest: str,
-        weights_digest: str | None,
-        untrained_digest: str,
+        origin: Origin,
         execution: Execution,
-        binding: str | None = None,
         observer: ReleaseObserver | None = None,
     ) -> None:
         self._plan = plan
@@ -102,17 +113,17 @@ class Coordinator:
         self._max_grad_norm = plan.max_grad_norm
         self._step = 0
         self._diverged = False  # from the run that the ledger's later records are of
-        parameters = _parameters_digest(layout, weights_digest)
-        self._check_origin(data_digest, parameters, untrained_digest)
+        parameters = _parameters_digest(layout, origin.weights)
+        self._check_origin(origin.data, parameters, origin.untrained)
         if (checkpoint := checkpoints.newest()) is not None:
             self._restore(checkpoint)
         ledger.open_session(
             execution,
             first_step=self._step,
-            data=data_digest,
+            data=origin.data,
             parameters=parameters,
-            untrained=untrained_digest,
-            binding=binding,
+            untrained=origin.untrained,
+            binding=origin.binding,
         )
 
     @property

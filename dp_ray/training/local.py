@@ -6,7 +6,8 @@ from dp_ray.performance.device import local_device
 from dp_ray.performance.threads import worker_threads
 from dp_ray.training.collective import Alone
 from dp_ray.training.loop import Observer, train
-from dp_ray.training.session import Task, open_session
+from dp_ray.training.session import open_session
+from dp_ray.training.task import Task
 
 
 class NullObserver:

@@ -19,7 +19,8 @@ from dp_ray.errors import DivergedError, RunError
 from dp_ray.performance.profile import Clock, part, profiler
 from dp_ray.training.agreement import stop_together
 from dp_ray.training.evaluation import gives_numbers, shared_evaluation
-from dp_ray.training.session import Lead, Session
+from dp_ray.training.lead import Lead
+from dp_ray.training.session import Session
 from dp_ray.training.step import Assignment
 
 ASSIGNMENT_NUMBERS = 4

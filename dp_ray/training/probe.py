@@ -18,8 +18,8 @@ from dp_ray.gradients.engines.engine import LossFunction
 from dp_ray.gradients.layout import ParameterLayout
 
 if TYPE_CHECKING:
-    from dp_ray.training.session import Task
     from dp_ray.training.step import Assignment, ShardWorker
+    from dp_ray.training.task import Task
 
 
 class Differentiated(Protocol):

@@ -16,7 +16,8 @@ from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.training.loop import train
 from dp_ray.training.preparation import make_plan
-from dp_ray.training.session import Session, Task, open_session
+from dp_ray.training.session import Session, open_session
+from dp_ray.training.task import Task
 from helpers.support import replay_of
 
 

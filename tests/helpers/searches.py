@@ -13,7 +13,7 @@ from dp_ray.config.search import SweepConfig
 from dp_ray.search.result import SearchResult, TrialResult, Winner
 from dp_ray.search.search import Search, TrialRecord, trial_name
 from dp_ray.training.local import NullObserver, train_in_process
-from dp_ray.training.session import Task
+from dp_ray.training.task import Task
 from helpers.support import QUIET, key_of
 
 N = 1437  # training examples of digits

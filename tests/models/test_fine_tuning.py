@@ -29,7 +29,8 @@ from dp_ray.models.build import build_model
 from dp_ray.models.pretrained import load_pretrained
 from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.preparation import make_plan
-from dp_ray.training.session import Task, open_session
+from dp_ray.training.session import open_session
+from dp_ray.training.task import Task
 
 SMALL = "shufflenet_v2_x0_5"  # the smallest of torchvision's with batch norm and a linear head
 TINY = DataFacts(1000, 3, 8, 1, (0.5,), (0.5,))

@@ -198,7 +198,8 @@ def test_workers_that_are_started_anew_keep_what_was_chosen(make_config: MakeCon
     from dp_ray.artifacts.notes import EngineNote
     from dp_ray.artifacts.run_directory import RunDirectory
     from dp_ray.training.preparation import make_plan
-    from dp_ray.training.session import Task, _settled
+    from dp_ray.training.setup import _settled
+    from dp_ray.training.task import Task
 
     config = make_config()
     run = RunDirectory.of(config)

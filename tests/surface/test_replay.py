@@ -28,7 +28,7 @@ from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.search.search import Search
-from dp_ray.training import session as session_module
+from dp_ray.training import lead as lead_module
 from dp_ray.training.preparation import make_plan
 
 NETWORK = """\
@@ -160,7 +160,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_the_key_that_it_had(
         append(ledger, kind, {n: v for n, v in content.items() if n != "binding"}, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(session_module, "_binding", lambda *_: None)
+        patch.setattr(lead_module, "_binding", lambda *_: None)
         patch.setattr(Ledger, "_append", as_before)
         start(whole)
         start_and_stop(stopped, 2)

@@ -30,7 +30,7 @@ from dp_ray.performance.profile import PARTS
 from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.local import NullObserver, train_in_process
 from dp_ray.training.preparation import make_plan
-from dp_ray.training.session import Task
+from dp_ray.training.task import Task
 
 
 def test_a_run_leaves_what_it_says(make_config: MakeConfig) -> None:

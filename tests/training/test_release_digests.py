@@ -55,7 +55,7 @@ def test_a_release_is_what_it_was(
     make_config: MakeConfig, engine: str, noise: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The keys of that commit were not bound to initial parameters, and a run keeps its binding.
-    monkeypatch.setattr("dp_ray.training.session._binding", lambda *_: None)
+    monkeypatch.setattr("dp_ray.training.lead._binding", lambda *_: None)
     config = make_config(
         privacy=NOISE[noise],
         optimizer={"arguments": {"momentum": 0.9}, "ema_decay": 0.9},

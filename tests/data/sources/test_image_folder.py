@@ -30,7 +30,7 @@ from dp_ray.reporting.run_progress import ProgressLine
 from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.local import NullObserver, train_in_process
 from dp_ray.training.preparation import make_plan
-from dp_ray.training.session import Task
+from dp_ray.training.task import Task
 
 SHADES = {"a": 10, "b": 200}
 NFC, NFD = (unicodedata.normalize(form, "thé") for form in ("NFC", "NFD"))
