@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from dp_ray.config.run import ModelConfig
+from dp_ray.config.model import ModelConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.gradients.clipped_sum import clipped_gradient_sum
 from dp_ray.gradients.engines.engine import Engine, EngineName, Precision, allow_tf32

@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dp_ray.api.train import run_training
+from dp_ray.config.data import AugmentConfig
 from dp_ray.config.files import load_config
-from dp_ray.config.run import AugmentConfig, Config
+from dp_ray.config.run import Config
 from dp_ray.data.views import ViewMaker
 from dp_ray.gradients.engines.engine import EngineName, Precision
 from dp_ray.keys import KeyedStream, RunKey

@@ -11,8 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
+from dp_ray.config.cluster import ClusterConfig
 from dp_ray.config.files import set_field
-from dp_ray.config.run import ClusterConfig, Config
+from dp_ray.config.run import Config
 from dp_ray.config.search import SweepConfig
 from dp_ray.data.cache import cache_path
 from dp_ray.errors import ConfigError, DataError, RunError

@@ -20,7 +20,8 @@ from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.result_directory import IGNORE, ResultDirectory
 from dp_ray.artifacts.run_key import RUN_KEY, write_key
 from dp_ray.config.files import parse_config
-from dp_ray.config.run import Config, ObjectiveConfig
+from dp_ray.config.model import ObjectiveConfig
+from dp_ray.config.run import Config
 from dp_ray.config.yaml_text import read_yaml, write_yaml
 from dp_ray.data.sources.registry import unheeded_fields
 from dp_ray.errors import ConfigError, RunError

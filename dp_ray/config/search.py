@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from dp_ray.config.files import check_keys, read_values, validate
-from dp_ray.config.run import Config, Count, Section
+from dp_ray.config.run import Config
+from dp_ray.config.section import Count, Section
 from dp_ray.errors import ConfigError, DpRayError
 
 KINDS = ("grid", "choice", "uniform", "log_uniform", "integer")

@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.errors import DataError
 from dp_ray.storage import OWNER_ONLY, LocalFolder, user_path
 

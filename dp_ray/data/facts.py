@@ -6,7 +6,7 @@ any private data is touched.
 
 from __future__ import annotations
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.source import DataFacts
 from dp_ray.data.sources.registry import source_of
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.splits import Splits
 from dp_ray.errors import ConfigError
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.cache import Cache, unwritable
 from dp_ray.data.source import DataFacts, Source
 from dp_ray.data.sources.registry import source_of

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dp_ray.config.run import AugmentConfig
+from dp_ray.config.data import AugmentConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError
 from dp_ray.keys import KeyedStream

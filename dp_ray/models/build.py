@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from dp_ray.config.run import ModelConfig
+from dp_ray.config.model import ModelConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError, ModelError
 from dp_ray.imports import import_object

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dp_ray.config.run import ModelConfig
+from dp_ray.config.model import ModelConfig
 from dp_ray.config.weights import SUFFIXES as _SUFFIXES
 from dp_ray.errors import ConfigError
 from dp_ray.models.trainable import find_head

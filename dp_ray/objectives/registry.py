@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from dp_ray.config.run import ObjectiveConfig
+from dp_ray.config.model import ObjectiveConfig
 from dp_ray.errors import ConfigError
 from dp_ray.imports import USER_ERRORS, cause_of, import_object
 from dp_ray.objectives.objective import Objective, is_metric

@@ -6,7 +6,7 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 from dp_ray.errors import RunError
 from dp_ray.on_ray.environment import prepare_environment
 

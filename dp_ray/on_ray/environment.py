@@ -8,7 +8,7 @@ import socket
 import tempfile
 from pathlib import Path
 
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 from dp_ray.errors import ConfigError, RunError
 
 

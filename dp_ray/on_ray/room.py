@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 from dp_ray.on_ray.session import is_our_own
 from dp_ray.search.resources import missing_room
 

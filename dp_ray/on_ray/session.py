@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.job_config import JobConfig
 
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 from dp_ray.errors import RunError
 from dp_ray.imports import USERS_FOLDERS
 from dp_ray.on_ray.job import IN_JOB, in_job, variables_of_job

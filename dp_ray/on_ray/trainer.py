@@ -9,7 +9,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dp_ray.artifacts.run_directory import RAY, REFUSED
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 from dp_ray.errors import DpRayError, RunError
 from dp_ray.on_ray.lean import LocalTrainer, ProcessGroupConfig
 from dp_ray.on_ray.room import await_room, lost_room_told

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 
 
 def local_device(cluster: ClusterConfig) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 
 
 def worker_threads(cluster: ClusterConfig, workers_here: int) -> int:

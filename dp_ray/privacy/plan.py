@@ -9,7 +9,8 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from dp_ray.config.run import Config, PrivacyConfig
+from dp_ray.config.privacy import PrivacyConfig
+from dp_ray.config.run import Config
 from dp_ray.data.facts import data_facts
 from dp_ray.errors import ConfigError
 from dp_ray.gradients.clipping import Clipping

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dp_ray.config.run import AugmentConfig
+from dp_ray.config.data import AugmentConfig
 from dp_ray.data.store import Dataset, Examples
 from dp_ray.data.views import ViewMaker
 from dp_ray.keys import KeyedStream

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.source import Unread
 from dp_ray.data.splits import Notes
 from dp_ray.data.store import Dataset

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from dp_ray.config.run import FIELDS_OF_RESOURCES, ClusterConfig
+from dp_ray.config.cluster import FIELDS_OF_RESOURCES, ClusterConfig
 from dp_ray.config.search import TuneConfig
 from dp_ray.errors import ConfigError
 from dp_ray.performance.threads import usable_cores

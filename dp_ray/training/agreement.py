@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.data.views import ViewMaker

@@ -21,7 +21,7 @@ from rich.console import Console
 
 from dp_ray import cli
 from dp_ray.api.train import run_training
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data import stamp as stamp_module
 from dp_ray.data import store
 from dp_ray.data.cache import KEY, Cache

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.sources.image_folder import FolderSplit
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import DataError, DpRayError

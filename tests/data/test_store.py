@@ -15,7 +15,7 @@ from helpers.data import refusal
 from numpy.lib.format import open_memmap
 from PIL import Image
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.facts import data_facts
 from dp_ray.data.source import Source
 from dp_ray.data.sources.digits import Digits

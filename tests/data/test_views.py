@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
-from dp_ray.config.run import AugmentConfig
+from dp_ray.config.data import AugmentConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.data.views import ViewMaker, ViewParameters
 from dp_ray.errors import ConfigError

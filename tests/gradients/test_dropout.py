@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torchvision.ops import StochasticDepth
 
-from dp_ray.config.run import ModelConfig
+from dp_ray.config.model import ModelConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError
 from dp_ray.gradients.clipped_sum import clipped_gradient_sum

@@ -13,7 +13,7 @@ import torch
 from helpers.oracle import loop_clipped_sum, loop_gradients, loop_norms
 from torch import Tensor, nn
 
-from dp_ray.config.run import ModelConfig
+from dp_ray.config.model import ModelConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.gradients.clipped_sum import ClippedSum, clipped_gradient_sum
 from dp_ray.gradients.clipping import Clipping

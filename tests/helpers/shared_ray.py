@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 from dp_ray.errors import RunError
 from dp_ray.on_ray.trainer import ray_session
 

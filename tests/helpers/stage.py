@@ -18,7 +18,8 @@ from faults.inject import Fault
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from dp_ray.config.run import ClusterConfig, Config
+from dp_ray.config.cluster import ClusterConfig
+from dp_ray.config.run import Config
 from dp_ray.on_ray import trainer
 from dp_ray.on_ray.trainer import ray_session
 from helpers.support import start

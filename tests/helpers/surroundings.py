@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 from dp_ray.on_ray.environment import prepare_environment
 
 _FOLDER = "DP_RAY_TEST_FOLDER"

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from dp_ray.config.run import ModelConfig
+from dp_ray.config.model import ModelConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ModelError
 from dp_ray.models.build import build_model, check_model

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from dp_ray import clipped_gradient_sum
-from dp_ray.config.run import ModelConfig
+from dp_ray.config.model import ModelConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError, ModelError
 from dp_ray.models.build import build_model, check_model

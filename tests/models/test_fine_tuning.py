@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from dp_ray import clipped_gradient_sum
 from dp_ray.artifacts.run_directory import RunDirectory
-from dp_ray.config.run import Config, ModelConfig
+from dp_ray.config.model import ModelConfig
+from dp_ray.config.run import Config
 from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.gradients.layout import trained_parameters

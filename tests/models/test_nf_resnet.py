@@ -11,7 +11,7 @@ from helpers.oracle import loop_clipped_sum, loop_gradients, loop_norms
 from torch import Tensor, nn
 
 from dp_ray import clipped_gradient_sum
-from dp_ray.config.run import ModelConfig
+from dp_ray.config.model import ModelConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.models.build import build_model
 from dp_ray.models.nf_resnet import NormFreeResNet

@@ -14,7 +14,7 @@ from helpers.support import MakeConfig
 from torch import Tensor
 
 from dp_ray.artifacts.run_directory import deciding_fields
-from dp_ray.config.run import ObjectiveConfig
+from dp_ray.config.model import ObjectiveConfig
 from dp_ray.errors import ConfigError
 from dp_ray.objectives.objective import LabelSpec, metrics_in, weighted_mean
 from dp_ray.objectives.registry import build_objective

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ray.train import RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 from dp_ray.on_ray.early import EarlyRay
 from dp_ray.on_ray.lean import _UNUSED, LocalTrainer, ProcessGroupConfig
 from dp_ray.on_ray.session import is_our_own, ray_session, training_environment

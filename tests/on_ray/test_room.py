@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 from dp_ray.on_ray import room
 
 

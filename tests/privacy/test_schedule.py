@@ -12,7 +12,7 @@ from helpers.plans import plan_at_rate
 from helpers.support import MakeConfig, folder, released, same, start
 
 from dp_ray.artifacts.run_directory import RunDirectory
-from dp_ray.config.run import NoiseScheduleConfig
+from dp_ray.config.privacy import NoiseScheduleConfig
 from dp_ray.errors import ConfigError
 from dp_ray.privacy.accounting import epsilon_of, solve_noise_multiplier, solve_steps
 from dp_ray.privacy.history import first_of, room

@@ -11,7 +11,7 @@ import pytest
 from helpers.pages import ROOT, Page
 from helpers.support import MakeConfig, charged, start
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.facts import data_facts
 from dp_ray.data.source import Source
 from dp_ray.data.sources.registry import SOURCES

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 from dp_ray.errors import RunError
 from dp_ray.imports import USERS_FOLDERS, import_object
 from dp_ray.on_ray.environment import check_environment

@@ -13,7 +13,7 @@ from dp_ray.api import tune as sweep_module
 from dp_ray.api.tune import plan_sweep, run_sweep
 from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.run_directory import RunDirectory
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 from dp_ray.config.search import parse_sweep
 from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.ledger.lock import WriterLock

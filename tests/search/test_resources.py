@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from helpers.support import MakeConfig
 
-from dp_ray.config.run import ClusterConfig
+from dp_ray.config.cluster import ClusterConfig
 from dp_ray.errors import ConfigError
 from dp_ray.on_ray.environment import cluster_address
 from dp_ray.search.resources import missing_room

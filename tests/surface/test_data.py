@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from dp_ray import cli
 from dp_ray.api.data import REPORT, SHEET, look_at_data
-from dp_ray.config.run import AugmentConfig
+from dp_ray.config.data import AugmentConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.data.splits import Notes
 from dp_ray.data.store import Dataset, StoredSplit

@@ -13,7 +13,7 @@ import torch
 from helpers.support import MakeConfig
 from torch import Tensor, nn
 
-from dp_ray.config.run import AugmentConfig, DataConfig
+from dp_ray.config.data import AugmentConfig, DataConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.data.store import open_dataset
 from dp_ray.data.views import ViewMaker

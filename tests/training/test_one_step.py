@@ -19,7 +19,8 @@ from helpers.support import MakeConfig, charged
 from scipy.stats import chi2, kstest
 from torch import Tensor
 
-from dp_ray.config.run import Config, DataConfig
+from dp_ray.config.data import DataConfig
+from dp_ray.config.run import Config
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import DataError
 from dp_ray.keys import KeyedStream

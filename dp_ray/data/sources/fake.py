@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.source import DataFacts, Source, given_facts
 from dp_ray.data.splits import Notes, Piece, Splits, slices
 

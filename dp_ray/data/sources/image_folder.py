@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.class_names import match_classes, order_of, shown_name
 from dp_ray.data.files import is_left_behind, root_of, walk
 from dp_ray.data.pictures import SUFFIXES, Background, Picture, read_picture

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.source import DataFacts, Source, Unread, given_facts
 from dp_ray.data.splits import ArraySplit, Notes, Piece, Split, Splits
 from dp_ray.errors import ConfigError, DataError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.source import Source
 from dp_ray.data.sources.digits import Digits
 from dp_ray.data.sources.fake import Fake

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from helpers.data import pixel_rows
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.facts import data_facts
 from dp_ray.data.store import open_dataset
 

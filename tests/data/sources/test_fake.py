@@ -7,7 +7,7 @@ from typing import Any
 
 from helpers.data import pixel_rows
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.store import open_dataset
 
 

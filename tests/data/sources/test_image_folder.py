@@ -18,8 +18,8 @@ from rich.console import Console
 
 from dp_ray.api.train import run_training
 from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
+from dp_ray.config.data import DataConfig
 from dp_ray.config.files import parse_config
-from dp_ray.config.run import DataConfig
 from dp_ray.data.class_names import match_classes
 from dp_ray.data.files import skipped_line
 from dp_ray.data.pictures import SUFFIXES

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers.data import refusal
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.facts import data_facts
 from dp_ray.data.source import Unread
 from dp_ray.data.sources.registry import source_of

@@ -11,8 +11,8 @@ import pytest
 from helpers.pages import ROOT
 
 from dp_ray.artifacts.run_directory import deciding_fields
+from dp_ray.config.data import DataConfig
 from dp_ray.config.files import parse_config
-from dp_ray.config.run import DataConfig
 from dp_ray.data.cache import Cache
 from dp_ray.data.facts import data_facts
 from dp_ray.data.sources.registry import SOURCES, is_self_contained, source_of

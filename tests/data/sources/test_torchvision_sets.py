@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.data import refusal
 
-from dp_ray.config.run import DataConfig
+from dp_ray.config.data import DataConfig
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import ConfigError, DataError
 
