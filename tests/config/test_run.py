@@ -13,6 +13,8 @@ from pydantic import BaseModel
 
 from dp_ray.config.files import apply_override, describe_fields, load_config, parse_config
 from dp_ray.config.run import Config
+from dp_ray.data.sources.own import Own
+from dp_ray.data.sources.registry import SOURCES
 from dp_ray.errors import ConfigError, DpRayError, ModelError
 from dp_ray.reporting.fields import describe_config
 from dp_ray.training.preparation import make_plan
@@ -395,14 +397,14 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for path in (
         "dp_ray.data.store.open_dataset",
-        "dp_ray.data.store.load_splits",
-        "dp_ray.data.sources.registry.load_splits",
-        "dp_ray.data.stamp.source_stamp",
         "sklearn.datasets.load_digits",
         "torchvision.datasets.MNIST",
         "torchvision.datasets.ImageFolder",
     ):
         monkeypatch.setattr(path, raising)
+    for kind in (*SOURCES.values(), Own):
+        monkeypatch.setattr(kind, "splits", raising)
+        monkeypatch.setattr(kind, "stamp", raising)
 
 
 @pytest.mark.usefixtures("no_data")
