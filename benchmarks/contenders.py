@@ -21,7 +21,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from dp_ray.config.model import ModelConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.gradients.clipped_sum import clipped_gradient_sum
-from dp_ray.gradients.engines.engine import Engine, EngineName, Precision, allow_tf32
+from dp_ray.gradients.engines.engine import Precision, allow_tf32
+from dp_ray.gradients.engines.registry import build_engine
 from dp_ray.models.build import build_model
 
 MAX_GRAD_NORM = 1.0
@@ -93,10 +94,10 @@ def inputs(case: Case) -> tuple[nn.Module, dict[str, Tensor], Tensor, Tensor]:
     return network, params, views.to(case.device), labels.to(case.device)
 
 
-def ours(case: Case, name: EngineName, precision: Precision = "float32") -> Call:
+def ours(case: Case, name: str, precision: Precision = "float32") -> Call:
     """This project's step."""
     network, params, views, labels = inputs(case)
-    engine = Engine(name, precision)
+    engine = build_engine(name, precision)
 
     def call() -> Tensor:
         found = clipped_gradient_sum(

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import ClassVar
 
 from dp_ray.document import Document
-from dp_ray.gradients.engines.engine import EngineName
 from dp_ray.performance.engine_choice import Choice
 
 
@@ -23,7 +22,7 @@ class EngineNote(Document):
 
     FILE: ClassVar[str] = "engine.json"
 
-    engine: EngineName
+    engine: str
     microbatch_size: int
     seconds: float | None
     note: str

@@ -51,7 +51,7 @@ class TrainConfig(Section):
         description="Folder of runs; a run lives in its name below. A path, or a URI that "
         "pyarrow.fs opens (s3://bucket/runs).",
     )
-    engine: Literal["auto", "vmap", "per_layer", "vmap_compiled", "per_layer_compiled"] = Field(
+    engine: str = Field(
         "auto",
         description="How clipped sums are computed; all give the same up to rounding. per_layer "
         "has a rule of its own for convolutions. auto takes the fastest, by measurements that are "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dp_ray.gradients.clipping import SMALLEST_CLIP, Clipping
 from dp_ray.gradients.engines.engine import Engine, LossFunction
+from dp_ray.gradients.engines.vmap import Vmap
 from dp_ray.objectives.single_label import cross_entropy
 
 
@@ -107,7 +108,7 @@ def clipped_gradient_sum(
     if mask is None:
         mask = torch.ones(num_units, dtype=torch.bool, device=views.device)
 
-    engine = engine or Engine()
+    engine = engine or Vmap()
     total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
     norms, losses = [], []
     for start in range(0, num_units, microbatch_size or max(num_units, 1)):

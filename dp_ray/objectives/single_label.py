@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dp_ray.objectives.objective import Direction, LabelSpec, Objective, weighted_mean
-from dp_ray.objectives.quality import quality
 
 METRICS: Mapping[str, Direction] = {"test_accuracy": "max", "test_loss": "min"}
 
@@ -65,7 +64,9 @@ class SingleLabel(Objective):
         }
 
     def details(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """Return figures of each class, of confusions and of confidence: see :func:`quality`."""
+        """Return figures of each class, of confusions and of confidence: see :mod:`dp_ray.objectives.quality`."""
+        from dp_ray.objectives.quality import quality  # brings scikit-learn
+
         return quality(**columns, num_classes=self.num_classes)
 
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from dp_ray.config.run import Config
 from dp_ray.data.facts import DataFacts
-from dp_ray.gradients.engines.engine import EngineName
+from dp_ray.gradients.engines.registry import COMPILED, plain_form
+from dp_ray.gradients.engines.vmap import Vmap
 from dp_ray.performance.estimate import available_memory, memory_estimate, planned_microbatch_size
 
 _SEARCH_PAYS_S = 20.0
@@ -22,13 +23,7 @@ _SEARCH_PAYS_S = 20.0
 _COMPILE_PAYS_S, _COMPILE_BOTH_PAYS_S = 300.0, 1800.0
 """Compiling takes up to a minute for each engine."""
 
-COMPILED: dict[EngineName, EngineName] = {
-    "vmap": "vmap_compiled",
-    "per_layer": "per_layer_compiled",
-}
-
-
-Measure = Callable[[EngineName, int], float]
+Measure = Callable[[str, int], float]
 """Seconds of one microbatch by an engine at size B; infinity if the engine cannot be used."""
 
 
@@ -43,7 +38,7 @@ class Choice:
         note: why it is not what one would expect; empty if it is.
     """
 
-    engine: EngineName
+    engine: str
     microbatch_size: int
     seconds: float | None = None
     note: str = ""
@@ -70,11 +65,11 @@ def choose(
     if wanted != "auto" and given is not None:
         return Choice(wanted, given)
 
-    def step_seconds(name: EngineName, size: int) -> float:
+    def step_seconds(name: str, size: int) -> float:
         return measure(name, size) * (share / size + 0.5)
 
     # Sizes are compared uncompiled: each would have to be compiled anew.
-    plain: EngineName = "per_layer" if wanted.startswith("per_layer") else "vmap"
+    plain = Vmap.name if wanted == "auto" else plain_form(wanted)
     run_seconds = steps * step_seconds(plain, start)
     if run_seconds < _SEARCH_PAYS_S:
         return Choice(plain if wanted == "auto" else wanted, start)
@@ -85,7 +80,7 @@ def choose(
         lambda size: step_seconds(plain, size),
         lambda size: size <= 2 * share and _fits(config, facts, model, size),
     )
-    candidates = {wanted} if wanted != "auto" else {plain}
+    candidates: set[str] = {wanted} if wanted != "auto" else {plain}
     if wanted == "auto" and run_seconds > _COMPILE_PAYS_S:
         candidates.add(COMPILED[plain])
     if wanted == "auto" and run_seconds > _COMPILE_BOTH_PAYS_S:

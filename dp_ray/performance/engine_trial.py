@@ -20,7 +20,8 @@ from dp_ray.config.run import Config
 from dp_ray.data.cache import cache_path
 from dp_ray.data.facts import DataFacts
 from dp_ray.gradients.clipped_sum import ClippedSum, clipped_gradient_sum
-from dp_ray.gradients.engines.engine import Engine, EngineError, EngineName, in_one_line
+from dp_ray.gradients.engines.engine import Engine, EngineError, in_one_line
+from dp_ray.gradients.engines.registry import build_engine
 from dp_ray.gradients.layout import trained_parameters
 from dp_ray.json_text import write_json
 from dp_ray.objectives.objective import Objective
@@ -66,15 +67,15 @@ class EngineTrial:
         self._model = model
         self._device = device
         self._params = trained_parameters(model)
-        self._engines: dict[EngineName, Engine] = {}
+        self._engines: dict[str, Engine] = {}
 
-    def engine(self, name: EngineName) -> Engine:
+    def engine(self, name: str) -> Engine:
         """The one of that name; always the same."""
         if name not in self._engines:
-            self._engines[name] = Engine(name, self._config.train.precision)
+            self._engines[name] = build_engine(name, self._config.train.precision)
         return self._engines[name]
 
-    def seconds(self, name: EngineName, size: int) -> float:
+    def seconds(self, name: str, size: int) -> float:
         """Least time of a microbatch of ``size`` examples, after a call that warms up.
 
         Raises:
@@ -91,7 +92,7 @@ class EngineTrial:
                 break
         return best
 
-    def problem(self, name: EngineName, size: int) -> str:
+    def problem(self, name: str, size: int) -> str:
         """Why the engine cannot be used at this size; empty if it can.
 
         It must give the norms and the sum that plain vmap gives, at random images.
@@ -140,7 +141,7 @@ class EngineTrial:
 
     def _sum(
         self,
-        name: EngineName,
+        name: str,
         images: Tensor,
         labels: Tensor,
         *,
@@ -183,13 +184,13 @@ class Measurements:
         self._file = cache_path(config.data) / _FILE
         self._known: dict[str, float] = _read(self._file).get(self._key, {})
         self._unusable: set[str] = set()
-        self.failures: dict[EngineName, str] = {}
+        self.failures: dict[str, str] = {}
 
-    def knows(self, name: EngineName, size: int) -> bool:
+    def knows(self, name: str, size: int) -> bool:
         """Whether it was measured, now or in an earlier run."""
         return f"{name}/{size}" in self._known
 
-    def __call__(self, name: EngineName, size: int) -> float:
+    def __call__(self, name: str, size: int) -> float:
         """Seconds; infinity for what cannot be used here, or is not known when time is up."""
         label = f"{name}/{size}"
         if label in self._known:

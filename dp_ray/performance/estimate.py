@@ -14,6 +14,8 @@ from dp_ray.config.run import Config
 from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError
 from dp_ray.gradients.clipped_sum import clipped_gradient_sum
+from dp_ray.gradients.engines.registry import build_engine
+from dp_ray.gradients.engines.vmap import Vmap
 from dp_ray.gradients.layout import ParameterLayout, trained_parameters
 from dp_ray.performance.allocator import keep_freed_memory
 from dp_ray.performance.threads import usable_cores, worker_threads
@@ -24,7 +26,7 @@ GIB = 2.0**30
 def memory_estimate(
     config: Config, facts: DataFacts, model: nn.Module, microbatch_size: int
 ) -> float:
-    """Bytes that one worker's microbatch needs: activations of B·K views, B gradients.
+    """Bytes that one worker's microbatch needs: activations of B·K views, the engine's gradients.
 
     Activations are counted on one blank image: the outputs of all layers, twice (forward values
     kept, and their gradients). It is a rough figure, within a factor of two.
@@ -45,7 +47,9 @@ def memory_estimate(
         handle.remove()
     parameters = parameter_count(model)
     pixels = facts.channels * facts.image_size**2
-    return 4.0 * (2 * examples * views * (counted + pixels) + (examples + 4) * parameters)
+    wanted = config.train.engine
+    held = build_engine(Vmap.name if wanted == "auto" else wanted).gradients_held * examples
+    return 4.0 * (2 * examples * views * (counted + pixels) + (held + 4) * parameters)
 
 
 def planned_microbatch_size(config: Config, facts: DataFacts, model: nn.Module) -> int:

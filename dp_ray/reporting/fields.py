@@ -14,8 +14,9 @@ from dp_ray.config.run import Config
 from dp_ray.config.search import TuneConfig
 from dp_ray.config.yaml_text import write_yaml
 from dp_ray.data.sources.registry import SOURCES
+from dp_ray.gradients.engines.registry import ENGINES
 
-_NAMES: dict[str, Iterable[str]] = {"data.name": SOURCES}
+_NAMES: dict[str, Iterable[str]] = {"data.name": SOURCES, "train.engine": ("auto", *ENGINES)}
 """Fields whose values are the names of a registry."""
 
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import get_args
 
 import torch
 from torch import nn
 
 from dp_ray.config.run import Config
 from dp_ray.data.facts import DataFacts
-from dp_ray.gradients.engines.engine import Engine, EngineName, in_one_line
+from dp_ray.gradients.engines.engine import Engine, in_one_line
+from dp_ray.gradients.engines.registry import COMPILED, ENGINES
 from dp_ray.objectives.objective import Objective
-from dp_ray.performance.engine_choice import COMPILED, Choice, choose
+from dp_ray.performance.engine_choice import Choice, choose
 from dp_ray.performance.engine_trial import EngineTrial, Measurements
 from dp_ray.training.collective import Collective
 
@@ -51,8 +51,8 @@ def agree_on_engine(
     measure = Measurements(config, trial)
     if collective.rank == 0:
         choice = _choose_here(config, facts, model, steps, measure)
-    names: tuple[EngineName, ...] = get_args(EngineName)
-    refused: list[EngineName] = []
+    names = ENGINES
+    refused: list[str] = []
     while True:
         message = torch.tensor([names.index(choice.engine), choice.microbatch_size])
         collective.broadcast_(message)
@@ -72,15 +72,15 @@ def agree_on_engine(
             choice = replace(choice, engine=_next_best(refused, size, measure))
 
 
-def _next_best(refused: list[EngineName], size: int, measure: Measurements) -> EngineName:
+def _next_best(refused: list[str], size: int, measure: Measurements) -> str:
     """The fastest of the others that need no compiling, or are compiled already."""
-    left: list[EngineName] = [
+    left: list[str] = [
         name
-        for name in get_args(EngineName)
+        for name in ENGINES
         if name not in refused and (name in COMPILED or measure.knows(name, size))
     ]
     seconds = {name: measure(name, size) for name in left}
-    best: EngineName = "vmap"
+    best: str = "vmap"
     for name in left:
         if seconds[name] < seconds.get(best, math.inf):
             best = name

@@ -7,7 +7,6 @@ import json
 
 import torch
 
-from dp_ray.gradients.engines.engine import EngineName
 from dp_ray.ledger.execution import Execution
 from dp_ray.performance.machine import describe_machine
 from dp_ray.training.collective import Collective
@@ -18,7 +17,7 @@ def describe_execution(
     *,
     threads: int,
     device: torch.device,
-    engine: EngineName,
+    engine: str,
     microbatch_size: int,
 ) -> Execution:
     """The execution fingerprint; right on rank 0 only, and all workers take part.

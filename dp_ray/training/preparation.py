@@ -10,7 +10,8 @@ from dp_ray.config.run import Config
 from dp_ray.data.facts import DataFacts, data_facts
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError
-from dp_ray.gradients.engines.engine import Engine, EngineName
+from dp_ray.gradients.engines.registry import ENGINES, build_engine, plain_form
+from dp_ray.gradients.engines.vmap import Vmap
 from dp_ray.models.build import build_model, is_users_own
 from dp_ray.models.pretrained import load_pretrained
 from dp_ray.objectives.registry import build_objective
@@ -46,6 +47,7 @@ def check_feasible(config: Config, steps: int) -> None:
 def _build_parts(config: Config) -> nn.Module:
     """The network; views are built and weights loaded too, but for their refusals alone."""
     facts = data_facts(config.data)
+    _check_engine(config)
     _check_gpus(config)
     check_noise(config)
     build_objective(config.objective, facts.num_classes)
@@ -63,6 +65,14 @@ def _check_parts(config: Config, model: nn.Module, steps: int) -> None:
     check_memory(config, facts, model)
     _check_precision(config)
     _rehearse(config, model, facts)
+
+
+def _check_engine(config: Config) -> None:
+    engine = config.train.engine
+    if engine not in ("auto", *ENGINES):
+        raise ConfigError(
+            "train.engine", engine, "no such engine", f"Use auto, {', '.join(ENGINES)}"
+        )
 
 
 def _check_gpus(config: Config) -> None:
@@ -92,9 +102,10 @@ def _rehearse(config: Config, model: nn.Module, facts: DataFacts) -> None:
 
     Workers do the same again where the run takes place.
     """
-    name: EngineName = "per_layer" if config.train.engine.startswith("per_layer") else "vmap"
+    wanted = config.train.engine
+    name = Vmap.name if wanted == "auto" else plain_form(wanted)
     objective = build_objective(config.objective, facts.num_classes)
-    engine = Engine(name, config.train.precision)
+    engine = build_engine(name, config.train.precision)
     rehearsal = Rehearsal(config, facts, model, objective, engine)
     rehearsal.try_out()
     if is_users_own(config.model):

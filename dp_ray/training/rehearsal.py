@@ -24,7 +24,8 @@ from dp_ray.data.facts import DataFacts
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, DpRayError, ModelError
 from dp_ray.gradients.clipped_sum import ClippedSum, clipped_gradient_sum
-from dp_ray.gradients.engines.engine import Engine, EngineName
+from dp_ray.gradients.engines.engine import Engine
+from dp_ray.gradients.engines.registry import build_engine
 from dp_ray.gradients.layout import ParameterLayout, trained_parameters
 from dp_ray.imports import USER_ERRORS, cause_of
 from dp_ray.objectives.objective import Objective
@@ -97,7 +98,7 @@ class Rehearsal:
     facts: DataFacts
     model: nn.Module
     objective: Objective
-    engine: Engine = field(default_factory=Engine)
+    engine: Engine = field(default_factory=build_engine)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     notes: list[str] = field(default_factory=list)
 
@@ -157,7 +158,7 @@ class Rehearsal:
         def logits(ids: Sequence[int]) -> Callable[[], Tensor]:
             return lambda: self._logits(images, ids)
 
-        plain = self._plain_engine()
+        plain = self.engine.uncompiled
         # Caches are filled, of each mode and shape; from then on nothing may change.
         first = self._call(_TRAINING, of_mine([*mine, *others], plain))
         few, more = self._count, self._count + 1
@@ -224,7 +225,7 @@ class Rehearsal:
     def _works_in_float32(self) -> bool:
         images, labels = self._images(1)
         try:
-            self._sum(Engine(self._plain_engine().name), images, labels)
+            self._sum(build_engine(self.engine.uncompiled.name), images, labels)
         except USER_ERRORS:
             return False
         return True
@@ -369,16 +370,6 @@ class Rehearsal:
                 "A classifier returns one row of logits an image, in both modes",
             )
         return logits
-
-    def _plain_engine(self) -> Engine:
-        """The engine, not compiled: a compiled one no longer runs the network's own code."""
-        if not self.engine.is_compiled:
-            return self.engine
-        names: dict[EngineName, EngineName] = {
-            "vmap_compiled": "vmap",
-            "per_layer_compiled": "per_layer",
-        }
-        return Engine(names[self.engine.name], self.engine.precision)
 
 
 def _relative(expected: Tensor, found: Tensor) -> float:

@@ -20,7 +20,7 @@ from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import RunError
 from dp_ray.gradients.clipped_sum import clipped_gradient_sum
 from dp_ray.gradients.clipping import Clipping
-from dp_ray.gradients.engines.engine import Engine, EngineName
+from dp_ray.gradients.engines.registry import build_engine
 from dp_ray.gradients.layout import trained_parameters
 from dp_ray.objectives.single_label import SingleLabel
 from dp_ray.privacy.adaptive import LARGEST_CLIP
@@ -28,7 +28,7 @@ from dp_ray.storage import open_folder
 from dp_ray.training.probe import Observation
 
 KEY = key_of(5)
-COMPILED: tuple[EngineName, ...] = ("vmap_compiled", "per_layer_compiled")
+COMPILED: tuple[str, ...] = ("vmap_compiled", "per_layer_compiled")
 N = 1437
 CPU = torch.device("cpu")
 
@@ -49,9 +49,7 @@ def planted(canaries: Canaries, clipping: Clipping = "flat") -> Planted:
     return found
 
 
-def clipped_sum(
-    given: Planted, labels: list[int], norm: float, engine: EngineName = "vmap"
-) -> Tensor:
+def clipped_sum(given: Planted, labels: list[int], norm: float, engine: str = "vmap") -> Tensor:
     """[P] of as many examples, each with three views of its own, in one microbatch."""
     views = torch.randn(len(labels), 3, 1, 4, 5, generator=torch.Generator().manual_seed(1))
     found = clipped_gradient_sum(
@@ -62,7 +60,7 @@ def clipped_sum(
         max_grad_norm=norm,
         clipping=given.clipping,
         loss_fn=given.loss,
-        engine=Engine(engine),
+        engine=build_engine(engine),
     )
     return given.layout.join(found.gradients)
 
@@ -144,7 +142,7 @@ def test_a_gradient_canary_adds_c_in_its_direction(clipping: Clipping, norm: flo
     "engine",
     ["vmap", "per_layer", *(pytest.param(e, marks=pytest.mark.slow) for e in COMPILED)],
 )
-def test_canaries_and_examples_share_a_microbatch(engine: EngineName) -> None:
+def test_canaries_and_examples_share_a_microbatch(engine: str) -> None:
     """The engine takes both; an example adds what it adds in a run without canaries."""
     given = planted(Canaries.draw("gradient", 40, N, key=KEY))
     together = clipped_sum(given, [2, 5 + 7, 4], 1.0, engine)

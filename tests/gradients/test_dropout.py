@@ -19,7 +19,7 @@ from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError
 from dp_ray.gradients.clipped_sum import clipped_gradient_sum
 from dp_ray.gradients.dropout import KeyedDropout
-from dp_ray.gradients.engines.engine import Engine, EngineName
+from dp_ray.gradients.engines.registry import build_engine
 from dp_ray.models.build import build_model
 
 EXAMPLES = 3000
@@ -141,7 +141,7 @@ class Tokens(nn.Module):
         return out
 
 
-def losses(network: nn.Module, engine: EngineName = "vmap", size: int | None = None) -> Tensor:
+def losses(network: nn.Module, engine: str = "vmap", size: int | None = None) -> Tensor:
     """Of equal examples with unequal seeds."""
     return clipped_gradient_sum(
         network,
@@ -151,7 +151,7 @@ def losses(network: nn.Module, engine: EngineName = "vmap", size: int | None = N
         max_grad_norm=1.0,
         dropout_seeds=torch.tensor([3, 4, 5, 3, 6, -7]),
         microbatch_size=size,
-        engine=Engine(engine),
+        engine=build_engine(engine),
     ).losses
 
 

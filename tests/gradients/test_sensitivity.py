@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from dp_ray.gradients.clipped_sum import clipped_gradient_sum
 from dp_ray.gradients.clipping import Clipping
-from dp_ray.gradients.engines.engine import Engine, Precision
+from dp_ray.gradients.engines.engine import Precision
+from dp_ray.gradients.engines.registry import build_engine
 from dp_ray.keys import KeyedStream
 from dp_ray.privacy.noise import KeyedNoiseOptimizer, noised_count
 from dp_ray.privacy.sampling import Shard, microbatches
@@ -90,7 +91,7 @@ def total(
                 clipping=clipping,
                 mask=torch.from_numpy(batch.mask),
                 loss_fn=lambda outputs, _: outputs.mean(),
-                engine=Engine("vmap", precision),
+                engine=build_engine("vmap", precision),
             )
             vector += torch.cat([g.flatten() for g in found.gradients.values()])
         whole += vector

@@ -9,7 +9,7 @@ import torch
 from dp_ray.config.run import Config
 from dp_ray.data.store import Dataset
 from dp_ray.data.views import ViewMaker
-from dp_ray.gradients.engines.engine import Engine
+from dp_ray.gradients.engines.registry import build_engine
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.models.build import build_model
 from dp_ray.objectives.single_label import SingleLabel
@@ -42,6 +42,6 @@ def workers(config: Config, dataset: Dataset, count: int) -> Iterator[ShardWorke
             keys=KEY.sampling_keys(),
             clipping=config.privacy.clipping,
             microbatch_size=config.train.microbatch_size or 32,
-            engine=Engine(),
+            engine=build_engine(),
             device=CPU,
         )

@@ -20,6 +20,8 @@ from helpers.support import QUIET, MakeConfig, folder, start
 from torch import Tensor, nn
 
 from dp_ray.api.audit import run_audit
+from dp_ray.artifacts.result import Result
+from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import ConfigError, DataError, ModelError
@@ -128,7 +130,9 @@ def test_the_documented_objective_trains_and_is_evaluated(make_config: MakeConfi
     assert {name: found[name] for name in metrics} == pytest.approx(metrics)
     assert found["test_examples"] == 360
     assert f"test top2     {metrics['test_top2']:.4f}" in describe_evaluation(found)
-    assert f"test top2     {metrics['test_top2']:.4f}" in describe_result(result)
+    assert f"test top2     {metrics['test_top2']:.4f}" in describe_result(
+        Result.read(RunDirectory.of(config).root)
+    )
     statement = json.loads((folder(config) / "release/privacy.json").read_text())
     assert {name: statement[name] for name in metrics} == metrics
     assert any("test_top2 and test_loss are exact" in a for a in statement["assumptions"])
@@ -259,7 +263,11 @@ def test_padding_spoils_no_label_of_several(own: Callable[..., Config], size: in
     [
         ({"objective": {"name": "single_label"}}, DataError, "train labels must be a row of whole"),
         ({"data": {"name": "my_findings:load_twos"}}, ConfigError, "labels reach from 0.* to 2"),
-        ({"data": {"name": "fake"}}, DataError, r"the objective takes numbers of shape \('N', 5\)"),
+        (
+            {"data": {"name": "fake"}},
+            DataError,
+            r"train labels must be numbers of shape \('N', 5\)",
+        ),
         ({"data": {"evaluation_noise": 3.0}}, ConfigError, r"data\.evaluation_noise.*counts none"),
         (
             {"objective": {"name": "my_findings:make_remembering"}},
@@ -295,5 +303,6 @@ def test_an_audit_plants_its_canaries_beside_another_loss(
     make_config: MakeConfig, kind: Any
 ) -> None:
     outcome = run_audit(make_config(objective=TOP_TWO), kind=kind, canaries=40, console=QUIET)
-    assert outcome["status"] == "finished"
-    assert not outcome["refuted"]
+    values = outcome.dump()
+    assert values["status"] == "finished"
+    assert not values["refuted"]

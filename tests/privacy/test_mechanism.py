@@ -24,6 +24,7 @@ from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
 from dp_ray.errors import ConfigError, LedgerError
 from dp_ray.keys import KeyedStream
 from dp_ray.ledger.balance import Charge
+from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.ledger.lock import WriterLock
 from dp_ray.privacy.accounting import epsilon_of
@@ -210,7 +211,7 @@ def ledger(path: Path, plan: PrivacyPlan, *, block: int = 1, repair: bool = Fals
 
 
 def session(of: Ledger, workers: int) -> Ledger:
-    of.open_session({"workers": workers}, first_step=0, data="d", parameters="p")
+    of.open_session(Execution(workers=workers), first_step=0, data="d", parameters="p")
     return of
 
 

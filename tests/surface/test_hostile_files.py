@@ -348,7 +348,9 @@ def test_a_checkpoint_that_is_not_on_record_is_removed_unread(damage: str, case:
     with pytest.MonkeyPatch.context() as patch:
         read: list[bytes] = []
         original = Checkpoint.from_bytes
-        patch.setattr(Checkpoint, "from_bytes", lambda data: read.append(data) or original(data))
+        patch.setattr(
+            Checkpoint, "from_bytes", lambda *found: read.append(found) or original(*found)
+        )
         assert command("train", case.file, "--resume") == 0
     assert read == [newest]
     assert not (folder(case.stopped) / orphan).exists()

@@ -19,6 +19,8 @@ from dp_ray.data.store import open_dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, DpRayError, ModelError, RunError
 from dp_ray.gradients.engines.engine import Engine, Sums
+from dp_ray.gradients.engines.registry import build_engine
+from dp_ray.gradients.engines.vmap import Vmap
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.objectives.single_label import SingleLabel
 from dp_ray.training.agreement import check_same_arithmetic, open_same_dataset, stop_together
@@ -134,7 +136,7 @@ def test_a_root_is_what_it_is_on_the_node(
         open_same_dataset(config, Alone())
 
 
-class Rounding(Engine):
+class Rounding(Vmap):
     """Rounds one number of a sum otherwise, as another kind of processor does."""
 
     def microbatch_sum(self, *arguments: Any, **keywords: Any) -> Sums:
@@ -172,8 +174,8 @@ def compared(engines: list[Engine]) -> list[str]:
 
 def test_workers_that_round_otherwise_are_refused() -> None:
     """In the last bit of one number; an example that changes workers would be another there."""
-    assert compared([Engine(), Engine(), Engine()]) == ["", "", ""]
-    told = compared([Engine(), Rounding(), Engine()])
+    assert compared([build_engine(), build_engine(), build_engine()]) == ["", "", ""]
+    told = compared([build_engine(), Rounding(), build_engine()])
     assert told[0].startswith("1 of 3 workers round otherwise than the first one (cpu, ")
     assert "): b (cpu, " in told[0]
     assert "ATEN_CPU_CAPABILITY" in told[0]
@@ -183,13 +185,13 @@ def test_workers_that_round_otherwise_are_refused() -> None:
 def test_workers_with_other_settings_are_refused() -> None:
     """Though they agree on the made-up images, which hold no number that one of them drops."""
 
-    class Flushing(Engine):
+    class Flushing(Vmap):
         def microbatch_sum(self, *arguments: Any, **keywords: Any) -> Sums:
             torch.set_flush_denormal(True)  # of this thread alone
             return super().microbatch_sum(*arguments, **keywords)
 
     assert torch.set_flush_denormal(False)
-    told = compared([Engine(), Flushing()])
+    told = compared([build_engine(), Flushing()])
     assert told[0].startswith("1 of 2 workers round otherwise than the first one")
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from dp_ray.config.run import Config
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.data.views import ViewMaker, ViewParameters
-from dp_ray.gradients.engines.engine import Engine, Sums
+from dp_ray.gradients.engines.engine import Sums
+from dp_ray.gradients.engines.vmap import Vmap
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.keys import KeyedStream
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
@@ -124,7 +125,7 @@ def test_dropout_masks_differ_between_examples(make_config: MakeConfig) -> None:
     dataset = open_dataset(config.data)
     seen: list[Tensor] = []
 
-    class Noting(Engine):
+    class Noting(Vmap):
         """Keeps the seeds that it is given."""
 
         def microbatch_sum(self, *arguments: Any, **keywords: Any) -> Sums:

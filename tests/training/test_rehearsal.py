@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dp_ray.config.run import Config
 from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError, DpRayError, ModelError
-from dp_ray.gradients.engines.engine import Engine
+from dp_ray.gradients.engines.registry import build_engine
 from dp_ray.models.build import build_model
 from dp_ray.objectives.single_label import SingleLabel
 from dp_ray.training.preparation import make_plan
@@ -241,7 +241,7 @@ class MixesTypes(Plain):
 
 def rehearsal(make_config: MakeConfig, model: nn.Module, **train: Any) -> None:
     config: Config = make_config(augment={"views": 1})
-    engine = Engine(precision=train.pop("precision", "float32"))
+    engine = build_engine(precision=train.pop("precision", "float32"))
     size, objective = train.pop("size", 4), train.pop("objective", SingleLabel(3))
     rehearse(
         config,

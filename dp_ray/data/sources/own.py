@@ -169,6 +169,11 @@ def _arrays(config: DataConfig, split: str, images: Any, labels: Any) -> Piece:
             f"data.name = {config.name!r}: {split} images must be one array of shape "
             f"[N, C, H, W], not of shape {pixels.shape}"
         )
+    if numbers.ndim == 0:
+        raise DataError(
+            f"data.name = {config.name!r}: {split} labels are a single number: return one for each "
+            "image, whole numbers for classes"
+        )
     if len(pixels) != len(numbers):
         raise DataError(
             f"data.name = {config.name!r}: {len(pixels)} {split} images and "

@@ -448,5 +448,5 @@ def test_a_loader_is_called_once(
     monkeypatch.setattr(module, "load", lambda section: calls.append(1) or load(section))
     source = source_of(config)
     source.unread()
-    open_dataset(config, source)
+    open_dataset(config, source=source)
     assert len(calls) == 1
