@@ -64,7 +64,7 @@ class SingleLabel(Objective):
         }
 
     def details(self, columns: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """Return figures of each class, of confusions and of confidence: see :mod:`dp_ray.objectives.quality`."""
+        """Return the figures of :mod:`dp_ray.objectives.quality`."""
         from dp_ray.objectives.quality import quality  # brings scikit-learn
 
         return quality(**columns, num_classes=self.num_classes)

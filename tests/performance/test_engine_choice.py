@@ -18,14 +18,17 @@ from torch import nn
 
 from dp_ray.config.run import Config, TrainConfig
 from dp_ray.data.facts import DataFacts, data_facts
+from dp_ray.errors import ConfigError
 from dp_ray.gradients.engines.engine import Engine, EngineError, Precision
-from dp_ray.gradients.engines.registry import ENGINES, build_engine
+from dp_ray.gradients.engines.registry import build_engine
 from dp_ray.models.build import build_model
 from dp_ray.objectives.single_label import SingleLabel
 from dp_ray.performance.engine_choice import Choice, choose
 from dp_ray.performance.engine_trial import EngineTrial, Measurements
+from dp_ray.reporting.fields import described
 from dp_ray.training.collective import Alone
 from dp_ray.training.engine_agreement import agree_on_engine
+from dp_ray.training.preparation import make_plan
 
 CPU = torch.device("cpu")
 DIGITS = SingleLabel(10)
@@ -358,8 +361,14 @@ def test_the_benchmark_gives_a_wrong_contender_no_time(monkeypatch: pytest.Monke
     assert step_speed.table(results).count("| wrong result | |") == 3
 
 
-def test_a_configuration_names_the_engines_that_there_are() -> None:
+def test_a_configuration_names_the_precisions_that_there_are() -> None:
     """Spelled out in both, because neither file may import the other."""
-    fields = TrainConfig.model_fields
-    assert get_args(fields["engine"].annotation) == ("auto", *ENGINES)
-    assert get_args(fields["precision"].annotation) == get_args(Precision)
+    assert get_args(TrainConfig.model_fields["precision"].annotation) == get_args(Precision)
+
+
+def test_an_engine_that_there_is_not_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ConfigError, match=r"train\.engine.*'fast'.*auto, vmap, per_layer"):
+        make_plan(make_config(train={"engine": "fast"}))
+    assert "vmap, per_layer, vmap_compiled" in described(
+        "train.engine", TrainConfig.model_fields["engine"]
+    )

@@ -51,7 +51,7 @@ class Compiled(Engine):
 
     @property
     def num_compiled(self) -> int:
-        """Graphs that were compiled so far; one if all microbatches had one shape."""
+        """See :class:`~dp_ray.gradients.engines.engine.Engine`."""
         return len(self._compiled)
 
     def sum_of(

@@ -65,6 +65,11 @@ class Engine(ABC):
         self.precision: Precision = precision
 
     @property
+    def num_compiled(self) -> int:
+        """Graphs that were compiled so far; one if all microbatches had one shape."""
+        return 0
+
+    @property
     def uncompiled(self) -> Engine:
         """The engine that runs the network's own code: itself, unless it is a compiled one."""
         return self
