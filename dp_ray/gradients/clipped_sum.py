@@ -90,21 +90,8 @@ def clipped_gradient_sum(
             microbatch size is too small, or a parameter is of a half-precision type.
         EngineError: the engine cannot be used here.
     """
-    if views.ndim < 3 or views.shape[1] < 1:
-        raise ValueError(f"views must be [B, K, …] with K of at least 1, not {tuple(views.shape)}")
-    num_units, num_views = views.shape[:2]
-    if labels.shape[:1] != (num_units,) or (mask is not None and mask.shape != (num_units,)):
-        raise ValueError("views, labels and mask must have the same number of units")
-    if weights is not None and weights.shape != (num_units, num_views):
-        raise ValueError(
-            f"weights must be [B, K] = {(num_units, num_views)}, not {tuple(weights.shape)}"
-        )
-    if not max_grad_norm >= SMALLEST_CLIP:
-        raise ValueError(f"max_grad_norm must be at least {SMALLEST_CLIP}, not {max_grad_norm}")
-    if microbatch_size is not None and microbatch_size < 1:
-        raise ValueError(f"microbatch_size must be positive, not {microbatch_size}")
-    if any(p.dtype not in (torch.float32, torch.float64) for p in params.values()):
-        raise ValueError("params must be float32 or float64: sums of shorter types miss C")
+    _check(params, views, labels, mask, weights, max_grad_norm, microbatch_size)
+    num_units = len(views)
     if mask is None:
         mask = torch.ones(num_units, dtype=torch.bool, device=views.device)
 
@@ -136,3 +123,29 @@ def clipped_gradient_sum(
         losses=torch.cat(losses) if losses else empty,
         sensitivity=max_grad_norm,
     )
+
+
+def _check(
+    params: Mapping[str, Tensor],
+    views: Tensor,
+    labels: Tensor,
+    mask: Tensor | None,
+    weights: Tensor | None,
+    max_grad_norm: float,
+    microbatch_size: int | None,
+) -> None:
+    if views.ndim < 3 or views.shape[1] < 1:
+        raise ValueError(f"views must be [B, K, …] with K of at least 1, not {tuple(views.shape)}")
+    num_units, num_views = views.shape[:2]
+    if labels.shape[:1] != (num_units,) or (mask is not None and mask.shape != (num_units,)):
+        raise ValueError("views, labels and mask must have the same number of units")
+    if weights is not None and weights.shape != (num_units, num_views):
+        raise ValueError(
+            f"weights must be [B, K] = {(num_units, num_views)}, not {tuple(weights.shape)}"
+        )
+    if not max_grad_norm >= SMALLEST_CLIP:
+        raise ValueError(f"max_grad_norm must be at least {SMALLEST_CLIP}, not {max_grad_norm}")
+    if microbatch_size is not None and microbatch_size < 1:
+        raise ValueError(f"microbatch_size must be positive, not {microbatch_size}")
+    if any(p.dtype not in (torch.float32, torch.float64) for p in params.values()):
+        raise ValueError("params must be float32 or float64: sums of shorter types miss C")
