@@ -25,7 +25,7 @@ from dp_ray.api.audit import run_audit
 from dp_ray.config.files import parse_config
 from dp_ray.config.run import Config
 from dp_ray.gradients import clipping
-from dp_ray.gradients.engines import engine as engines
+from dp_ray.gradients.engines import vmap as engines
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
 from dp_ray.privacy.sampling import PoissonSampler
 from dp_ray.training.rehearsal import Rehearsal

@@ -391,7 +391,7 @@ def test_the_facts_of_a_source_need_none_of_the_users_code() -> None:
     [
         ("OtherFacts", r"data\.mean = None: the source has \[0\.25\]\. Make them agree"),
         ("NoFacts", r"facts\(\) must return DataFacts, not dict"),
-        ("Abstract", r"load\(config\) failed: TypeError: .*abstract.* splits"),
+        ("Abstract", r"load\(config\) failed: TypeError: .*abstract.*splits"),
         ("NumberedStamp", r"stamp\(\) must return a text or None, not int"),
         ("FailingStamp", r"stamp\(\) failed: KeyError: 'jane' \(.*\.py, line \d+\)"),
         ("OneSplit", r"splits\(\) must return the training and the test split"),
