@@ -33,7 +33,8 @@ NOISED = (
     "each test image epsilon_of_test_accuracy, at the same delta, covers all accuracies that this "
     "run published (test_accuracies_published), and nothing else: accuracies of other models on "
     "the same images cost more, and what dp-ray evaluate, result.json and the terminal show is "
-    "exact. The number of test images is public."
+    "exact. Where it is null, one of them was exact, or may have been, and the noise hides "
+    "nothing. The number of test images is public."
 )
 
 
