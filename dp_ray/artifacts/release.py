@@ -103,7 +103,7 @@ def check_agreement(
     Raises:
         RunError: they do; the message says where.
     """
-    found = disagreement(statement, parse_config(published), history)
+    found = disagreement(statement, parse_config(published), history, own_code=True)
     if found is not None:
         raise RunError(
             f"the documents of the release contradict each other: {found}. Nothing was published. "

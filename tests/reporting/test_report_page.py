@@ -27,7 +27,7 @@ from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.reporting.charts import PALETTE, draw, thinned
 from dp_ray.reporting.make import write_report
-from dp_ray.reporting.run_facts import read_run
+from dp_ray.reporting.run_facts import read_release, read_run
 from dp_ray.reporting.run_page import model_card, run_page
 from dp_ray.reporting.search_page import sweep_page
 from dp_ray.reporting.statement import (
@@ -387,6 +387,29 @@ def test_a_release_folder_is_enough_and_stays_as_it_is(
     assert "made without the ledger, from what was published" in text
     assert "ε against δ" in text
     assert sorted(p.name for p in released.iterdir()) == before
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_reading_a_release_runs_no_code_that_it_names(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """A folder from anywhere, by itself or in a run without its ledger."""
+    (tmp_path / "evil_code.py").write_text("open('ran', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    file = run / "release/config.yaml"
+    values = yaml.safe_load(file.read_text())
+    fields = [("privacy", "mechanism"), *((s, "name") for s in ("objective", "model", "data"))]
+    for section, name in fields:
+        values[section][name] = "evil_code:f"
+    file.write_text(yaml.safe_dump(values))
+    if whole:
+        (run / "private/run_key").unlink()
+        facts = read_run(open_folder(str(run)), public=False)
+    else:
+        facts = read_release(open_folder(str(run / "release")))
+    assert "the sums were not compared with the configuration" in text_of(run_page(facts))
+    assert not facts.checked
+    assert not (tmp_path / "ran").exists()
 
 
 def test_where_reports_go(run: Path, tmp_path: Path) -> None:
