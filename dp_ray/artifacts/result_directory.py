@@ -1,4 +1,4 @@
-"""A folder with a result that everybody may see, and a private part."""
+"""A folder with a result, and a private part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IGNORE = ".gitignore"
 
 @dataclass(frozen=True)
 class ResultDirectory:
-    """A folder with a result that all may see and a part that only its owner may."""
+    """A folder with a result, and a part that only its owner may see."""
 
     root: Folder
 

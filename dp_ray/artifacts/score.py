@@ -25,7 +25,7 @@ PUBLIC = (
 EXACT = (
     "The test split is held out, as its user declares (data_evaluation), and ε does not cover it: "
     "{metrics} are exact. Whoever knows all test images but one learns from them "
-    "whether the model is right on that one, and how sure it is."
+    "how good the model is on that one."
 )
 NOISED = (
     "The test split is held out, as its user declares (data_evaluation): test_accuracy has "

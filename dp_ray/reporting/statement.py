@@ -151,14 +151,14 @@ def _test_images(statement: Statement) -> str:
             f"noise of its own, which {hides}"
         )
     told = (
-        f"The test images, declared {statement.declared}: accuracy is measured on them without "
-        "noise."
+        f"The test images, declared {statement.declared}: {' and '.join(statement.metrics)} are "
+        "measured on them without noise."
     )
     if statement.data_evaluation == "public":
         return told
     return (
-        f"{told} Whoever knows all of them but one learns from an accuracy whether the model is "
-        "right on that one."
+        f"{told} Whoever knows all of them but one learns from that how good the model is on "
+        "that one."
     )
 
 

@@ -135,7 +135,7 @@ def test_without_noise_figures_are_exact_and_the_statement_says_what_they_tell(
         "test_accuracies_published": None,
         "epsilon_of_test_accuracy": None,
     }
-    assert "learns from them whether the model is right" in assumption(config)
+    assert "learns from them how good the model is on that one" in assumption(config)
     public = make_config(data={"evaluation": "public"})
     assert "is public" in assumption(public)
 
