@@ -30,25 +30,32 @@ class ConfigError(DpRayError):
         value: the value that was found there.
         problem: what is wrong with it.
         remedy: what to do instead.
+        shared: the problem without what it tells of the data; by default it tells nothing.
     """
 
-    def __init__(self, field: str, value: Any, problem: str, remedy: str) -> None:
+    def __init__(
+        self, field: str, value: Any, problem: str, remedy: str, *, shared: str | None = None
+    ) -> None:
         super().__init__(field, value, problem, remedy)
+        self._shared = shared
         self.field = field
         self.value = value
         self.problem = problem
         self.remedy = remedy
 
     def __str__(self) -> str:
+        return self._text(self.problem)
+
+    def _text(self, problem: str) -> str:
         field = self.field if self.field.isprintable() else ascii(self.field)
-        return f"{field} = {shown(self.value)}: {self.problem}. {self.remedy.rstrip('.')}."
+        return f"{field} = {shown(self.value)}: {problem}. {self.remedy.rstrip('.')}."
 
     @property
     def shared(self) -> str:
         """See :class:`DpRayError`."""
         if self.field in _PLACES:
             return f"{self.field}: the value that is set cannot be used on this node"
-        return str(self)
+        return str(self) if self._shared is None else self._text(self._shared)
 
 
 _PLACES = ("data.root", "data.cache")

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from dp_ray.api.train import run_training
 from dp_ray.artifacts.result import Ending
+from dp_ray.artifacts.result_directory import refuse_changes
 from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
 from dp_ray.auditing.canaries import Canaries, CanaryKind
 from dp_ray.auditing.directory import AuditDirectory, AuditOutcome, AuditSettings
@@ -172,14 +173,7 @@ def _check_same(started: tuple[Config, AuditSettings], now: tuple[Config, AuditS
         {**deciding_fields(config), "seed": config.seed, **_options(settings)}
         for config, settings in (started, now)
     )
-    for field in sorted(old):
-        if old[field] != new.get(field):
-            raise ConfigError(
-                field,
-                new.get(field),
-                f"the audit was started with {old[field]!r}",
-                "Resume it as it was, or start a new audit with another --name",
-            )
+    refuse_changes(old, new, "audit")
 
 
 def _options(settings: AuditSettings) -> dict[str, Any]:

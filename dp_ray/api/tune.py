@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dp_ray.artifacts.result_directory import refuse_changes
 from dp_ray.config.cluster import ClusterConfig
 from dp_ray.config.files import set_field
 from dp_ray.config.run import Config
@@ -191,15 +192,14 @@ def _check_resumable(directory: SweepDirectory, sweep: SweepConfig) -> None:
         raise RunError(directory.taken())
     directory.check_private()
     # An earlier version wrote the default metric down.
-    old, new = (dict(_fields(with_metric(s).dump())) for s in (started, sweep))
-    for field in sorted(old.keys() | new.keys()):
-        if old.get(field) != new.get(field) and not field.startswith(_MAY_CHANGE):
-            raise ConfigError(
-                field,
-                new.get(field),
-                f"the search was started with {old.get(field)!r}",
-                "Resume it as it was, or start a new search with another --name; both then count",
-            )
+    old, new = (_deciding(with_metric(s)) for s in (started, sweep))
+    refuse_changes(old, new, "search")
+
+
+def _deciding(sweep: SweepConfig) -> dict[str, Any]:
+    """Return the fields that may not change between sessions, by dotted path."""
+    fields = dict(_fields(sweep.dump()))
+    return {name: value for name, value in fields.items() if not name.startswith(_MAY_CHANGE)}
 
 
 def _fields(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

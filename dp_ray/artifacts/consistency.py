@@ -10,6 +10,7 @@ from dp_ray.artifacts.statement import Statement
 from dp_ray.config.run import Config
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.history import History, room
+from dp_ray.privacy.mechanism import MECHANISMS
 from dp_ray.privacy.plan import PrivacyPlan, unsolved_plan
 
 _SAME = {
@@ -33,8 +34,17 @@ _AGREES = 1e-2
 """By so much of ε other versions of an accountant may differ."""
 
 
+def can_compare_sums(config: Config) -> bool:
+    """Whether what config.yaml allows is known without running code that it names."""
+    return config.privacy.mechanism in MECHANISMS
+
+
 def disagreement(
-    statement: Statement, config: Config, history: History | None = None
+    statement: Statement,
+    config: Config,
+    history: History | None = None,
+    *,
+    own_code: bool = False,
 ) -> str | None:
     """Return the first contradiction among the documents of a release; None if they agree.
 
@@ -42,10 +52,14 @@ def disagreement(
         statement: privacy.json.
         config: the contents of config.yaml.
         history: the ledger's noised sums; by default those that the statement lists.
+        own_code: import and call a mechanism of the user's own: only for their own run, never for
+            a release that is read. Without it, the sums are not compared with config.yaml where
+            :func:`can_compare_sums` is false.
     """
     parts = (
         _settings(statement, config),
-        _sums(statement, config, history),
+        _sums(statement, history),
+        _allowed(statement, config) if own_code or can_compare_sums(config) else (),
         _epsilons(statement, config),
     )
     return next(chain(*parts), None)
@@ -71,14 +85,19 @@ def _settings(statement: Statement, config: Config) -> Iterator[str]:
         yield f"noise_factors are {factors} in the statement, and {configured} by config.yaml"
 
 
-def _sums(statement: Statement, config: Config, history: History | None) -> Iterator[str]:
-    """What was released, what was paid for, and what config.yaml allows."""
-    listed, steps = statement.history, config.privacy.steps
+def _sums(statement: Statement, history: History | None) -> Iterator[str]:
+    """What was released, and what was paid for."""
+    listed = statement.history
     charges = sum(sums for _, _, sums in listed)
     if history is not None and listed != history:
         yield f"the statement lists the noised sums {listed}, and the ledger {history}"
     if statement.charges != charges:
         yield f"charges are {statement.charges}, and the noised sums that are listed {charges}"
+
+
+def _allowed(statement: Statement, config: Config) -> Iterator[str]:
+    """What was released, and what config.yaml allows; calls the mechanism."""
+    listed, steps = statement.history, config.privacy.steps
     if steps is None:
         return
     if statement.steps > steps:

@@ -13,7 +13,7 @@ from dp_ray.artifacts.consistency import disagreement
 from dp_ray.artifacts.public_config import published_config
 from dp_ray.artifacts.result import Outcome, Result
 from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
-from dp_ray.artifacts.score import published_score
+from dp_ray.artifacts.score import published_before, published_score
 from dp_ray.artifacts.statement import Statement
 from dp_ray.config.files import parse_config
 from dp_ray.config.run import Config
@@ -33,7 +33,7 @@ def publish(
     tensors: dict[str, Tensor],
     outcome: Outcome,
     test_digest: str,
-    charge_score: Callable[[str, float], History],
+    charge_score: Callable[[str, float, float | None], History],
 ) -> None:
     """Write ``release/`` (of a finished run) and ``result.json``, each whole or not at all.
 
@@ -44,7 +44,7 @@ def publish(
         tensors: what the file of the model holds, by name.
         outcome: how the run ended.
         test_digest: digest of the test split that the outcome's evaluation is of.
-        charge_score: of the run's ledger; pays for an accuracy on held-out data.
+        charge_score: of the run's ledger; pays for a figure of the test split.
 
     Raises:
         LedgerError: an accuracy cannot be charged; nothing is published.
@@ -55,6 +55,7 @@ def publish(
     result = Result.of(config, plan, outcome, path=str(run.root), replay=replay)
     if outcome.finished:
         model = save(tensors)
+        earlier = published_before(run.root / RELEASE)
         score = published_score(
             config,
             plan,
@@ -63,7 +64,7 @@ def publish(
             key=run.key(),
             model=model,
             test_digest=test_digest,
-            charge=charge_score,
+            charge=lambda name, noise: charge_score(name, noise, earlier),
         )
         statement = privacy_statement(config, plan, outcome, replay=replay, score=score)
         published = published_config(config, plan)
@@ -102,7 +103,7 @@ def check_agreement(
     Raises:
         RunError: they do; the message says where.
     """
-    found = disagreement(statement, parse_config(published), history)
+    found = disagreement(statement, parse_config(published), history, own_code=True)
     if found is not None:
         raise RunError(
             f"the documents of the release contradict each other: {found}. Nothing was published. "

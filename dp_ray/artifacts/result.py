@@ -88,7 +88,9 @@ def is_finished(folder: Folder) -> bool:
 
 
 class Result(Ending, Scored):
-    """result.json of a run; everybody may see it.
+    """result.json of a run; public but for figures of the test split, which are exact.
+
+    Whoever may not see those of a held-out split may not see it (docs/privacy.md).
 
     Attributes:
         steps: updates taken.

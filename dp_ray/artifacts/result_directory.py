@@ -1,14 +1,16 @@
-"""A folder with a result that everybody may see, and a private part."""
+"""A folder with a result, and a private part."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dp_ray.artifacts.result import is_finished
 from dp_ray.artifacts.run_key import read_key
-from dp_ray.errors import RunError
+from dp_ray.errors import ConfigError, RunError
 from dp_ray.keys import RunKey
 from dp_ray.storage import Folder
 
@@ -17,7 +19,7 @@ IGNORE = ".gitignore"
 
 @dataclass(frozen=True)
 class ResultDirectory:
-    """A folder with a result that all may see and a part that only its owner may."""
+    """A folder with a result, and a part that only its owner may see."""
 
     root: Folder
 
@@ -100,3 +102,27 @@ class ResultDirectory:
         """
         key, replay = read_key(self.private)
         return RunKey(key.derive(part)) if replay else None
+
+
+def refuse_changes(started: Mapping[str, Any], now: Mapping[str, Any], kind: str) -> None:
+    """Refuse to resume as something else.
+
+    Args:
+        started: field → value that decides the result, as it was started. A field that is missing
+            has its default.
+        now: the same, as it is to be resumed.
+        kind: what is resumed: run, search or audit.
+
+    Raises:
+        ConfigError: a field differs, or stands in one of the two alone.
+    """
+    for field in sorted(started.keys() | now.keys()):
+        old, new = started.get(field), now.get(field)
+        if old != new:
+            raise ConfigError(
+                field,
+                new,
+                f"the {kind} was started with {old!r}",
+                f"Resume it as it was, or start a new {kind} with another --name; its privacy cost "
+                "adds to this one's",
+            )

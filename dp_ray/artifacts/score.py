@@ -7,14 +7,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dp_ray.artifacts.statement import Statement
 from dp_ray.config.run import Config
-from dp_ray.errors import ConfigError
+from dp_ray.errors import ConfigError, RunError
 from dp_ray.keys import KeyedStream, RunKey
 from dp_ray.objectives.evaluation import Evaluation
 from dp_ray.objectives.single_label import METRICS
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.history import History
 from dp_ray.privacy.plan import PrivacyPlan
+from dp_ray.storage import Folder
 
 PUBLIC = (
     "The test split is public, as its user declares (data_evaluation): its figures are exact, and "
@@ -23,7 +25,7 @@ PUBLIC = (
 EXACT = (
     "The test split is held out, as its user declares (data_evaluation), and ε does not cover it: "
     "{metrics} are exact. Whoever knows all test images but one learns from them "
-    "whether the model is right on that one, and how sure it is."
+    "how good the model is on that one."
 )
 NOISED = (
     "The test split is held out, as its user declares (data_evaluation): test_accuracy has "
@@ -31,7 +33,8 @@ NOISED = (
     "each test image epsilon_of_test_accuracy, at the same delta, covers all accuracies that this "
     "run published (test_accuracies_published), and nothing else: accuracies of other models on "
     "the same images cost more, and what dp-ray evaluate, result.json and the terminal show is "
-    "exact. The number of test images is public."
+    "exact. Where it is null, one of them was exact, or may have been, and the noise hides "
+    "nothing. The number of test images is public."
 )
 
 
@@ -86,7 +89,8 @@ def published_score(
         model: the released file.
         test_digest: digest of the test split. Another model, split, count or σ has noise of its
             own, and the same release repeated has the same noise.
-        charge: :meth:`~dp_ray.ledger.ledger.Ledger.charge_score` of the run.
+        charge: enters the name and σ of a figure into the run's ledger, see
+            :meth:`~dp_ray.ledger.ledger.Ledger.charge_score`.
     """
     noise = config.data.evaluation_noise
     said = {
@@ -94,18 +98,17 @@ def published_score(
         "test_accuracies_published": None,
         "epsilon_of_test_accuracy": None,
     }
-    if evaluation is None or config.data.evaluation == "public":
+    if evaluation is None:
         return {**metrics, **said}
-    accuracy = evaluation.metrics.get("test_accuracy")
-    right = 0 if accuracy is None else round(accuracy * evaluation.examples)
-    said_of = right if accuracy is not None else evaluation.metrics  # of another objective
+    right = _right_answers(config, evaluation)
     address = (
-        f"{hashlib.sha256(model).hexdigest()} {said_of} of {evaluation.examples} of {test_digest} "
-        f"with {noise!r}"
+        f"{hashlib.sha256(model).hexdigest()} {evaluation.metrics if right is None else right} of "
+        f"{evaluation.examples} of {test_digest} with {noise!r}"
     )
-    # An exact one is charged as well: a noised one of a later release cannot hide it.
+    # An exact one is charged as well: a noised one of a later release cannot hide it, whatever the
+    # test split is declared to be now.
     published = charge(key.derive(f"name of the published accuracy of {address}").hex(), noise or 0)
-    if noise is None:
+    if noise is None or right is None:  # noise is refused where no answers are counted
         return {**metrics, **said}
     secret = key.derive(f"noise of the published accuracy of {address}")
     drawn = float(KeyedStream(secret, incarnation=0, step=0).normal(1)[0])
@@ -119,3 +122,28 @@ def published_score(
         "test_accuracies_published": sum(count for _, _, count in published),
         "epsilon_of_test_accuracy": epsilon if math.isfinite(epsilon) else None,
     }
+
+
+def _right_answers(config: Config, evaluation: Evaluation) -> int | None:
+    """Return how many answers are right; None of an objective that counts none."""
+    if config.objective.name != "single_label":  # its test_accuracy may be anything, or no number
+        return None
+    return round(evaluation.metrics["test_accuracy"] * evaluation.examples)
+
+
+def published_before(release: Folder) -> float | None:
+    """Return σ of the accuracy in a release folder: 0 of an exact one, None if there is none.
+
+    Earlier versions published one without a charge in the ledger.
+
+    Args:
+        release: of the run; one that is damaged may have held an exact accuracy.
+    """
+    if not release.exists(Statement.FILE):
+        return None
+    try:
+        statement = Statement.read(release)
+    except RunError:
+        return 0.0
+    told = any(value is not None for value in statement.metrics.values())
+    return (statement.test_accuracy_noise or 0.0) if told else None

@@ -178,13 +178,17 @@ def _open(folder: Path, facts: DataFacts, spec: LabelSpec) -> Dataset:
         )
     for split in (train, test):
         if not spec.contains(split.labels):
+            problem = shared = "some labels are out of range"
+            if spec.is_class:  # other numbers may be measurements of somebody
+                problem = f"labels reach from {split.labels.min()} to {split.labels.max()}"
             raise ConfigError(
                 "data.num_classes",
                 facts.num_classes,
-                f"labels reach from {split.labels.min()} to {split.labels.max()}",
+                problem,
                 "Labels count from 0 to num_classes - 1"
                 if spec.is_class
                 else f"The objective takes labels from {spec.low:g} to {spec.high:g}",
+                shared=shared,
             )
     return dataset
 

@@ -101,7 +101,8 @@ class Balance:
         highest: the highest incarnation that was used, or may have been.
         amended: whether the plan was replaced.
         repairs: how often a damaged end was accepted.
-        scores: name → σ of each published accuracy on held-out data; 0 of an exact one.
+        scores: name → σ of each published accuracy; 0 of an exact one, and of one that a repair
+            may have lost.
     """
 
     def __init__(self) -> None:
@@ -198,6 +199,7 @@ class Balance:
         self._counts[content["noise_multiplier"], content["sample_rate"]] += content["count"]
         self.floor = self.highest = content["floor"]
         self.repairs += 1
+        self.scores[f"lost before repair {self.repairs}"] = 0.0  # of an exact accuracy, if at all
         self._spend_prepaid()
 
     def _take_score(self, content: dict[str, Any], _writing: bool) -> None:

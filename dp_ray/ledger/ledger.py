@@ -244,12 +244,14 @@ class Ledger:
             return Verdict.CHARGED
         return Verdict.REPLAYED if entry.charge == charge else Verdict.CONFLICT
 
-    def charge_score(self, name: str, noise: float) -> History:
+    def charge_score(self, name: str, noise: float, earlier: float | None = None) -> History:
         """Make the charge for an accuracy that is about to be published durable.
 
         Args:
             name: the same for the same figure only, which is charged once.
             noise: σ of the noise on the number of right answers; 0 of an exact figure.
+            earlier: σ of the accuracy that is published already, if one is. It is charged as well
+                where none is on record: an earlier version published it.
 
         Returns:
             All accuracies of the run that were charged, as the accountants take them.
@@ -257,6 +259,8 @@ class Ledger:
         Raises:
             LedgerError: the charge could not be made durable; nothing may be published.
         """
+        if earlier is not None and not self._balance.scores:
+            self._append("score", {"name": "of an earlier version", "noise": earlier})
         if name not in self._balance.scores:
             self._append("score", {"name": name, "noise": noise})
         counts = Counter(self._balance.scores.values())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dp_ray.config.model import ObjectiveConfig
 from dp_ray.errors import ConfigError
@@ -78,9 +79,27 @@ def _problem(objective: Objective) -> str | None:
         return f"metrics are named test_… in small letters, not {wrong[0] if wrong else 'nothing'}"
     if odd := [d for d in objective.metrics.values() if d not in ("max", "min")]:
         return f"a metric's direction is max or min, not {odd[0]}"
+    if problem := _problem_of_losses(objective, outputs, labels):
+        return problem
+    state = objective.update(objective.new_state(), outputs, labels)
+    if state.dtype != torch.float64 or state.shape != objective.new_state().shape:
+        return f"the state is {state.dtype} {tuple(state.shape)} after an update, not as before"
+    found = objective.compute(state, count)
+    if list(found) != list(objective.metrics):
+        return f"compute returns {', '.join(found)}, and metrics are {', '.join(objective.metrics)}"
+    return None
+
+
+def _problem_of_losses(objective: Objective, outputs: Tensor, labels: Tensor) -> str | None:
+    count = len(outputs)
     losses = objective.losses(outputs, labels)
     if losses.shape != (count,):
         return f"losses are {tuple(losses.shape)} for {count} outputs, not ({count},)"
+    padding = objective.labels.padding
+    try:
+        objective.losses(outputs, torch.full_like(labels, padding))
+    except USER_ERRORS as error:
+        return f"losses do not accept labels.padding = {padding}: {cause_of(error)}"
     mean = objective.loss(outputs, labels)
     for weights in (torch.full((count,), 1 / count), torch.tensor([0.5, 0.3, 0.2])):
         expected = (losses * weights).sum()
@@ -88,10 +107,4 @@ def _problem(objective: Objective) -> str | None:
             return "the loss by weights is not the weighted sum of losses"
     if not torch.allclose(mean, losses.mean(), rtol=1e-3):
         return "the loss without weights is not the mean of losses"
-    state = objective.update(objective.new_state(), outputs, labels)
-    if state.dtype != torch.float64 or state.shape != objective.new_state().shape:
-        return f"the state is {state.dtype} {tuple(state.shape)} after an update, not as before"
-    found = objective.compute(state, count)
-    if list(found) != list(objective.metrics):
-        return f"compute returns {', '.join(found)}, and metrics are {', '.join(objective.metrics)}"
     return None

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from dp_ray.artifacts.claim import privacy_statement
-from dp_ray.artifacts.consistency import disagreement
+from dp_ray.artifacts.consistency import can_compare_sums, disagreement
 from dp_ray.artifacts.course import Evaluated, Stepped, read_course
 from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.public_config import published_config
@@ -127,7 +127,11 @@ def read_release(release: Folder) -> RunFacts:
             statement=statement,
             checked=False,
             **_config(values),
-            notices=[*_notices(statement), *_contradictions(values, statement)],
+            notices=[
+                *_notices(statement),
+                *_contradictions(values, statement),
+                *_uncompared(values),
+            ],
             evaluations=[],
             private=None,
         )
@@ -162,7 +166,8 @@ def _read_run(run: RunDirectory) -> RunFacts:
     contradictions: list[str] = []
     if finished:
         values = _released_config(release)
-        contradictions = _contradictions(values, statement)
+        contradictions = _contradictions(values, statement, own_code=ledger is not None)
+        notices += _uncompared(values, own_code=ledger is not None)
     elif ledger is not None:
         values = published_config(run.config(), ledger.plan)
     notices = [*contradictions, *notices]
@@ -210,21 +215,42 @@ _UNDERSTATED = (
     "statement itself lists. Do not rely on it."
 )
 
+_UNCOMPARED = (
+    "The mechanism is somebody's own code (privacy.mechanism), which reading a release does not "
+    "run: the sums were not compared with the configuration."
+)
+
 
 def _released_config(release: Folder) -> dict[str, Any]:
     values: dict[str, Any] = read_yaml(release.read(CONFIG).decode())
     return values
 
 
-def _contradictions(values: dict[str, Any], statement: Statement) -> list[str]:
-    """What the statement and the configuration of a release contradict each other in."""
+def _contradictions(
+    values: dict[str, Any], statement: Statement, *, own_code: bool = False
+) -> list[str]:
+    """What the statement and the configuration of a release contradict each other in.
+
+    Args:
+        values: of the configuration; anybody may have written it.
+        statement: which.
+        own_code: a mechanism of the user's own is called, as reading its ledger does as well.
+    """
     if statement.understates():  # which is a notice by itself
         return []
     try:
-        found = disagreement(statement, parse_config(values))
+        found = disagreement(statement, parse_config(values), own_code=own_code)
     except ConfigError as error:
         found = f"config.yaml cannot be read: {error}"
     return [] if found is None else [f"The published documents contradict each other: {found}."]
+
+
+def _uncompared(values: dict[str, Any], *, own_code: bool = False) -> list[str]:
+    """What :func:`_contradictions` did not check."""
+    try:
+        return [] if own_code or can_compare_sums(parse_config(values)) else [_UNCOMPARED]
+    except ConfigError:  # which is a contradiction by itself
+        return []
 
 
 def _notices(statement: Statement) -> list[str]:

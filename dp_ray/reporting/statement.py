@@ -18,6 +18,9 @@ ACCOUNTANTS = {
 _PROFILE = tuple(10 ** (-power / 2) for power in range(2, 21))
 """δ at which ε is computed, beside the run's own: from 0.1 to 1e-10."""
 
+_EXACT = "an exact accuracy of this run was published too, or may have been"
+"""Why there may be noise on an accuracy, and no ε of it."""
+
 _WEAK = 99.0
 """Per cent: a bound on guessing above it promises next to nothing."""
 
@@ -140,19 +143,22 @@ def not_covered(statement: Statement) -> list[str]:
 
 def _test_images(statement: Statement) -> str:
     if statement.test_accuracy_noise is not None:
+        hides = "hides each of them with another ε; see the figures."
+        if statement.epsilon_of_test_accuracy is None:
+            hides = f"hides nothing: {_EXACT}."
         return (
             f"The test images, declared {statement.declared}: ε does not cover them. Accuracy has "
-            "noise of its own, which hides each of them with another ε; see the figures."
+            f"noise of its own, which {hides}"
         )
     told = (
-        f"The test images, declared {statement.declared}: accuracy is measured on them without "
-        "noise."
+        f"The test images, declared {statement.declared}: {' and '.join(statement.metrics)} are "
+        "measured on them without noise."
     )
     if statement.data_evaluation == "public":
         return told
     return (
-        f"{told} Whoever knows all of them but one learns from an accuracy whether the model is "
-        "right on that one."
+        f"{told} Whoever knows all of them but one learns from that how good the model is on "
+        "that one."
     )
 
 
@@ -174,7 +180,9 @@ def figures(statement: Statement) -> list[tuple[str, str]]:
         found = f"{_epsilon(statement.search.epsilon_of_search)}: {statement.search.how}"
         rows.append(("ε of the search", found))
     if statement.test_accuracy_noise is not None:
-        cost = f"{_epsilon(statement.epsilon_of_test_accuracy)} at δ = {statement.delta:g}"
+        cost = f"none: {_EXACT}"
+        if statement.epsilon_of_test_accuracy is not None:
+            cost = f"{statement.epsilon_of_test_accuracy:.4f} at δ = {statement.delta:g}"
         noise = f"σ = {statement.test_accuracy_noise:g} right answers"
         published = statement.test_accuracies_published or 1
         noise += "" if published == 1 else f"; all {published} that the run published"
@@ -208,9 +216,12 @@ def accuracy_in_words(statement: Statement) -> str:
     if value is None:
         return "There were no test images, so nothing is known of its accuracy."
     if statement.test_accuracy_noise is not None:
+        hides = "that hides each of them"
+        if statement.epsilon_of_test_accuracy is None:
+            hides = f"that hides nothing, because {_EXACT}"
         return (
             f"The model is right on about {value:.2%} of the test images, which "
-            f"its user declares {statement.declared}; the figure has noise that hides each of them."
+            f"its user declares {statement.declared}; the figure has noise {hides}."
         )
     return (
         f"The model is right on {value:.2%} of the test images, which its user "

@@ -94,7 +94,7 @@ class Winner(Scored):
 
 
 class SearchSummary(Ending):
-    """result.json of a search; everybody may see it.
+    """result.json of a search; everybody may see it, if the test split may be published.
 
     A search that was stopped has the first fields only. Where only the best trial may be seen,
     nothing tells of the others.

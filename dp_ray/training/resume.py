@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dp_ray.artifacts.result import Result
+from dp_ray.artifacts.result_directory import refuse_changes
 from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
 from dp_ray.artifacts.run_key import refuse_key_of_seed
 from dp_ray.config.run import Config
@@ -112,14 +113,9 @@ def _check_covered(config: Config, plan: PrivacyPlan, ledger: Ledger) -> None:
 def _check_fields(started: Config, now: Config) -> None:
     old = {**deciding_fields(started), "seed": started.seed}
     new = {**deciding_fields(now), "seed": now.seed}
-    for field in sorted((old.keys() | new.keys()) - set(_BUDGET)):
-        if old.get(field) != new.get(field):
-            raise ConfigError(
-                field,
-                new.get(field),
-                f"the run was started with {old.get(field)!r}",
-                "Resume it as it was, or start a new run with another --name",
-            )
+    for field in _BUDGET:
+        del old[field], new[field]
+    refuse_changes(old, new, "run")
 
 
 def _raise_steps(config: Config, before: PrivacyPlan, *, amended: bool) -> PrivacyPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ from dp_ray.api.tune import run_sweep
 from dp_ray.artifacts.claim import privacy_statement
 from dp_ray.artifacts.result import Outcome
 from dp_ray.artifacts.run_directory import RunDirectory
-from dp_ray.artifacts.score import assumption, published_score
+from dp_ray.artifacts.score import assumption, published_before, published_score
 from dp_ray.config.files import parse_config
 from dp_ray.config.search import load_sweep
 from dp_ray.errors import ConfigError, RunError
+from dp_ray.json_text import finite
 from dp_ray.keys import RunKey
+from dp_ray.ledger.ledger import Ledger
 from dp_ray.objectives.evaluation import Evaluation
 from dp_ray.privacy.accounting import epsilon_of
+from dp_ray.privacy.history import History
 from dp_ray.reporting.make import write_report
 from dp_ray.reporting.search_page import PUBLIC, may_be_published
 from dp_ray.search.publish import CHOSEN, _best_config, _statement
@@ -131,7 +135,7 @@ def test_without_noise_figures_are_exact_and_the_statement_says_what_they_tell(
         "test_accuracies_published": None,
         "epsilon_of_test_accuracy": None,
     }
-    assert "learns from them whether the model is right" in assumption(config)
+    assert "learns from them how good the model is on that one" in assumption(config)
     public = make_config(data={"evaluation": "public"})
     assert "is public" in assumption(public)
 
@@ -210,6 +214,75 @@ def test_accuracies_that_a_run_published_before_are_counted(make_config: MakeCon
     after_an_exact_one = ask(20.0, 5)
     assert after_an_exact_one["test_accuracies_published"] == 5
     assert after_an_exact_one["epsilon_of_test_accuracy"] is None
+
+
+@pytest.mark.parametrize("first", ["public", "earlier version"])
+def test_noise_hides_nothing_beside_an_exact_accuracy(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Published under another declaration, or by a version that did not charge for it."""
+
+    def publish(steps: int, **data: Any) -> dict[str, Any]:
+        config = make_config(data=data, privacy={"accountant": "rdp", "steps": steps})
+        start(config, resume=steps > 1)
+        return dict(json.loads((folder(config) / "release/privacy.json").read_text()))
+
+    if first == "public":  # the ledger has a score, so the release folder is not consulted
+        publish(1, **NOISED)
+        publish(2, evaluation="public")
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "charge_score", lambda *_: ((0.0, 1.0, 1),))
+            publish(1)
+    statement = publish(3, **NOISED)
+    assert statement["test_accuracy_noise"] == 3.0
+    assert statement["test_accuracies_published"] == (3 if first == "public" else 2)
+    assert statement["epsilon_of_test_accuracy"] is None
+
+
+def test_what_a_release_folder_published_before(make_config: MakeConfig, tmp_path: Path) -> None:
+    release = LocalFolder(tmp_path / "release")
+    assert published_before(release) is None
+    config = make_config(privacy={"accountant": "rdp"})
+    plan = make_plan(config)
+    for evaluation, noise, expected in (
+        (None, None, None),
+        (RIGHT, None, 0.0),
+        (RIGHT, 3.0, 3.0),
+    ):
+        outcome = Outcome(True, plan.steps, plan.releases, plan.epsilon, evaluation, 1.0)
+        figures = {**outcome.metrics, "test_accuracy_noise": noise}
+        statement = privacy_statement(config, plan, outcome, replay=False, score=figures)
+        release.write("privacy.json", statement.encode())
+        assert published_before(release) == expected
+    release.write("privacy.json", b"torn")
+    assert published_before(release) == 0.0
+
+
+def test_figures_of_an_own_objective_are_not_taken_for_counts(make_config: MakeConfig) -> None:
+    """Its test_accuracy may be no number, which was found once the budget was spent."""
+    config = make_config(objective={"name": "my_objective:Own"}, data={"evaluation": "held_out"})
+    plan = make_plan(make_config(privacy={"accountant": "rdp"}))
+    names: list[str] = []
+
+    def charge(name: str, noise: float) -> History:
+        names.append(name)
+        return ((noise, 1.0, len(names)),)
+
+    for value in (-math.inf, 0.25, 0.2501):
+        evaluation = Evaluation({"test_accuracy": value}, 40)
+        found = published_score(
+            config,
+            plan,
+            evaluation,
+            {"test_accuracy": finite(value)},
+            key=RunKey(bytes(32)),
+            model=b"model",
+            test_digest="t",
+            charge=charge,
+        )
+        assert found["test_accuracy"] == finite(value)
+    assert len(set(names)) == 3
 
 
 def test_an_accuracy_is_charged_before_it_is_published_and_once(

@@ -21,7 +21,7 @@ from dp_ray import cli
 from dp_ray.api.audit import run_audit
 from dp_ray.artifacts.run_directory import STOP, RunDirectory
 from dp_ray.auditing.canaries import Canaries
-from dp_ray.auditing.directory import AuditDirectory, AuditOutcome
+from dp_ray.auditing.directory import AuditDirectory, AuditOutcome, AuditSettings
 from dp_ray.auditing.observers import GradientObserver, scores
 from dp_ray.auditing.report import describe_audit
 from dp_ray.cli.training import REFUTED
@@ -195,6 +195,30 @@ def test_a_stopped_audit_goes_on_to_the_same_end(
         audit(config, canaries=200)
     with pytest.raises(RunError, match="finished audit"):
         audit(config, canaries=200, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "own"),
+    [
+        ("objective.name", "dp_ray.objectives.single_label:SingleLabel"),
+        ("privacy.mechanism", "dp_ray.privacy.gaussian:Gaussian"),
+    ],
+)
+@pytest.mark.parametrize("first", ["default", "own"])
+def test_an_audit_is_resumed_as_it_was_started(
+    tmp_path: Path, field: str, own: str, first: str
+) -> None:
+    """Also by fields that keys are bound to only where they are set."""
+    default = audited(tmp_path, seed=3)
+    values = default.dump()
+    section, _, name = field.partition(".")
+    values[section][name] = own
+    both = [default, Config.model_validate(values)]
+    started, now = both if first == "default" else reversed(both)
+    AuditDirectory.of(started).create(started, AuditSettings("gradient", 200, 0.05, 1))
+    with pytest.raises(ConfigError, match="Resume it as it was, or start a new audit") as refused:
+        audit(now, canaries=200, resume=True)
+    assert refused.value.field.startswith(section)
 
 
 def test_two_audits_of_one_seed_share_no_noise_with_a_run_of_it(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,6 +28,7 @@ from dp_ray.ledger.balance import Charge
 from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.ledger.lock import WriterLock
+from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.storage import Folder, LocalFolder
 
 KEY = key_of(3).derive("ledger")
@@ -529,6 +531,22 @@ def test_repair_of_a_ledger_whose_plan_is_lost(case: Case) -> None:
             Ledger(case.folder, KEY, lock=lock, repair=True)
         lock.release()
         assert files_of(case.folder) == files  # what is refused is not cut either
+
+
+def test_a_repair_does_not_forget_that_an_accuracy_was_published(small: Case) -> None:
+    """Nobody knows what a lost record held, so it counts as an exact one."""
+    lock = WriterLock(small.folder, "score")
+    ledger = Ledger(small.folder, KEY, lock=lock)
+    assert ledger.charge_score("one", 20.0) == ((20.0, 1.0, 1),)
+    ledger.close()
+    files = files_of(small.folder)
+    ledger = repaired(small.folder, with_records(files, records_in(files)[:-1]))
+    ledger.close()
+    ledger = Ledger(small.folder, KEY, lock=WriterLock(small.folder, "again"))  # read back
+    published = ledger.charge_score("two", 20.0)
+    ledger.close()
+    assert published == ((0.0, 1.0, 1), (20.0, 1.0, 1))
+    assert math.isinf(epsilon_of("rdp", published, 1e-5))
 
 
 def test_repair_needs_the_right_to_write(small: Case) -> None:

@@ -137,6 +137,10 @@ REFUSED = {
         'Own.compute = lambda self, s, n: {"test_other": 1.0}',
         "compute returns test_other, and metrics are test_error",
     ),
+    "padding": (
+        "Own.labels = LabelSpec(0, 4, padding=9)",
+        r"losses do not accept labels\.padding = 9: IndexError",
+    ),
     "it fails": ("Own.update = lambda self, s, o, t: s[9]", "fails on made-up outputs: IndexError"),
 }
 

@@ -262,7 +262,11 @@ def test_padding_spoils_no_label_of_several(own: Callable[..., Config], size: in
     ("change", "error", "message"),
     [
         ({"objective": {"name": "single_label"}}, DataError, "train labels must be a row of whole"),
-        ({"data": {"name": "my_findings:load_twos"}}, ConfigError, "labels reach from 0.* to 2"),
+        (
+            {"data": {"name": "my_findings:load_twos"}},
+            ConfigError,
+            "labels are out of range.*from 0 to 1",
+        ),
         (
             {"data": {"name": "fake"}},
             DataError,

@@ -27,10 +27,17 @@ from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.reporting.charts import PALETTE, draw, thinned
 from dp_ray.reporting.make import write_report
-from dp_ray.reporting.run_facts import read_run
+from dp_ray.reporting.run_facts import read_release, read_run
 from dp_ray.reporting.run_page import model_card, run_page
 from dp_ray.reporting.search_page import sweep_page
-from dp_ray.reporting.statement import guess_bound, privacy_profile, promise
+from dp_ray.reporting.statement import (
+    accuracy_in_words,
+    figures,
+    guess_bound,
+    not_covered,
+    privacy_profile,
+    promise,
+)
 from dp_ray.reporting.words import without_paths
 from dp_ray.search.result import SearchResult, Winner
 from dp_ray.storage import open_folder
@@ -382,6 +389,29 @@ def test_a_release_folder_is_enough_and_stays_as_it_is(
     assert sorted(p.name for p in released.iterdir()) == before
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_reading_a_release_runs_no_code_that_it_names(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """A folder from anywhere, by itself or in a run without its ledger."""
+    (tmp_path / "evil_code.py").write_text("open('ran', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    file = run / "release/config.yaml"
+    values = yaml.safe_load(file.read_text())
+    fields = [("privacy", "mechanism"), *((s, "name") for s in ("objective", "model", "data"))]
+    for section, name in fields:
+        values[section][name] = "evil_code:f"
+    file.write_text(yaml.safe_dump(values))
+    if whole:
+        (run / "private/run_key").unlink()
+        facts = read_run(open_folder(str(run)), public=False)
+    else:
+        facts = read_release(open_folder(str(run / "release")))
+    assert "the sums were not compared with the configuration" in text_of(run_page(facts))
+    assert not facts.checked
+    assert not (tmp_path / "ran").exists()
+
+
 def test_where_reports_go(run: Path, tmp_path: Path) -> None:
     def written(*arguments: str) -> list[str]:
         result = CliRunner().invoke(cli.app, ["report", str(run), *arguments, "--json"])
@@ -440,6 +470,22 @@ def test_the_words_do_not_promise_more_than_the_numbers(run: Path) -> None:
     told = " ".join(promise(searched, privacy_profile(searched)))
     assert "ε = 9.0000 and δ = 0.0002" in told
     assert f"right at most {math.ceil(1000 * guess_bound([(2e-4, 9.0)])) / 10:.1f}%" in told
+
+
+def test_noise_beside_an_exact_accuracy_is_no_protection(run: Path) -> None:
+    noised = {"test_accuracy_noise": 3.0, "test_accuracies_published": 2}
+    for epsilon in (0.4321, None):
+        statement = statement_of(run, **noised, epsilon_of_test_accuracy=epsilon)
+        said = [
+            accuracy_in_words(statement),
+            not_covered(statement)[0],
+            dict(figures(statement))["ε of the test accuracy, for test images"],
+        ]
+        exact = [text for text in said if "exact accuracy of this run was published" in text]
+        assert exact == ([] if epsilon else said)
+        assert any("hides each of them" in text or "0.4321" in text for text in said) == bool(
+            epsilon
+        )
 
 
 def test_what_was_charged_again_is_told(run: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import re
 from collections.abc import Callable
 from hashlib import sha256
@@ -153,9 +154,14 @@ def test_own_images_and_labels_must_be_as_many(
 def test_labels_out_of_range_are_refused(
     own_config: Callable[[str], DataConfig], function: str, reach: str
 ) -> None:
-    message = refusal(ConfigError, own_config(function))
-    assert message.startswith("data.num_classes = 3: ")
-    assert f"labels reach from {reach}" in message
+    with pytest.raises(ConfigError) as refused:
+        open_dataset(own_config(function))
+    assert str(refused.value).startswith("data.num_classes = 3: ")
+    assert f"labels reach from {reach}" in str(refused.value)
+    for error in (refused.value, pickle.loads(pickle.dumps(refused.value))):  # from a worker
+        assert "some labels are out of range" in error.shared
+        assert "reach" not in error.shared
+        assert str(error) == str(refused.value)
 
 
 @pytest.mark.parametrize(
