@@ -10,6 +10,7 @@ from dp_ray.artifacts.statement import Statement
 from dp_ray.config.run import Config
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.history import History, room
+from dp_ray.privacy.mechanism import mechanism_of
 from dp_ray.privacy.plan import PrivacyPlan, unsolved_plan
 
 _SAME = {
@@ -75,9 +76,10 @@ def _sums(statement: Statement, config: Config, history: History | None) -> Iter
     """What was released, what was paid for, and what config.yaml allows."""
     listed, steps = statement.history, config.privacy.steps
     charges = sum(sums for _, _, sums in listed)
+    mechanism = mechanism_of(_plan(statement, config))
     if history is not None and listed != history:
         yield f"the statement lists the noised sums {listed}, and the ledger {history}"
-    if statement.charges != charges:
+    if mechanism.accounts_each_charge and statement.charges != charges:
         yield f"charges are {statement.charges}, and the noised sums that are listed {charges}"
     if steps is None:
         return

@@ -128,6 +128,11 @@ class Ledger:
         return len(self._balance.newest)
 
     @property
+    def charged(self) -> History:
+        """What was paid for: σ, rate and number of charges."""
+        return self._balance.charged
+
+    @property
     def history(self) -> History:
         """What was paid for, as the accountants take it."""
         return self._mechanism.accounted(self._balance.charged)

@@ -100,6 +100,11 @@ class Mechanism(ABC):
         """
         return charged
 
+    @property
+    def accounts_each_charge(self) -> bool:
+        """Whether accountants take charges as they are: one sum for each."""
+        return type(self).accounted is Mechanism.accounted
+
     def room(self, charged: History, noise_multiplier: float) -> int:
         """Return how many further charges with σ the plan covers; negative if it is exceeded.
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.interrupted import crash
+from helpers.interrupted import crash, start_and_stop
 from helpers.plans import privacy_plan
 from helpers.support import MakeConfig, charged, folder, key_of, released, same, start
 from helpers.two_bands import BELOW, COLUMN_NORM, TwoBands
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from dp_ray.artifacts.claim import OWN_MECHANISM
 from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
+from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, LedgerError
 from dp_ray.keys import KeyedStream
 from dp_ray.ledger.balance import Charge
@@ -36,6 +38,7 @@ from dp_ray.privacy.noise import StepNoises
 from dp_ray.privacy.plan import PrivacyPlan, solve_budget
 from dp_ray.privacy.sampling import PoissonSampler, Shard
 from dp_ray.storage import LocalFolder
+from dp_ray.training.resume import plan_resumption
 from dp_ray.training.step import Assignment, ShardSum, ShardWorker
 
 KEY = key_of(8)
@@ -157,11 +160,12 @@ def test_a_newcomer_is_one_file_and_one_line(
     assert (result["status"], result["steps"]) == ("finished", 5)
     ledger = RunDirectory.of(config).read_ledger()
     accounted = ((1.0 / COLUMN_NORM, 2 * 64 / 1437, 3),)
-    assert ledger.charges == 5
+    assert ledger.charges == result["charges"] == 5  # and not as accountants count
     assert ledger.plan.releases == ledger.history == accounted
     assert result["epsilon"] == pytest.approx(epsilon_of("rdp", accounted, 1e-4))
     statement = json.loads((folder(config) / "release/privacy.json").read_text())
     assert statement["mechanism"].startswith("DP-FTRL")
+    assert (statement["charges"], statement["released"][0]["sums"]) == (5, 3)
     assert (OWN_MECHANISM in statement["assumptions"]) == (not registered)
 
 
@@ -177,6 +181,28 @@ def test_a_crash_replays_what_may_not_be_drawn_again(make_config: MakeConfig) ->
     result = start(config, resume=True)
     assert (result["steps"], charged(config)) == (6, [(step, 0) for step in range(6)])
     assert same(released(whole), released(config))
+
+
+def test_an_older_ledger_is_noticed_by_the_charges_of_the_result(
+    make_config: MakeConfig,
+) -> None:
+    """Accountants take six charges of this mechanism as three sums."""
+    config, older = banded(make_config, "older"), folder(banded(make_config, "kept"))
+    start_and_stop(config, 4)
+    shutil.copytree(folder(config) / "private", older)
+    start(config, resume=True)
+    shutil.rmtree(folder(config) / "private")
+    shutil.copytree(older, folder(config) / "private")
+    with pytest.raises(LedgerError, match=r"tells of 6 noised sums and the ledger of 4"):
+        plan_resumption(
+            RunDirectory.of(config), RunDirectory.of(config).read_ledger(), raised(config, 8)
+        )
+
+
+def raised(config: Config, steps: int) -> Config:
+    """The configuration with more steps."""
+    privacy = config.privacy.model_copy(update={"steps": steps})
+    return config.model_copy(update={"privacy": privacy})
 
 
 def test_another_sum_ends_a_run_that_may_not_draw_again(
