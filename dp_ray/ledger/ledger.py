@@ -299,21 +299,23 @@ class Ledger:
         return floor if entry is None else max(entry.charge.incarnation + 1, floor)
 
     def _repair(self) -> None:
-        self._chain.cut()
         known = self._chain.totals
         # A torn record that the head does not know could have paid for one block more.
         lost = max(known.charges - self.charges, 0) + (known.block if self._chain.torn else 0)
         # Far from any incarnation that was used, even by records that an older head does not know.
         highest = max(known.incarnation, self._balance.highest)
-        self._append(
-            "repair",
-            {
-                "count": lost,
-                "floor": highest + 1 + secrets.randbelow(2**40),
-                # Of steps that nobody knows: as if they had had the least noise.
-                **self._mechanism.cost_at(self.plan.steps - 1)._asdict(),
-            },
-        )
+        content = {
+            "count": lost,
+            "floor": highest + 1 + secrets.randbelow(2**40),
+            **self._highest_cost()._asdict(),  # nobody knows of which steps
+        }
+        self._chain.cut()  # last: what a mechanism may refuse must leave the ledger as it was
+        self._append("repair", content)
+
+    def _highest_cost(self) -> Cost:
+        """The least noise at the highest rate of all that is planned."""
+        noises, rates, _ = zip(*self._mechanism.charges(), strict=True)
+        return Cost(min(noises), max(rates))
 
     def _append(self, kind: str, content: dict[str, Any], *, durable: bool = True) -> None:
         totals = Totals(

@@ -25,7 +25,7 @@ from dp_ray.ledger.balance import Charge
 from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.privacy.accounting import epsilon_of
-from dp_ray.privacy.mechanism import mechanism_of
+from dp_ray.privacy.mechanism import DEFAULT, mechanism_of
 from dp_ray.privacy.noise import KeyedNoiseOptimizer, StepNoises, noised_count
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.privacy.sampling import Streams
@@ -208,6 +208,8 @@ class Coordinator:
         # Of all that noise is added to, and how much where the charge does not say it.
         count = struct.pack("<dd", total.within, noise.on_count or 0.0)
         data = total.vector.cpu().numpy().tobytes() + count
+        if self._plan.mechanism != DEFAULT:  # whose charge says the rest, in every ledger
+            data += struct.pack(f"<{1 + len(noise.feedback)}d", noise.on_sum, *noise.feedback)
         return self._ledger.charge(
             Charge(
                 step=assignment.step,

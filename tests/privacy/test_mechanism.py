@@ -33,7 +33,7 @@ from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.adaptive import AdaptiveClipping
 from dp_ray.privacy.gaussian import Gaussian
 from dp_ray.privacy.history import History
-from dp_ray.privacy.mechanism import MECHANISMS, Cost, StepNoise, mechanism_of
+from dp_ray.privacy.mechanism import MECHANISMS, Cost, Mechanism, StepNoise, mechanism_of
 from dp_ray.privacy.noise import StepNoises
 from dp_ray.privacy.plan import PrivacyPlan, solve_budget
 from dp_ray.privacy.sampling import PoissonSampler, Shard
@@ -225,6 +225,23 @@ def test_another_sum_ends_a_run_that_may_not_draw_again(
     assert start(config, resume=True)["steps"] == 6  # nothing was lost
 
 
+@pytest.mark.parametrize("changed", [{"on_sum": 2.0}, {"feedback": (-0.25,)}])
+def test_a_step_that_would_get_other_noise_is_not_taken_again(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    """The charge says neither how much noise is on the sum nor which steps it depends on."""
+    config = banded(make_config, "crashed")
+    crash(config, at_step=3)
+
+    def noise_at(self: TwoBands, step: int) -> StepNoise:
+        del self, step
+        return replace(StepNoise(on_sum=1.0, feedback=(-BELOW,)), **changed)
+
+    monkeypatch.setattr(TwoBands, "noise_at", noise_at)
+    with pytest.raises(LedgerError, match="it may not draw a step again"):
+        start(config, resume=True)
+
+
 # The ledger.
 
 
@@ -273,6 +290,57 @@ def test_a_repaired_ledger_of_such_a_mechanism_is_read_and_not_continued(tmp_pat
     assert repaired.history == ((1.0 / COLUMN_NORM, 0.2, 1),)
     with pytest.raises(LedgerError, match="may not draw a step again"):
         repaired.charge(charge(0))
+    repaired.close()
+
+
+class Dipping(Gaussian):
+    """The second step has the least noise, and the third the highest rate."""
+
+    def cost_at(self, step: int) -> Cost:
+        """See :class:`~dp_ray.privacy.mechanism.Mechanism`."""
+        return {1: Cost(0.5, 0.1), 2: Cost(1.0, 0.3)}.get(step, Cost(1.0, 0.1))
+
+    def charges(self) -> History:
+        """See :class:`~dp_ray.privacy.mechanism.Mechanism`."""
+        return tuple((*self.cost_at(step), 1) for step in range(self.plan.steps))
+
+
+def torn_ledger(path: Path, plan: PrivacyPlan) -> None:
+    session(ledger(path, plan), 1).close()
+    with (path / "records.jsonl").open("ab") as torn:
+        torn.write(b"{")
+
+
+def test_a_repair_charges_for_the_least_noise_and_the_highest_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lost records may be of any step, and the last is not the most costly."""
+    monkeypatch.setattr("dp_ray.ledger.ledger.mechanism_of", Dipping)
+    torn_ledger(tmp_path, privacy_plan())
+    repaired = ledger(tmp_path, privacy_plan(), repair=True)
+    assert repaired.charged == ((0.5, 0.3, 1),)
+    repaired.close()
+
+
+def test_a_repair_that_fails_leaves_the_ledger_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The torn record tells what to charge for, and must not be removed before it is charged."""
+
+    def gone(plan: PrivacyPlan) -> Mechanism:
+        raise ConfigError("privacy.mechanism", plan.mechanism, "cannot be imported", "Repair it")
+
+    torn_ledger(tmp_path, BANDED)
+    before = (tmp_path / "records.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("dp_ray.ledger.ledger.mechanism_of", gone)
+        lock = WriterLock(LocalFolder(tmp_path), "attempt")
+        with pytest.raises(ConfigError, match="cannot be imported"):
+            Ledger(LocalFolder(tmp_path), KEY.derive("ledger"), lock=lock, repair=True)
+        lock.release()
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+    repaired = ledger(tmp_path, BANDED, repair=True)
+    assert repaired.charges == 1
     repaired.close()
 
 
