@@ -7,7 +7,10 @@ it describes, on rank 0.
 
 from __future__ import annotations
 
+import bisect
 import importlib
+import itertools
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -128,6 +131,64 @@ class Mechanism(ABC):
     @abstractmethod
     def sentence(self) -> str:
         """The mechanism in one line, for the privacy statement."""
+
+
+_LOOKED_AT = 1000
+"""Steps of a plan whose description is checked; of more, those at equal distances and the ends."""
+
+
+def check_description(mechanism: Mechanism) -> None:
+    """Refuse a plan that a mechanism cannot run, and a description that contradicts itself.
+
+    Raises:
+        ConfigError: see :meth:`Mechanism.check`; or what it says of steps does not fit together.
+    """
+    mechanism.check()
+    name = mechanism.plan.mechanism
+    try:
+        problem = _contradiction(mechanism)
+    except ConfigError:
+        raise
+    except USER_ERRORS as error:
+        problem = f"cannot describe its steps: {cause_of(error)}"
+        raise ConfigError("privacy.mechanism", name, problem, "Repair it") from error
+    if problem is not None:
+        raise ConfigError("privacy.mechanism", name, problem, "Repair it")
+
+
+def _contradiction(mechanism: Mechanism) -> str | None:
+    steps, charges = mechanism.plan.steps, mechanism.charges()
+    starts = list(itertools.accumulate((count for *_, count in charges), initial=0))
+    if starts[-1] != steps:
+        return f"charges() has {starts[-1]} charges for {steps} steps"
+    ends = {step for start in starts for step in (start - 1, start) if 0 <= step < steps}
+    length = len(mechanism.noise_at(0).feedback)
+    for step in sorted({*ends, *range(0, steps, -(-steps // _LOOKED_AT))}):
+        cost, noise = mechanism.cost_at(step), mechanism.noise_at(step)
+        sigma = cost.noise_multiplier
+        charged = charges[bisect.bisect_right(starts, step) - 1][:2]
+        numbers = (*cost, noise.on_sum, noise.on_count or 0.0)
+        checks = {
+            "is not the same each time": (cost, noise)
+            == (mechanism.cost_at(step), mechanism.noise_at(step)),
+            f"costs {tuple(cost)}, and {charged} by charges()": tuple(cost) == charged,
+            f"has numbers that are negative or not finite: {numbers}": all(
+                math.isfinite(number) and number >= 0 for number in numbers
+            )
+            and all(map(math.isfinite, noise.feedback)),
+            f"has no noise, and is charged with σ = {sigma:g}": sigma == 0
+            or (noise.on_sum > 0 and noise.on_count != 0),
+            f"depends on other numbers of steps than step 0, {len(noise.feedback)} and {length}": (
+                len(noise.feedback) == length
+            ),
+            "has correlated noise, which must not be drawn again: set may_redraw = False": (
+                not noise.feedback or not mechanism.may_redraw
+            ),
+        }
+        for problem, holds in checks.items():
+            if not holds:
+                return f"step {step} {problem}"
+    return None
 
 
 def mechanism_of(plan: PrivacyPlan) -> Mechanism:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -33,7 +34,14 @@ from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.adaptive import AdaptiveClipping
 from dp_ray.privacy.gaussian import Gaussian
 from dp_ray.privacy.history import History
-from dp_ray.privacy.mechanism import MECHANISMS, Cost, Mechanism, StepNoise, mechanism_of
+from dp_ray.privacy.mechanism import (
+    MECHANISMS,
+    Cost,
+    Mechanism,
+    StepNoise,
+    check_description,
+    mechanism_of,
+)
 from dp_ray.privacy.noise import StepNoises
 from dp_ray.privacy.plan import PrivacyPlan, solve_budget
 from dp_ray.privacy.sampling import PoissonSampler, Shard
@@ -44,6 +52,7 @@ from dp_ray.training.step import Assignment, ShardSum, ShardWorker
 KEY = key_of(8)
 TWO_BANDS = "helpers.two_bands:TwoBands"
 BANDED = privacy_plan(mechanism=TWO_BANDS)
+COUNTER = itertools.count(1)
 
 
 def streams(step: int) -> KeyedStream:
@@ -107,6 +116,42 @@ def test_what_is_no_mechanism_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=problem):
         solve_budget(make_config(privacy=privacy))
+
+
+def described(**methods: Any) -> Mechanism:
+    """Two bands, of which some methods answer otherwise."""
+    made: Mechanism = type("Changed", (TwoBands,), methods)(BANDED)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("methods", "problem"),
+    [
+        ({"may_redraw": True}, r"step 0 has correlated noise.*may_redraw = False"),
+        ({"noise_at": lambda _, step: StepNoise(1.0, feedback=(0.5,) * (step > 7))}, "step 8 dep"),
+        ({"noise_at": lambda _, step: StepNoise(float(step != 8))}, "step 8 has no noise"),
+        ({"noise_at": lambda *_: StepNoise(math.nan)}, "step 0 has numbers that are"),
+        ({"noise_at": lambda *_: StepNoise(1.0, on_count=-1.0)}, "step 0 has numbers that are"),
+        ({"noise_at": lambda *_: 1 / 0}, "cannot describe its steps: ZeroDivisionError"),
+        ({"cost_at": lambda _, step: Cost(1.0 + step // 8, 0.2)}, r"charges\(\) has|step 8 costs"),
+        ({"charges": lambda _: ((1.0, 0.2, 8),)}, r"charges\(\) has 8 charges for 9 steps"),
+        ({"noise_at": lambda *_: StepNoise(float(next(COUNTER)))}, "not the same"),
+    ],
+)
+def test_a_description_that_contradicts_itself_is_refused(
+    methods: dict[str, Any], problem: str
+) -> None:
+    check_description(described())
+    with pytest.raises(ConfigError, match=rf"privacy\.mechanism = .*{problem}"):
+        check_description(described(**methods))
+
+
+def test_a_plan_is_checked_for_contradictions(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TwoBands, "may_redraw", True)
+    with pytest.raises(ConfigError, match="must not be drawn again"):
+        solve_budget(make_config(privacy={"mechanism": TWO_BANDS}))
 
 
 # Correlated noise.
@@ -203,6 +248,22 @@ def raised(config: Config, steps: int) -> Config:
     """The configuration with more steps."""
     privacy = config.privacy.model_copy(update={"steps": steps})
     return config.model_copy(update={"privacy": privacy})
+
+
+def test_steps_that_would_have_had_other_noise_in_a_longer_run_stay_the_last(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise that is laid out by the number of steps is that of no longer run."""
+
+    def fading(self: TwoBands, step: int) -> StepNoise:
+        return StepNoise(1.0 + step / self.plan.steps, feedback=(-BELOW,))
+
+    monkeypatch.setattr(TwoBands, "noise_at", fading)
+    config = banded(make_config, "fading")
+    start_and_stop(config, 2)
+    run = RunDirectory.of(config)
+    with pytest.raises(ConfigError, match="TwoBands was laid out for 6 steps"):
+        plan_resumption(run, run.read_ledger(), raised(config, 8))
 
 
 def test_another_sum_ends_a_run_that_may_not_draw_again(
