@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 
 from dp_ray.artifacts.statement import Statement
@@ -85,8 +86,15 @@ def _sums(statement: Statement, config: Config, history: History | None) -> Iter
         return
     if statement.steps > steps:
         yield f"{statement.steps} steps were taken, and privacy.steps is {steps}"
-    planned = _plan(statement, config).released_with(statement.noise_multiplier, steps)
-    if room(planned, listed, math.inf) < 0:
+    plan = replace(
+        _plan(statement, config), noise_multiplier=statement.noise_multiplier, steps=steps
+    )
+    planned, mechanism = plan.releases, mechanism_of(plan)
+    if mechanism.accounts_each_charge:
+        covered = mechanism.covers(listed)
+    else:  # what was charged is not listed
+        covered = room(planned, listed, math.inf) >= 0
+    if not covered:
         yield f"the noised sums {listed} are more than config.yaml allows: {planned}"
 
 

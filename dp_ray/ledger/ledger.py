@@ -137,9 +137,9 @@ class Ledger:
         """What was paid for, as the accountants take it."""
         return self._mechanism.accounted(self._balance.charged)
 
-    def affords(self, noise_multiplier: float) -> bool:
-        """Whether the plan covers one more sum with that σ, whatever was spent on repeats."""
-        return self._mechanism.room(self._balance.charged, noise_multiplier) > 0
+    def affords(self, cost: Cost) -> bool:
+        """Whether the plan covers one more sum of that cost, whatever was spent on repeats."""
+        return self._mechanism.room(self._balance.charged, cost) > 0
 
     @property
     def sessions(self) -> list[Session]:
@@ -238,7 +238,7 @@ class Ledger:
         if entry is None or entry.charge.incarnation < charge.incarnation:
             if charge.incarnation < self._balance.floor:
                 return Verdict.CONFLICT
-            if not self.affords(charge.noise_multiplier):
+            if not self.affords(Cost(charge.noise_multiplier, charge.sample_rate)):
                 raise LedgerError("the budget is spent: nothing more is released")
             self._append("charge", {**asdict(charge), "count": self._block_from(charge)})
             return Verdict.CHARGED
@@ -278,7 +278,7 @@ class Ledger:
     def _block_from(self, charge: Charge) -> int:
         """Steps from this one on, all of its cost, that may be paid for together."""
         cost = Cost(charge.noise_multiplier, charge.sample_rate)
-        left = self._mechanism.room(self._balance.charged, cost.noise_multiplier)
+        left = self._mechanism.room(self._balance.charged, cost)
         most = min(self._block, left, self.plan.steps - charge.step)
         count = 1
         while (

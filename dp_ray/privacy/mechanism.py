@@ -108,14 +108,34 @@ class Mechanism(ABC):
         """Whether accountants take charges as they are: one sum for each."""
         return type(self).accounted is Mechanism.accounted
 
-    def room(self, charged: History, noise_multiplier: float) -> int:
-        """Return how many further charges with σ the plan covers; negative if it is exceeded.
+    def room(self, charged: History, cost: Cost) -> int:
+        """Return how many further charges the plan covers; negative if it is exceeded.
+
+        A planned charge covers one at the same rate that was noised as much or more.
 
         Args:
             charged: what a ledger has charged.
-            noise_multiplier: σ of the further charges.
+            cost: of each further charge.
         """
-        return room(self.charges(), charged, noise_multiplier)
+        planned = self.charges()
+
+        def left(rate: float) -> int:
+            spent_here, planned_here = (
+                tuple(entry for entry in history if entry[1] == rate)
+                for history in (charged, planned)
+            )
+            return room(planned_here, spent_here, cost.noise_multiplier)
+
+        exceeded = min((left(rate) for _, rate, _ in charged), default=0)
+        return exceeded if exceeded < 0 else left(cost.sample_rate)
+
+    def covers(self, charged: History) -> bool:
+        """Return whether the plan covers what was charged.
+
+        Args:
+            charged: what a ledger has charged.
+        """
+        return self.room(charged, Cost(math.inf, self.plan.sample_rate)) >= 0
 
     def next_max_grad_norm(self, max_grad_norm: float, noised_count: float) -> float:
         """Return C of the next step, where a step's noise is on a count as well.

@@ -151,7 +151,7 @@ class Coordinator:
         incarnation = self._ledger.incarnation_for(self._step, diverged=self._diverged)
         paid = self._ledger.is_paid(self._step, incarnation)
         cost = self._mechanism.cost_at(self._step)
-        spent = not paid and not self._ledger.affords(cost.noise_multiplier)
+        spent = not paid and not self._ledger.affords(cost)
         done = self._step >= self._plan.steps or spent
         return Assignment(self._step, incarnation, self._max_grad_norm, done)
 

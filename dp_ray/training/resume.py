@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +13,6 @@ from dp_ray.errors import ConfigError, LedgerError, RunError
 from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.privacy.accounting import BudgetError, solve_steps
-from dp_ray.privacy.history import room
 from dp_ray.privacy.mechanism import Mechanism, check_description, mechanism_of
 from dp_ray.privacy.plan import PrivacyPlan, check_countable
 from dp_ray.training.optimizers import depends_on_length
@@ -93,7 +91,7 @@ def _check_covered(config: Config, plan: PrivacyPlan, ledger: Ledger) -> None:
 
     Nothing more could be drawn, and ``config.yaml`` of a release would allow less than was spent.
     """
-    if room(plan.releases, ledger.history, math.inf) >= 0:
+    if mechanism_of(plan).covers(ledger.charged):
         return
     cost = plan.with_steps(ledger.charges).epsilon
     wanted = {"privacy.steps": ledger.charges, "privacy.epsilon": _round_up(cost)}

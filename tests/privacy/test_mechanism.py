@@ -73,7 +73,7 @@ def test_the_gaussian_mechanism_answers_as_its_plan_says() -> None:
     assert mechanism.charges() == plan.releases == ((2.0, 0.1, 4), (1.0, 0.1, 5))
     spent = ((2.0, 0.1, 1), (1.0, 0.1, 4))
     assert mechanism.accounted(spent) == spent
-    assert [mechanism.room(spent, sigma) for sigma in (0.5, 1.0, 2.0)] == [0, 1, 4]
+    assert [mechanism.room(spent, Cost(sigma, 0.1)) for sigma in (0.5, 1.0, 2.0)] == [0, 1, 4]
     assert mechanism.next_max_grad_norm(0.5, 7.0) == 0.5
 
 
@@ -414,14 +414,27 @@ def test_accountants_take_what_the_mechanism_makes_of_charges(tmp_path: Path) ->
     found.close()
 
 
+def test_a_planned_charge_covers_one_at_its_own_rate_alone() -> None:
+    mechanism = Dipping(privacy_plan())  # σ = 1 at q = 0.1, of two steps σ = 0.5 and q = 0.3
+    room = mechanism.room
+    assert (room((), Cost(1.0, 0.1)), room((), Cost(1.0, 0.3)), room((), Cost(1.0, 0.2))) == (
+        8,
+        1,
+        0,
+    )
+    assert room(((1.0, 0.3, 1),), Cost(1.0, 0.1)) == 8
+    for exceeded in (((1.0, 0.3, 2),), ((1.0, 0.2, 1),), ((0.5, 0.3, 1),)):
+        assert room(exceeded, Cost(1.0, 0.1)) < 0
+        assert not mechanism.covers(exceeded)
+    assert mechanism.covers(mechanism.charges())
+
+
 class Sparing(Gaussian):
     """Covers three charges, whatever T is."""
 
-    def room(self, charged: History, noise_multiplier: float) -> int:
+    def room(self, charged: History, cost: Cost) -> int:
         """See :class:`~dp_ray.privacy.mechanism.Mechanism`."""
-        return min(
-            3 - sum(count for _, _, count in charged), super().room(charged, noise_multiplier)
-        )
+        return min(3 - sum(count for _, _, count in charged), super().room(charged, cost))
 
 
 @pytest.mark.parametrize("block", [1, 2])
@@ -431,9 +444,9 @@ def test_the_ledger_charges_what_the_mechanism_covers(
     monkeypatch.setattr("dp_ray.ledger.ledger.mechanism_of", Sparing)
     found = session(ledger(tmp_path, privacy_plan(), block=block), 1)
     for step in range(3):
-        assert found.affords(1.0) or found.is_paid(step, 0)
+        assert found.affords(Cost(1.0, 0.1)) or found.is_paid(step, 0)
         found.charge(replace(charge(step), sample_rate=0.1))
-    assert not found.affords(1.0)
+    assert not found.affords(Cost(1.0, 0.1))
     with pytest.raises(LedgerError, match="budget is spent"):
         found.charge(replace(charge(3), sample_rate=0.1))
     assert found.charges == 3
