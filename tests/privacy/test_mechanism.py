@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from torch import Tensor
 from dp_ray.artifacts.claim import OWN_MECHANISM
 from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
 from dp_ray.config.run import Config
-from dp_ray.errors import ConfigError, LedgerError
-from dp_ray.keys import KeyedStream
+from dp_ray.errors import ConfigError, LedgerError, RunError
+from dp_ray.keys import KeyedStream, SamplingKeys
 from dp_ray.ledger.balance import Charge
 from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
@@ -189,6 +189,19 @@ def test_groups_take_turns() -> None:
     assert not first & second
     parts = [sampler.draw(streams, 4, Shard.of(rank, 3, 100)) for rank in range(3)]
     assert np.concatenate(parts).tolist() == sampler.draw(streams, 4, everyone).tolist()
+
+
+@pytest.mark.parametrize("ids", [[3, 3], [4, 3], [2, 3], [3, 10]])
+def test_a_draw_of_an_example_twice_or_of_another_shard_is_refused(ids: list[int]) -> None:
+    class Drawn:
+        def draw(self, *_: Any) -> Any:
+            return np.array(ids)
+
+    given: Any = dict.fromkeys(field.name for field in fields(ShardWorker))
+    keys = SamplingKeys.from_bytes(bytes(96))
+    worker = ShardWorker(**{**given, "keys": keys, "sampler": Drawn(), "shard": Shard(3, 10)})
+    with pytest.raises(RunError, match=r"privacy\.mechanism: its sampler drew ids for step 5"):
+        worker.drawn(Assignment(5, 0, 1.0, done=False))
 
 
 # A run.
