@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 
 from dp_ray.artifacts.statement import Statement
 from dp_ray.config.run import Config
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.history import History, room
-from dp_ray.privacy.mechanism import MECHANISMS
+from dp_ray.privacy.mechanism import MECHANISMS, mechanism_of
 from dp_ray.privacy.plan import PrivacyPlan, unsolved_plan
 
 _SAME = {
@@ -88,22 +89,30 @@ def _settings(statement: Statement, config: Config) -> Iterator[str]:
 def _sums(statement: Statement, history: History | None) -> Iterator[str]:
     """What was released, and what was paid for."""
     listed = statement.history
-    charges = sum(sums for _, _, sums in listed)
     if history is not None and listed != history:
         yield f"the statement lists the noised sums {listed}, and the ledger {history}"
-    if statement.charges != charges:
-        yield f"charges are {statement.charges}, and the noised sums that are listed {charges}"
 
 
 def _allowed(statement: Statement, config: Config) -> Iterator[str]:
     """What was released, and what config.yaml allows; calls the mechanism."""
     listed, steps = statement.history, config.privacy.steps
+    charges = sum(sums for _, _, sums in listed)
+    mechanism = mechanism_of(_plan(statement, config))
+    if mechanism.accounts_each_charge and statement.charges != charges:
+        yield f"charges are {statement.charges}, and the noised sums that are listed {charges}"
     if steps is None:
         return
     if statement.steps > steps:
         yield f"{statement.steps} steps were taken, and privacy.steps is {steps}"
-    planned = _plan(statement, config).released_with(statement.noise_multiplier, steps)
-    if room(planned, listed, math.inf) < 0:
+    plan = replace(
+        _plan(statement, config), noise_multiplier=statement.noise_multiplier, steps=steps
+    )
+    planned, mechanism = plan.releases, mechanism_of(plan)
+    if mechanism.accounts_each_charge:
+        covered = mechanism.covers(listed)
+    else:  # what was charged is not listed
+        covered = room(planned, listed, math.inf) >= 0
+    if not covered:
         yield f"the noised sums {listed} are more than config.yaml allows: {planned}"
 
 

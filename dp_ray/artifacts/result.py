@@ -28,7 +28,8 @@ class Outcome:
     Attributes:
         finished: False if it was stopped and can be resumed.
         steps: updates taken.
-        history: noised sums paid for; more than ``steps`` if some were repeated.
+        charges: noised sums paid for; more than ``steps`` if some were repeated.
+        history: these sums as the accountant takes them.
         epsilon: what the accountant says of them.
         evaluation: on the test split, of what is released; None without test examples.
         seconds: wall-clock time of the last session; private.
@@ -37,16 +38,12 @@ class Outcome:
 
     finished: bool
     steps: int
+    charges: int
     history: History
     epsilon: float
     evaluation: Evaluation | None
     seconds: float
     metric_names: tuple[str, ...] = tuple(METRICS)
-
-    @property
-    def charges(self) -> int:
-        """Number of noised sums paid for."""
-        return sum(count for _, _, count in self.history)
 
     @property
     def metrics(self) -> dict[str, float | None]:

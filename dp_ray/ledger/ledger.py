@@ -128,13 +128,18 @@ class Ledger:
         return len(self._balance.newest)
 
     @property
+    def charged(self) -> History:
+        """What was paid for: σ, rate and number of charges."""
+        return self._balance.charged
+
+    @property
     def history(self) -> History:
         """What was paid for, as the accountants take it."""
         return self._mechanism.accounted(self._balance.charged)
 
-    def affords(self, noise_multiplier: float) -> bool:
-        """Whether the plan covers one more sum with that σ, whatever was spent on repeats."""
-        return self._mechanism.room(self._balance.charged, noise_multiplier) > 0
+    def affords(self, cost: Cost) -> bool:
+        """Whether the plan covers one more sum of that cost, whatever was spent on repeats."""
+        return self._mechanism.room(self._balance.charged, cost) > 0
 
     @property
     def sessions(self) -> list[Session]:
@@ -233,7 +238,7 @@ class Ledger:
         if entry is None or entry.charge.incarnation < charge.incarnation:
             if charge.incarnation < self._balance.floor:
                 return Verdict.CONFLICT
-            if not self.affords(charge.noise_multiplier):
+            if not self.affords(Cost(charge.noise_multiplier, charge.sample_rate)):
                 raise LedgerError("the budget is spent: nothing more is released")
             self._append("charge", {**asdict(charge), "count": self._block_from(charge)})
             return Verdict.CHARGED
@@ -277,7 +282,7 @@ class Ledger:
     def _block_from(self, charge: Charge) -> int:
         """Steps from this one on, all of its cost, that may be paid for together."""
         cost = Cost(charge.noise_multiplier, charge.sample_rate)
-        left = self._mechanism.room(self._balance.charged, cost.noise_multiplier)
+        left = self._mechanism.room(self._balance.charged, cost)
         most = min(self._block, left, self.plan.steps - charge.step)
         count = 1
         while (
@@ -298,21 +303,23 @@ class Ledger:
         return floor if entry is None else max(entry.charge.incarnation + 1, floor)
 
     def _repair(self) -> None:
-        self._chain.cut()
         known = self._chain.totals
         # A torn record that the head does not know could have paid for one block more.
         lost = max(known.charges - self.charges, 0) + (known.block if self._chain.torn else 0)
         # Far from any incarnation that was used, even by records that an older head does not know.
         highest = max(known.incarnation, self._balance.highest)
-        self._append(
-            "repair",
-            {
-                "count": lost,
-                "floor": highest + 1 + secrets.randbelow(2**40),
-                # Of steps that nobody knows: as if they had had the least noise.
-                **self._mechanism.cost_at(self.plan.steps - 1)._asdict(),
-            },
-        )
+        content = {
+            "count": lost,
+            "floor": highest + 1 + secrets.randbelow(2**40),
+            **self._highest_cost()._asdict(),  # nobody knows of which steps
+        }
+        self._chain.cut()  # last: what a mechanism may refuse must leave the ledger as it was
+        self._append("repair", content)
+
+    def _highest_cost(self) -> Cost:
+        """The least noise at the highest rate of all that is planned."""
+        noises, rates, _ = zip(*self._mechanism.charges(), strict=True)
+        return Cost(min(noises), max(rates))
 
     def _append(self, kind: str, content: dict[str, Any], *, durable: bool = True) -> None:
         totals = Totals(

@@ -7,7 +7,10 @@ it describes, on rank 0.
 
 from __future__ import annotations
 
+import bisect
 import importlib
+import itertools
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -100,14 +103,39 @@ class Mechanism(ABC):
         """
         return charged
 
-    def room(self, charged: History, noise_multiplier: float) -> int:
-        """Return how many further charges with σ the plan covers; negative if it is exceeded.
+    @property
+    def accounts_each_charge(self) -> bool:
+        """Whether accountants take charges as they are: one sum for each."""
+        return type(self).accounted is Mechanism.accounted
+
+    def room(self, charged: History, cost: Cost) -> int:
+        """Return how many further charges the plan covers; negative if it is exceeded.
+
+        A planned charge covers one at the same rate that was noised as much or more.
 
         Args:
             charged: what a ledger has charged.
-            noise_multiplier: σ of the further charges.
+            cost: of each further charge.
         """
-        return room(self.charges(), charged, noise_multiplier)
+        planned = self.charges()
+
+        def left(rate: float) -> int:
+            spent_here, planned_here = (
+                tuple(entry for entry in history if entry[1] == rate)
+                for history in (charged, planned)
+            )
+            return room(planned_here, spent_here, cost.noise_multiplier)
+
+        exceeded = min((left(rate) for _, rate, _ in charged), default=0)
+        return exceeded if exceeded < 0 else left(cost.sample_rate)
+
+    def covers(self, charged: History) -> bool:
+        """Return whether the plan covers what was charged.
+
+        Args:
+            charged: what a ledger has charged.
+        """
+        return self.room(charged, Cost(math.inf, self.plan.sample_rate)) >= 0
 
     def next_max_grad_norm(self, max_grad_norm: float, noised_count: float) -> float:
         """Return C of the next step, where a step's noise is on a count as well.
@@ -123,6 +151,64 @@ class Mechanism(ABC):
     @abstractmethod
     def sentence(self) -> str:
         """The mechanism in one line, for the privacy statement."""
+
+
+_LOOKED_AT = 1000
+"""Steps of a plan whose description is checked; of more, those at equal distances and the ends."""
+
+
+def check_description(mechanism: Mechanism) -> None:
+    """Refuse a plan that a mechanism cannot run, and a description that contradicts itself.
+
+    Raises:
+        ConfigError: see :meth:`Mechanism.check`; or what it says of steps does not fit together.
+    """
+    mechanism.check()
+    name = mechanism.plan.mechanism
+    try:
+        problem = _contradiction(mechanism)
+    except ConfigError:
+        raise
+    except USER_ERRORS as error:
+        problem = f"cannot describe its steps: {cause_of(error)}"
+        raise ConfigError("privacy.mechanism", name, problem, "Repair it") from error
+    if problem is not None:
+        raise ConfigError("privacy.mechanism", name, problem, "Repair it")
+
+
+def _contradiction(mechanism: Mechanism) -> str | None:
+    steps, charges = mechanism.plan.steps, mechanism.charges()
+    starts = list(itertools.accumulate((count for *_, count in charges), initial=0))
+    if starts[-1] != steps:
+        return f"charges() has {starts[-1]} charges for {steps} steps"
+    ends = {step for start in starts for step in (start - 1, start) if 0 <= step < steps}
+    length = len(mechanism.noise_at(0).feedback)
+    for step in sorted({*ends, *range(0, steps, -(-steps // _LOOKED_AT))}):
+        cost, noise = mechanism.cost_at(step), mechanism.noise_at(step)
+        sigma = cost.noise_multiplier
+        charged = charges[bisect.bisect_right(starts, step) - 1][:2]
+        numbers = (*cost, noise.on_sum, noise.on_count or 0.0)
+        checks = {
+            "is not the same each time": (cost, noise)
+            == (mechanism.cost_at(step), mechanism.noise_at(step)),
+            f"costs {tuple(cost)}, and {charged} by charges()": tuple(cost) == charged,
+            f"has numbers that are negative or not finite: {numbers}": all(
+                math.isfinite(number) and number >= 0 for number in numbers
+            )
+            and all(map(math.isfinite, noise.feedback)),
+            f"has no noise, and is charged with σ = {sigma:g}": sigma == 0
+            or (noise.on_sum > 0 and noise.on_count != 0),
+            f"depends on other numbers of steps than step 0, {len(noise.feedback)} and {length}": (
+                len(noise.feedback) == length
+            ),
+            "has correlated noise, which must not be drawn again: set may_redraw = False": (
+                not noise.feedback or not mechanism.may_redraw
+            ),
+        }
+        for problem, holds in checks.items():
+            if not holds:
+                return f"step {step} {problem}"
+    return None
 
 
 def mechanism_of(plan: PrivacyPlan) -> Mechanism:

@@ -23,7 +23,7 @@ from dp_ray.privacy.accounting import (
 )
 from dp_ray.privacy.adaptive import AdaptiveClipping
 from dp_ray.privacy.history import History, first_of
-from dp_ray.privacy.mechanism import DEFAULT, mechanism_of
+from dp_ray.privacy.mechanism import DEFAULT, check_description, mechanism_of
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def solve_budget(config: Config, *, near: float | None = None) -> PrivacyPlan:
             f"Use {_round_down(0.1 / n):g}, say",
         )
     plan = _solved(unsolved_plan(config, n), privacy, near)
-    mechanism_of(plan).check()
+    check_description(mechanism_of(plan))
     plan = plan.with_steps(plan.steps)
     check_countable(plan)
     return plan

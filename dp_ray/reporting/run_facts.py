@@ -276,6 +276,7 @@ def _as_charged(run: RunDirectory, ledger: Ledger, evaluations: list[Evaluated])
     outcome = Outcome(
         finished=False,
         steps=ledger.steps,
+        charges=ledger.charges,
         history=ledger.history,
         epsilon=epsilon_of(plan.accountant, ledger.history, plan.delta),
         evaluation=Evaluation(values) if values else None,

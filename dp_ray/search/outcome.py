@@ -15,6 +15,7 @@ from dp_ray.errors import DpRayError, RunError
 from dp_ray.json_text import finite
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.history import History
+from dp_ray.privacy.mechanism import Mechanism, mechanism_of
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.search.result import Status, TrialResult
 from dp_ray.search.search import TRIAL, Search, TrialRecord, trial_name
@@ -31,7 +32,8 @@ class TrialOutcome:
         point: where in the space it is.
         plan: what it may spend.
         metrics: those of the objective by name, as last evaluated; null before.
-        history: what was charged, by the ledger; the whole plan if that cannot be read.
+        charged: what was charged, by the ledger; the whole plan if that cannot be read.
+        history: the same, as the accountant takes it.
         epsilon: what the accountant says of that.
         steps: updates taken.
         seconds: wall-clock time of its attempts.
@@ -44,6 +46,7 @@ class TrialOutcome:
     point: Point
     plan: PrivacyPlan
     metrics: dict[str, float | None]
+    charged: History
     history: History
     epsilon: float
     steps: int
@@ -54,7 +57,7 @@ class TrialOutcome:
     @property
     def charges(self) -> int:
         """Noised sums paid for."""
-        return sum(count for _, _, count in self.history)
+        return sum(count for _, _, count in self.charged)
 
     def result(self) -> TrialResult:
         """Return what the search's result says of it."""
@@ -126,7 +129,9 @@ def _outcome(
 ) -> TrialOutcome:
     run = RunDirectory(search.directory.trials / name)
     _, plan = search.budgets.trial_at(record.point)
-    history = plan.releases if charged_whole else _spent(run, plan)
+    mechanism = mechanism_of(plan)
+    charged = mechanism.charges() if charged_whole else _spent(run, mechanism)
+    history = mechanism.accounted(charged)
     finished = run.finished()
     reached = Result.read(run.root) if finished else _progress(run)
     return TrialOutcome(
@@ -138,6 +143,7 @@ def _outcome(
             name: None if reached is None else reached.metrics.get(name)
             for name in search.objective.metrics
         },
+        charged=charged,
         history=history,
         epsilon=epsilon_of(plan.accountant, history, plan.delta),
         steps=_steps(reached),
@@ -147,15 +153,15 @@ def _outcome(
     )
 
 
-def _spent(run: RunDirectory, plan: PrivacyPlan) -> History:
+def _spent(run: RunDirectory, mechanism: Mechanism) -> History:
     """What the ledger says; what nobody can tell any more is counted whole."""
     resulted = run.root.exists(Result.FILE)
     if not resulted and (not run.exists() or run.is_incomplete()):
         return ()
     try:
-        return run.read_ledger().history
+        return run.read_ledger().charged
     except DpRayError:
-        return plan.releases
+        return mechanism.charges()
 
 
 def _progress(run: RunDirectory) -> Progress | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from dp_ray.artifacts.claim import CHOICE
 from dp_ray.artifacts.release import MODEL, check_agreement, release_files
 from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
@@ -11,7 +9,7 @@ from dp_ray.artifacts.statement import OwnCost, SearchNote, Statement
 from dp_ray.config.yaml_text import read_yaml, write_yaml
 from dp_ray.errors import RunError
 from dp_ray.json_text import finite
-from dp_ray.privacy.history import room
+from dp_ray.privacy.mechanism import mechanism_of
 from dp_ray.search.cost import search_cost
 from dp_ray.search.directory import BEST
 from dp_ray.search.outcome import TrialOutcome, best_of, read_outcomes, settled
@@ -122,13 +120,13 @@ def _check_within_plans(search: Search, outcomes: list[TrialOutcome]) -> None:
     if tune.privacy_mode == "public" or not (tune.only_best_may_be_seen or tune.is_adaptive):
         return
     for outcome in outcomes:
-        planned, spent = outcome.plan.releases, outcome.history
-        other_rates = {q for _, q, _ in spent} - {outcome.plan.sample_rate}
-        if other_rates or room(planned, spent, math.inf) < 0:
+        mechanism, spent = mechanism_of(outcome.plan), outcome.charged
+        if not mechanism.covers(spent):
             raise RunError(
                 f"{search.directory.trials}/{outcome.name}: the ledger holds (σ, q, noised sums) "
-                f"{sorted(spent)}, and the search was charged for {sorted(planned)}: the trial was "
-                "gone on with outside of the search, whose ε does not hold any more. Nothing is "
+                f"{sorted(spent)}, and the search was charged for "
+                f"{sorted(mechanism.charges())}: the trial was gone on with outside of the search, "
+                "whose ε does not hold any more. Nothing is "
                 "published"
             )
 

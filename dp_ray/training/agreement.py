@@ -20,10 +20,10 @@ from dp_ray.errors import DataError, DpRayError, RunError
 from dp_ray.gradients.clipping import Clipping
 from dp_ray.gradients.engines.engine import Engine
 from dp_ray.gradients.layout import ParameterLayout
-from dp_ray.keys import SamplingKeys
+from dp_ray.keys import KeyedStream, SamplingKeys
 from dp_ray.objectives.objective import LabelSpec, Objective
 from dp_ray.performance.machine import describe_machine
-from dp_ray.privacy.sampling import PoissonSampler, Shard
+from dp_ray.privacy.sampling import PoissonSampler, Sampler, Shard
 from dp_ray.training.collective import Collective
 from dp_ray.training.kept_in_c import settings
 from dp_ray.training.step import Assignment, ShardWorker
@@ -118,6 +118,7 @@ def check_same_arithmetic(
     microbatch_size: int,
     engine: Engine,
     device: torch.device,
+    sampler: Sampler,
 ) -> None:
     """Refuse workers that compute other sums of the same examples, bit for bit; all take part.
 
@@ -138,12 +139,14 @@ def check_same_arithmetic(
         microbatch_size: B.
         engine: computes the sum.
         device: where this worker computes.
+        sampler: the mechanism's draw, compared by some of it under a made-up key.
 
     Raises:
-        RunError: the sums differ; the message names the nodes.
+        RunError: the draws or the sums differ; the message names the nodes.
     """
     if collective.world_size == 1:
         return
+    _check_same_draws(collective, sampler, facts.num_examples)
     worker = ShardWorker(
         model=model,
         layout=layout,
@@ -175,6 +178,23 @@ def check_same_arithmetic(
         "of one kind, or set ATEN_CPU_CAPABILITY, MKL_ENABLE_INSTRUCTIONS and ONEDNN_MAX_CPU_ISA "
         "to what all of them have, and the settings of torch and numpy alike"
     )
+
+
+def _check_same_draws(collective: Collective, sampler: Sampler, num_examples: int) -> None:
+    everyone, hashed = Shard(0, num_examples), hashlib.sha256()
+    for step in range(3):
+        drawn = sampler.draw(
+            lambda at: KeyedStream(bytes(32), incarnation=0, step=at), step, everyone
+        )
+        hashed.update(np.asarray(drawn, dtype=np.int64).tobytes() + b"|")
+    digests = _from_all(collective, hashed.hexdigest())
+    nodes = _from_all(collective, collective.node or "")
+    others = [node for node, one in zip(nodes, digests, strict=True) if one != digests[0]]
+    if others:
+        raise RunError(
+            f"privacy.mechanism: {len(others)} of {collective.world_size} workers draw other "
+            f"examples than the first one: {_list(others)}. Give all nodes the same version of it"
+        )
 
 
 @dataclass(frozen=True)

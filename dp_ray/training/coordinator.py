@@ -25,7 +25,7 @@ from dp_ray.ledger.balance import Charge
 from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.privacy.accounting import epsilon_of
-from dp_ray.privacy.mechanism import mechanism_of
+from dp_ray.privacy.mechanism import DEFAULT, mechanism_of
 from dp_ray.privacy.noise import KeyedNoiseOptimizer, StepNoises, noised_count
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.privacy.sampling import Streams
@@ -151,7 +151,7 @@ class Coordinator:
         incarnation = self._ledger.incarnation_for(self._step, diverged=self._diverged)
         paid = self._ledger.is_paid(self._step, incarnation)
         cost = self._mechanism.cost_at(self._step)
-        spent = not paid and not self._ledger.affords(cost.noise_multiplier)
+        spent = not paid and not self._ledger.affords(cost)
         done = self._step >= self._plan.steps or spent
         return Assignment(self._step, incarnation, self._max_grad_norm, done)
 
@@ -208,6 +208,8 @@ class Coordinator:
         # Of all that noise is added to, and how much where the charge does not say it.
         count = struct.pack("<dd", total.within, noise.on_count or 0.0)
         data = total.vector.cpu().numpy().tobytes() + count
+        if self._plan.mechanism != DEFAULT:  # whose charge says the rest, in every ledger
+            data += struct.pack(f"<{1 + len(noise.feedback)}d", noise.on_sum, *noise.feedback)
         return self._ledger.charge(
             Charge(
                 step=assignment.step,

@@ -180,6 +180,7 @@ def _finish(session: Session, lead: Lead) -> None:
         outcome=Outcome(
             finished=assignment.done,
             steps=assignment.step,
+            charges=lead.ledger.charges,
             history=lead.ledger.history,
             epsilon=coordinator.epsilon,
             evaluation=journal.evaluation,

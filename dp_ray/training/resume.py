@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dp_ray.artifacts.result import Result
@@ -15,7 +14,7 @@ from dp_ray.errors import ConfigError, LedgerError, RunError
 from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.privacy.accounting import BudgetError, solve_steps
-from dp_ray.privacy.history import room
+from dp_ray.privacy.mechanism import Mechanism, check_description, mechanism_of
 from dp_ray.privacy.plan import PrivacyPlan, check_countable
 from dp_ray.training.optimizers import depends_on_length
 
@@ -93,7 +92,7 @@ def _check_covered(config: Config, plan: PrivacyPlan, ledger: Ledger) -> None:
 
     Nothing more could be drawn, and ``config.yaml`` of a release would allow less than was spent.
     """
-    if room(plan.releases, ledger.history, math.inf) >= 0:
+    if mechanism_of(plan).covers(ledger.charged):
         return
     cost = plan.with_steps(ledger.charges).epsilon
     wanted = {"privacy.steps": ledger.charges, "privacy.epsilon": _round_up(cost)}
@@ -148,7 +147,7 @@ def _raise_steps(config: Config, before: PrivacyPlan, *, amended: bool) -> Priva
             "A run can be given more steps, not fewer; Ctrl-C stops it at any step",
         )
     # An accountant may differ in the last digit between processes: the same plan stays as it is.
-    after = before if steps == before.steps else before.with_steps(steps)
+    after = before if steps == before.steps else _longer(before, steps)
     check_countable(after)
     cost = after.epsilon
     if privacy.epsilon is not None and cost > privacy.epsilon:
@@ -160,15 +159,42 @@ def _raise_steps(config: Config, before: PrivacyPlan, *, amended: bool) -> Priva
         )
     if steps == before.steps and privacy.epsilon is not None and not amended:
         raise _changes_nothing(config, before)
-    laid_out = _laid_out(config, before)
-    if steps > before.steps and laid_out:
-        raise ConfigError(
-            "privacy.steps",
-            steps,
-            f"the schedule {laid_out[0]} was laid out for {before.steps} steps",
-            "Start a new run with another --name; its privacy cost adds to this one's",
-        )
+    if steps > before.steps and depends_on_length(config.optimizer):
+        raise _was_laid_out(f"the schedule {config.optimizer.scheduler}", before, steps)
     return after
+
+
+def _longer(before: PrivacyPlan, steps: int) -> PrivacyPlan:
+    """The plan with more steps, under which those before cost and get what they did.
+
+    Raises:
+        ConfigError: the mechanism refuses so many, or lays its noise out by their number.
+    """
+    longer = mechanism_of(replace(before, steps=steps))
+    check_description(longer)
+    if not _continues(mechanism_of(before), longer):
+        own = f"privacy.mechanism = {before.mechanism}"
+        scheduled = len(before.noise_factors) > 1
+        raise _was_laid_out(
+            "the schedule privacy.noise_schedule" if scheduled else own, before, steps
+        )
+    return before.with_steps(steps)
+
+
+def _continues(before: Mechanism, after: Mechanism) -> bool:
+    return all(
+        (before.cost_at(step), before.noise_at(step)) == (after.cost_at(step), after.noise_at(step))
+        for step in range(before.plan.steps)
+    )
+
+
+def _was_laid_out(what: str, before: PrivacyPlan, steps: int) -> ConfigError:
+    return ConfigError(
+        "privacy.steps",
+        steps,
+        f"{what} was laid out for {before.steps} steps",
+        "Start a new run with another --name; its privacy cost adds to this one's",
+    )
 
 
 def _laid_out(config: Config, plan: PrivacyPlan) -> list[str | None]:

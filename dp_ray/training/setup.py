@@ -22,6 +22,7 @@ from dp_ray.models.pretrained import load_pretrained
 from dp_ray.objectives.objective import Objective
 from dp_ray.objectives.registry import build_objective
 from dp_ray.performance.engine_choice import Choice
+from dp_ray.privacy.mechanism import mechanism_of
 from dp_ray.training.agreement import (
     check_same_arithmetic,
     open_same_dataset,
@@ -131,6 +132,7 @@ def agree_on_computation(
         microbatch_size=choice.microbatch_size,
         engine=engine,
         device=device,
+        sampler=mechanism_of(plan).sampler,
     )
     return choice, engine
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dp_ray.data.store import Examples
 from dp_ray.data.views import ViewMaker
+from dp_ray.errors import RunError
 from dp_ray.gradients.clipped_sum import clipped_gradient_sum
 from dp_ray.gradients.clipping import Clipping
 from dp_ray.gradients.engines.engine import Engine, LossFunction
@@ -108,13 +109,25 @@ class ShardWorker:
     differentiated: Differentiated | None = None
 
     def drawn(self, assignment: Assignment) -> NDArray[np.int64]:
-        """[n] ids of the shard's examples that take part in a step, ascending."""
+        """[n] ids of the shard's examples that take part in a step, ascending.
+
+        Raises:
+            RunError: the sampler drew one twice, or one of another shard.
+        """
         key, incarnation = self.keys.draw, assignment.incarnation
-        return self.sampler.draw(
+        ids = self.sampler.draw(
             lambda step: KeyedStream(key, incarnation=incarnation, step=step),
             assignment.step,
             self.shard,
         )
+        within = not len(ids) or (self.shard.start <= ids[0] and ids[-1] < self.shard.stop)
+        if not (within and bool((ids[1:] > ids[:-1]).all())):
+            raise RunError(
+                f"privacy.mechanism: its sampler drew ids for step {assignment.step} that do not "
+                "ascend within the shard, so that an example could join twice. Nothing of the step "
+                "was released. Repair the sampler, and start a new run with another --name"
+            )
+        return ids
 
     def clipped_sum(
         self, params: Tensor, assignment: Assignment, *, left_out: int | None = None

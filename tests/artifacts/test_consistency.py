@@ -133,7 +133,7 @@ def test_what_is_declared_on_resume_is_what_every_document_says(make_config: Mak
 def statement_of(config: Config) -> Statement:
     """What a run of the planned steps would state."""
     plan = make_plan(config)
-    outcome = Outcome(True, plan.steps, plan.releases, plan.epsilon, None, 1.0)
+    outcome = Outcome(True, plan.steps, plan.steps, plan.releases, plan.epsilon, None, 1.0)
     return privacy_statement(config, plan, outcome, replay=False)
 
 

@@ -54,7 +54,7 @@ FORMAT_0 = Path(__file__).parent / "format_0"
 def outcome_of(config: Any) -> Outcome:
     plan = make_plan(config)
     evaluation = Evaluation({"test_accuracy": 0.5, "test_loss": math.inf}, 10)
-    return Outcome(True, plan.steps, plan.releases, plan.epsilon, evaluation, 97.0)
+    return Outcome(True, plan.steps, plan.steps, plan.releases, plan.epsilon, evaluation, 97.0)
 
 
 def statement(make_config: MakeConfig) -> Statement:

@@ -85,7 +85,7 @@ def test_statement_and_best_yaml_say_on_what_the_choice_was_made(
     search = draw(make_sweep(privacy_mode=mode))
     point = {"augment.views": 1, "privacy.steps": 4, "privacy.max_grad_norm": 1.0}
     plan = make_plan(search.example())
-    outcome = Outcome(True, plan.steps, plan.releases, plan.epsilon, None, 1.0)
+    outcome = Outcome(True, plan.steps, plan.steps, plan.releases, plan.epsilon, None, 1.0)
     alone = privacy_statement(search.example(), plan, outcome, replay=False)
     trial = made_up_trial(parameters=point)
     result = made_up(privacy_mode=mode, best=Winner.of(trial), trials=[trial])

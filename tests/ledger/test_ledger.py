@@ -26,6 +26,7 @@ from dp_ray.ledger.balance import Charge
 from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.ledger.lock import WriterLock
+from dp_ray.privacy.mechanism import Cost
 from dp_ray.storage import Folder, LocalFolder
 
 KEY = key_of(3).derive("ledger")
@@ -208,9 +209,10 @@ def test_a_charge_is_synced_before_it_returns(
 def test_history_counts_each_noise_by_itself(folder: LocalFolder) -> None:
     ledger = filled(folder, 2)
     ledger.charge(replace(charge(2), noise_multiplier=3.0))
-    ledger.charge(replace(charge(3), sample_rate=0.2))
+    with pytest.raises(LedgerError, match="budget is spent"):  # no step is planned at this rate
+        ledger.charge(replace(charge(3), sample_rate=0.2))
     ledger.die()
-    assert Ledger(folder, KEY).history == ((1.0, 0.1, 2), (1.0, 0.2, 1), (3.0, 0.1, 1))
+    assert Ledger(folder, KEY).history == ((1.0, 0.1, 2), (3.0, 0.1, 1))
 
 
 # One noise, one sum.
@@ -240,7 +242,8 @@ def test_another_sum_never_gets_the_same_noise(
     other = replace(charge(2), **changed)
     assert ledger.charge(other) is CONFLICT
     assert ledger.charges == 5
-    assert ledger.charge(replace(other, incarnation=1)) is CHARGED
+    planned = replace(other, incarnation=1, sample_rate=0.1)
+    assert ledger.charge(planned) is CHARGED
     assert ledger.charges == 6
     # The old invocation is history: it cannot be released again either.
     assert ledger.charge(charge(2)) is CONFLICT
@@ -384,9 +387,9 @@ def test_repeats_never_cost_more_than_the_steps_that_they_take_the_place_of(
         ledger.charge(falling(step))
     ledger.charge(falling(5, digest="b", incarnation=1))
     ledger.charge(falling(2, digest="b", incarnation=1))
-    assert ledger.affords(1.0)
+    assert ledger.affords(Cost(1.0, 0.1))
     ledger.charge(falling(6))
-    assert not ledger.affords(1.0)
+    assert not ledger.affords(Cost(1.0, 0.1))
     with pytest.raises(LedgerError, match="budget is spent"):
         ledger.charge(falling(7))
     # 5 at σ = 2 and 4 at σ = 1, where 4 and 5 were planned.
@@ -405,7 +408,7 @@ def test_a_repair_that_may_have_spent_too_much_ends_the_run(tmp_path: Path) -> N
     cut(folder, 2, (folder.path / "head").read_bytes())
     repaired = Writer(folder, block=9, repair=True).begin()
     assert repaired.history == ((0.5, 0.1, 6),)  # 3 are planned
-    assert not any(repaired.affords(sigma) for sigma in (0.5, 1.0, 2.0))
+    assert not any(repaired.affords(Cost(sigma, 0.1)) for sigma in (0.5, 1.0, 2.0))
 
 
 def test_less_noise_than_planned_is_refused(falling_folder: LocalFolder) -> None:

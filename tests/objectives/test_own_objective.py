@@ -198,7 +198,14 @@ def test_a_search_compares_by_a_metric_of_its_objective(make_sweep: MakeSweep) -
     outcomes = [
         TrialOutcome(
             **{"name": name, "status": "finished", "point": {}, "plan": None},  # type: ignore[arg-type]
-            **{"history": (), "epsilon": 1.0, "steps": 1, "seconds": 1.0, "attempts": 1},  # type: ignore[arg-type]
+            **{
+                "charged": (),
+                "history": (),
+                "epsilon": 1.0,
+                "steps": 1,
+                "seconds": 1.0,
+                "attempts": 1,
+            },  # type: ignore[arg-type]
             error=None,
             metrics={"test_top2": 0.5, "test_loss": loss},
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from dp_ray.gradients.engines.registry import build_engine
 from dp_ray.gradients.engines.vmap import Vmap
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.objectives.single_label import SingleLabel
+from dp_ray.privacy.sampling import PoissonSampler
 from dp_ray.training.agreement import check_same_arithmetic, open_same_dataset, stop_together
 from dp_ray.training.collective import Alone
 
@@ -147,7 +148,7 @@ class Rounding(Vmap):
         return total, norms, losses
 
 
-def compared(engines: list[Engine]) -> list[str]:
+def compared(engines: list[Engine], batches: Sequence[int] = (5, 5, 5)) -> list[str]:
     """What each worker is told of the comparison; empty if it may go on."""
     facts = DataFacts(20, 3, 4, 1, (0.5,), (0.5,))
     torch.manual_seed(1)
@@ -166,6 +167,7 @@ def compared(engines: list[Engine]) -> list[str]:
             microbatch_size=3,
             engine=engines[worker.rank],
             device=torch.device("cpu"),
+            sampler=PoissonSampler(20, batches[worker.rank]),
         )
         return ""
 
@@ -180,6 +182,13 @@ def test_workers_that_round_otherwise_are_refused() -> None:
     assert "): b (cpu, " in told[0]
     assert "ATEN_CPU_CAPABILITY" in told[0]
     assert told == [told[0]] * 3
+
+
+def test_workers_that_draw_other_examples_are_refused() -> None:
+    told = compared([build_engine()] * 3, batches=(5, 5, 9))
+    assert told == [told[0]] * 3
+    assert told[0].startswith("privacy.mechanism: 1 of 3 workers draw other examples than the")
+    assert "one: c." in told[0]
 
 
 def test_workers_with_other_settings_are_refused() -> None:
