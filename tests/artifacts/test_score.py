@@ -250,7 +250,9 @@ def test_what_a_release_folder_published_before(make_config: MakeConfig, tmp_pat
         (RIGHT, None, 0.0),
         (RIGHT, 3.0, 3.0),
     ):
-        outcome = Outcome(True, plan.steps, plan.releases, plan.epsilon, evaluation, 1.0)
+        outcome = Outcome(
+            True, plan.steps, plan.steps, plan.releases, plan.epsilon, evaluation, 1.0
+        )
         figures = {**outcome.metrics, "test_accuracy_noise": noise}
         statement = privacy_statement(config, plan, outcome, replay=False, score=figures)
         release.write("privacy.json", statement.encode())
