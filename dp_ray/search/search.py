@@ -83,12 +83,12 @@ class Search:
         for point in edge_points(sweep.tune.space, sweep.tune.budget_levels):
             config_at(sweep, point)
         sweep = with_metric(sweep)
-        check_scores(sweep)
         points = _draw_points(sweep, key)
         # A private selection is charged for all that it could have drawn.
         fixed = points is not None and sweep.tune.privacy_mode != "private_selection"
         budgets = solve_budgets(sweep, points if fixed else None, tell=tell)
         check_scheduler(sweep, max(plan.steps for plan in budgets.solved.values()))
+        check_scores(sweep)
         return cls(sweep, SweepDirectory.of(sweep), points, budgets)
 
     @classmethod

@@ -27,8 +27,8 @@ from dp_ray.config.run import Config
 from dp_ray.gradients import clipping
 from dp_ray.gradients.engines import vmap as engines
 from dp_ray.privacy.noise import KeyedNoiseOptimizer
-from dp_ray.privacy.sampling import PoissonSampler
 from dp_ray.training.rehearsal import Rehearsal
+from dp_ray.training.step import Assignment, ShardWorker
 
 FAULTS = (
     "noise off",
@@ -45,7 +45,7 @@ LEAK = "network remembers"
 @contextmanager
 def broken(fault: str) -> Iterator[None]:
     """This process with one of :data:`FAULTS`; whole with any other name."""
-    add_noise, draw = KeyedNoiseOptimizer.add_noise, PoissonSampler.draw
+    add_noise, draw = KeyedNoiseOptimizer.add_noise, ShardWorker.drawn
 
     def less_noise(self: KeyedNoiseOptimizer) -> None:
         self.noise_multiplier *= 0.0 if fault == "noise off" else 0.25
@@ -59,8 +59,8 @@ def broken(fault: str) -> Iterator[None]:
     ) -> tuple[dict[str, Tensor], Tensor]:
         return clipping.clip_and_sum(gradients, mask, torch.tensor(1e9).double(), rule)
 
-    def draw_twice(self: PoissonSampler, *arguments: Any) -> NDArray[np.int64]:
-        return np.repeat(draw(self, *arguments), 2)
+    def draw_twice(self: ShardWorker, assignment: Assignment) -> NDArray[np.int64]:
+        return np.repeat(draw(self, assignment), 2)
 
     if fault in ("noise off", "a quarter of the noise"):
         with patch.object(KeyedNoiseOptimizer, "add_noise", less_noise):
@@ -75,7 +75,7 @@ def broken(fault: str) -> Iterator[None]:
         with patch.object(Rehearsal, "try_out"), patch.object(Rehearsal, "run"):
             yield
     elif fault == "examples counted twice":
-        with patch.object(PoissonSampler, "draw", draw_twice):
+        with patch.object(ShardWorker, "drawn", draw_twice):
             yield
     else:
         yield
