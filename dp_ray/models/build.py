@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
 from dp_ray.config.model import ModelConfig
@@ -172,10 +174,17 @@ def _larger_images(config: ModelConfig, facts: DataFacts) -> str:
 
 
 def _with_group_norm(model: nn.Module) -> nn.Module:
+    """Replace normalisation layers as Opacus does, and no other layer.
+
+    Given the whole network, Opacus also replaces attention, which torch.func needs not.
+    """
     from opacus.validators import ModuleValidator
 
-    fixed: nn.Module = ModuleValidator.fix(model)
-    return fixed
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, _BatchNorm | _InstanceNorm):
+                setattr(parent, name, ModuleValidator.FIXERS[type(child)](child))
+    return model
 
 
 def _with_frozen_norm(model: nn.Module) -> nn.Module:
@@ -202,7 +211,7 @@ def check_model(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         place = name or type(module).__name__
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, _BatchNorm):
             # Opacus's validator lets BatchNorm without affine parameters pass; it mixes examples
             # and keeps running statistics of private data all the same.
             groups = _groups_of_several(module)
@@ -211,7 +220,7 @@ def check_model(model: nn.Module) -> None:
                 f"replace it by nn.GroupNorm({groups}, {module.num_features}), whose groups hold "
                 "several values each"
             )
-        if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
+        if isinstance(module, _InstanceNorm) and module.track_running_stats:
             raise ModelError(
                 f"model layer {place} keeps running statistics of private data: set "
                 "track_running_stats=False"
@@ -221,7 +230,7 @@ def check_model(model: nn.Module) -> None:
         raise ModelError("the model has no parameter with requires_grad: nothing to train")
 
 
-def _groups_of_several(norm: nn.modules.batchnorm._BatchNorm) -> int:
+def _groups_of_several(norm: _BatchNorm) -> int:
     """Groups for a group norm in its place; one where an image may have one value a channel."""
     if not isinstance(norm, nn.BatchNorm2d | nn.BatchNorm3d):
         return 1

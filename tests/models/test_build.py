@@ -19,7 +19,7 @@ from dp_ray import clipped_gradient_sum
 from dp_ray.config.model import ModelConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError, ModelError
-from dp_ray.models.build import build_model, check_model
+from dp_ray.models.build import _with_group_norm, build_model, check_model
 
 TINY = DataFacts(1000, 3, 8, 1, (0.5,), (0.5,))
 GREY = DataFacts(1000, 10, 28, 1, (0.5,), (0.5,))
@@ -361,6 +361,14 @@ def batch(examples: int = 6) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(4)
     images = torch.randn((examples, 1, 8, 8), generator=generator)
     return images, torch.arange(examples) % 3
+
+
+def test_group_norm_takes_the_place_of_batch_norm_alone() -> None:
+    """Opacus would replace attention too, and its layers are refused: no ViT could be built."""
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), nn.BatchNorm2d(4), nn.MultiheadAttention(4, 2))
+    kinds = [type(layer) for layer in _with_group_norm(network)]
+    assert kinds == [nn.Conv2d, nn.GroupNorm, nn.MultiheadAttention]
+    check_model(network)
 
 
 def test_the_clash_of_opacus_626_is_real() -> None:
