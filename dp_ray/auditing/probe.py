@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import nn
-
 from dp_ray.auditing.canaries import Canaries, plant
 from dp_ray.auditing.neighbours import NeighbourObserver
 from dp_ray.auditing.observers import open_release_observer
 from dp_ray.auditing.planted import Planted
 from dp_ray.data.store import Dataset
-from dp_ray.data.views import ViewMaker
-from dp_ray.gradients.layout import ParameterLayout
-from dp_ray.objectives.registry import build_objective
 from dp_ray.training.probe import ReleaseObserver
+from dp_ray.training.setup import Setup
 from dp_ray.training.task import Task
 
 
@@ -33,40 +28,30 @@ class CanaryProbe:
         """See :class:`~dp_ray.training.probe.Probe`."""
         return plant(dataset, self.canaries)
 
-    def differentiated(
-        self, task: Task, dataset: Dataset, model: nn.Module, device: torch.device
-    ) -> Planted | None:
+    def differentiated(self, task: Task, setup: Setup) -> Planted | None:
         """See :class:`~dp_ray.training.probe.Probe`."""
         return Planted.of(
             self.canaries,
-            model,
+            setup.model,
             task.plan.clipping,
-            objective=build_objective(task.config.objective, dataset.facts.num_classes),
-            num_classes=dataset.facts.num_classes,
+            objective=setup.objective,
+            num_classes=setup.dataset.facts.num_classes,
             max_grad_norm=task.plan.max_grad_norm,
-            device=device,
+            device=next(setup.model.parameters()).device,
         )
 
-    def release_observer(
-        self,
-        task: Task,
-        dataset: Dataset,
-        model: nn.Module,
-        layout: ParameterLayout,
-        views: ViewMaker,
-    ) -> ReleaseObserver:
+    def release_observer(self, task: Task, setup: Setup) -> ReleaseObserver:
         """See :class:`~dp_ray.training.probe.Probe`."""
-        device = next(model.parameters()).device
         return open_release_observer(
             task.run.observations,
             self.canaries,
-            dataset,
+            setup.loaded,
             task.plan,
-            model=model,
-            layout=layout,
-            views=views,
-            objective=build_objective(task.config.objective, dataset.facts.num_classes),
-            planted=self.differentiated(task, dataset, model, device),
+            model=setup.model,
+            layout=setup.layout,
+            views=setup.views,
+            objective=setup.objective,
+            planted=self.differentiated(task, setup),
         )
 
     def sum_observer(self, task: Task) -> NeighbourObserver:

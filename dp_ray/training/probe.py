@@ -9,15 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from dp_ray.data.store import Dataset
-from dp_ray.data.views import ViewMaker
 from dp_ray.gradients.engines.engine import LossFunction
 from dp_ray.gradients.layout import ParameterLayout
 
 if TYPE_CHECKING:
+    from dp_ray.training.setup import Setup
     from dp_ray.training.step import Assignment, ShardWorker
     from dp_ray.training.task import Task
 
@@ -83,21 +82,12 @@ class Probe(Protocol):
         """Return the data that the audited run trains on."""
         ...
 
-    def differentiated(
-        self, task: Task, dataset: Dataset, model: nn.Module, device: torch.device
-    ) -> Differentiated | None:
+    def differentiated(self, task: Task, setup: Setup) -> Differentiated | None:
         """Return what workers differentiate; None for the run's own network and loss."""
         ...
 
-    def release_observer(
-        self,
-        task: Task,
-        dataset: Dataset,
-        model: nn.Module,
-        layout: ParameterLayout,
-        views: ViewMaker,
-    ) -> ReleaseObserver:
-        """Return the observer of releases; ``dataset`` is as it was before :meth:`plant`."""
+    def release_observer(self, task: Task, setup: Setup) -> ReleaseObserver:
+        """Return the observer of releases."""
         ...
 
     def sum_observer(self, task: Task) -> SumObserver:

@@ -72,13 +72,13 @@ def open_session(
         microbatch_size=choice.microbatch_size,
     )
     model, dataset, probe = setup.model, setup.dataset, task.probe
-    differentiated = None if probe is None else probe.differentiated(task, dataset, model, device)
+    differentiated = None if probe is None else probe.differentiated(task, setup)
     lead, sum_observer = None, None
     if collective.rank == 0:
         observer = None
         if probe is not None:
             sum_observer = probe.sum_observer(task)
-            observer = probe.release_observer(task, setup.loaded, model, setup.layout, setup.views)
+            observer = probe.release_observer(task, setup)
         lead = open_lead(task, setup, execution, observer)
     try:
         worker = ShardWorker(
