@@ -107,7 +107,7 @@ def run_audit(
         path=str(directory.root),
         status="finished",
         **asdict(settings),
-        **verdict.dump(),
+        **verdict.model_dump(),
         accountant=config.privacy.accountant,
         warning=WARNING,
     )

@@ -24,7 +24,7 @@ from dp_ray.auditing.canaries import CanaryKind
 from dp_ray.config.files import parse_config
 from dp_ray.config.run import Config
 from dp_ray.config.yaml_text import read_yaml, write_yaml
-from dp_ray.document import encode, read_file
+from dp_ray.document import Part, encode, read_file
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.keys import RunKey
 from dp_ray.privacy.accounting import AccountantName
@@ -81,21 +81,27 @@ class AuditSettings:
         return read_file(private, AUDIT, cls.FORMAT, build, remedy)
 
 
-class AuditOutcome(Ending):
-    """outcome.json: what an audit found; private.
+class Verdict(Part):
+    """What was found.
 
-    Attributes: see :class:`AuditSettings` and :class:`~dp_ray.auditing.verdict.Verdict`.
-        accountant: of the runs.
-        warning: who may see it.
+    Attributes:
+        epsilon_claimed: what the ledger's sums spend, by the tightest accountant.
+        epsilon_stated: likewise, by the run's own accountant.
+        epsilon_lower: with the confidence no less was spent, if the steps and q are the ledger's.
+        epsilon_lower_of_any: likewise, whatever the mechanism.
+        refuted: whether the claim is refuted by one of them, or one example moved a sum by more
+            than C, on which the claim rests.
+        can_refute: whether an attack that is always right would have refuted it.
+        confidence: that both bounds hold.
+        delta: δ of all three ε.
+        guesses: of the attack that gives ``epsilon_lower``.
+        right: how many of them are right.
+        moved: how far one example moved a sum at the most, over C; None if none was looked at.
+        moved_too_far: whether that is more than C allows.
+        looks: sums that were looked at for that; none where all examples are gradient canaries,
+            which say nothing of the network.
     """
 
-    FILE: ClassVar[str] = "outcome.json"
-    REMEDY: ClassVar[str] = "Restore it from a backup"
-
-    kind: CanaryKind
-    canaries: int
-    significance: float
-    runs: int
     epsilon_claimed: float
     epsilon_stated: float
     epsilon_lower: float
@@ -109,6 +115,23 @@ class AuditOutcome(Ending):
     moved: float | None = None
     moved_too_far: bool = False
     looks: int = 0
+
+
+class AuditOutcome(Ending, Verdict):
+    """outcome.json: what an audit found; private.
+
+    Attributes: see :class:`AuditSettings` and :class:`Verdict`.
+        accountant: of the runs.
+        warning: who may see it.
+    """
+
+    FILE: ClassVar[str] = "outcome.json"
+    REMEDY: ClassVar[str] = "Restore it from a backup"
+
+    kind: CanaryKind
+    canaries: int
+    significance: float
+    runs: int
     accountant: AccountantName
     warning: str
 

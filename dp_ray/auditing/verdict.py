@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.auditing.bounds import Audit, audit_one_run, audit_runs, refutes
-from dp_ray.auditing.directory import AuditSettings
+from dp_ray.auditing.directory import AuditSettings, Verdict
 from dp_ray.auditing.neighbours import distances
 from dp_ray.auditing.observers import scores
 from dp_ray.auditing.tradeoff import audit_history, can_refute
@@ -56,47 +55,6 @@ class Claim:
         return cls(ledger.history, tight, stated, plan.delta, plan.num_examples)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What was found.
-
-    Attributes:
-        epsilon_claimed: what the ledger's sums spend, by the tightest accountant.
-        epsilon_stated: likewise, by the run's own accountant.
-        epsilon_lower: with the confidence no less was spent, if the steps and q are the ledger's.
-        epsilon_lower_of_any: likewise, whatever the mechanism.
-        refuted: whether the claim is refuted by one of them, or one example moved a sum by more
-            than C, on which the claim rests.
-        can_refute: whether an attack that is always right would have refuted it.
-        confidence: that both bounds hold.
-        delta: δ of all three ε.
-        guesses: of the attack that gives ``epsilon_lower``.
-        right: how many of them are right.
-        moved: how far one example moved a sum at the most, over C; None if none was looked at.
-        moved_too_far: whether that is more than C allows.
-        looks: sums that were looked at for that; none where all examples are gradient canaries,
-            which say nothing of the network.
-    """
-
-    epsilon_claimed: float
-    epsilon_stated: float
-    epsilon_lower: float
-    epsilon_lower_of_any: float
-    refuted: bool
-    can_refute: bool
-    confidence: float
-    delta: float
-    guesses: int
-    right: int
-    moved: float | None = None
-    moved_too_far: bool = False
-    looks: int = 0
-
-    def dump(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
-
 def judge(
     settings: AuditSettings, runs: list[RunDirectory], included: list[NDArray[np.bool_]]
 ) -> Verdict:
@@ -123,12 +81,13 @@ def judge(
     moved = [distance for run in looked for distance in distances(run.neighbours)]
     most = max((math.inf if math.isnan(d) else d for d in moved), default=None)
     too_far = most is not None and most > _FARTHEST
-    return replace(
-        verdict,
-        refuted=verdict.refuted or too_far,
-        moved=most,
-        moved_too_far=too_far,
-        looks=len(moved),
+    return verdict.model_copy(
+        update={
+            "refuted": verdict.refuted or too_far,
+            "moved": most,
+            "moved_too_far": too_far,
+            "looks": len(moved),
+        }
     )
 
 
@@ -140,16 +99,16 @@ def _judge_one(
     known = audit_history(seen, coins, claim.history, delta=claim.delta, significance=half)
     best: Audit = max(known, any_, key=lambda audit: audit.epsilon_lower)
     return Verdict(
-        claim.epsilon,
-        claim.stated,
-        best.epsilon_lower,
-        any_.epsilon_lower,
-        known.refuted or refutes(any_, epsilon=claim.epsilon, delta=claim.delta),
-        can_refute(claim.history, len(coins), significance=half),
-        1 - significance,
-        claim.delta,
-        best.guesses,
-        best.right,
+        epsilon_claimed=claim.epsilon,
+        epsilon_stated=claim.stated,
+        epsilon_lower=best.epsilon_lower,
+        epsilon_lower_of_any=any_.epsilon_lower,
+        refuted=known.refuted or refutes(any_, epsilon=claim.epsilon, delta=claim.delta),
+        can_refute=can_refute(claim.history, len(coins), significance=half),
+        confidence=1 - significance,
+        delta=claim.delta,
+        guesses=best.guesses,
+        right=best.right,
     )
 
 
@@ -160,14 +119,14 @@ def _judge_many(
     ideal = coins.astype(np.float64)
     reach = audit_runs(ideal[coins], ideal[~coins], delta=claim.delta, significance=significance)
     return Verdict(
-        claim.epsilon,
-        claim.stated,
-        found.epsilon_lower,
-        found.epsilon_lower,
-        refutes(found, epsilon=claim.epsilon, delta=claim.delta),
-        refutes(reach, epsilon=claim.epsilon, delta=claim.delta),
-        found.confidence,
-        claim.delta,
-        found.guesses,
-        found.right,
+        epsilon_claimed=claim.epsilon,
+        epsilon_stated=claim.stated,
+        epsilon_lower=found.epsilon_lower,
+        epsilon_lower_of_any=found.epsilon_lower,
+        refuted=refutes(found, epsilon=claim.epsilon, delta=claim.delta),
+        can_refute=refutes(reach, epsilon=claim.epsilon, delta=claim.delta),
+        confidence=found.confidence,
+        delta=claim.delta,
+        guesses=found.guesses,
+        right=found.right,
     )
