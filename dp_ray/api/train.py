@@ -44,12 +44,12 @@ def run_training(
 
     Args:
         config: what to train.
-        resume: go on with a run that was stopped or that crashed; otherwise its name must be free.
+        resume: continue a run that was stopped or crashed; otherwise its name must be free.
         console: where progress is shown, if it is a terminal.
         break_lock: with ``resume``, take the run over from a process that is known to be gone.
         profile: leave a trace of some steps in the run's private part.
         replay: the key of another run, to repeat its draws and noise; not with ``resume``, which
-            goes on with the run's own key.
+            continues with the run's own key.
         probe: of an audit.
 
     Raises:

@@ -107,6 +107,6 @@ def check_agreement(
     if found is not None:
         raise RunError(
             f"the documents of the release contradict each other: {found}. Nothing was published. "
-            "Go on with --resume and the configuration that the run was started with; if that "
+            "Resume with --resume and the configuration that the run was started with; if that "
             "does not help, report it as a bug of dp-ray"
         )

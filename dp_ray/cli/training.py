@@ -67,7 +67,7 @@ def train(
     check_break_lock(break_lock, resume)
     if resume and replay_key is not None:
         raise typer.BadParameter(
-            "--replay-key starts a run; --resume goes on with the run's own key"
+            "--replay-key starts a run; --resume continues with the run's own key"
         )
     result = run_training(
         loaded,
