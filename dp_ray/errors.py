@@ -109,6 +109,23 @@ class DivergedError(RunError):
         return type(self), (self.what, self.charges)
 
 
+class ChargesError(RunError):
+    """A resumed run that would pay again for more steps than the user accepted.
+
+    Args:
+        message: which steps and why.
+        charges: noised sums that would be charged again.
+    """
+
+    def __init__(self, message: str, charges: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.charges = charges
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.message, self.charges)
+
+
 class LedgerError(RunError):
     """A ledger that is torn, altered or does not belong to the run."""
 

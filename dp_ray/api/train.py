@@ -36,6 +36,7 @@ def run_training(
     resume: bool,
     console: Console,
     break_lock: bool = False,
+    accept_charges: int | None = None,
     profile: bool = False,
     replay: RunKey | None = None,
     probe: Probe | None = None,
@@ -47,12 +48,15 @@ def run_training(
         resume: continue a run that was stopped or crashed; otherwise its name must be free.
         console: where progress is shown, if it is a terminal.
         break_lock: with ``resume``, take the run over from a process that is known to be gone.
+        accept_charges: with ``resume``, how many noised sums of steps on record may be paid for
+            again; by default one for each hundred steps of the run.
         profile: leave a trace of some steps in the run's private part.
         replay: the key of another run, to repeat its draws and noise; not with ``resume``, which
             continues with the run's own key.
         probe: of an audit.
 
     Raises:
+        ChargesError: more would be charged again than ``accept_charges``; nothing was charged.
         DpRayError: before anything is started where possible; see the message.
     """
     check_storage_path(config.train.storage_path)
@@ -71,9 +75,11 @@ def run_training(
     with errors_for_log(*places), EarlyRay(config.cluster) as early:
         if resume:
             config, plan = take_up(run, config, attempt, tell, break_lock=break_lock)
+            if accept_charges is None:
+                accept_charges = max(plan.steps // 100, 1)
         else:
             plan = begin(run, config, replay, tell)
-        task = Task(config, plan, run, attempt, profile, probe)
+        task = Task(config, plan, run, attempt, profile, probe, accept_charges)
         _warn_of_turns(config, tell)
         with ProgressLine(run, plan, console) as line, _stop_on_signal(run, line):
             if config.cluster.num_workers == 0:
@@ -81,8 +87,7 @@ def run_training(
             else:
                 line.note(f"starting Ray and {count(config.cluster.max_workers, 'worker')}")
                 _in_thread(lambda: _train_on_ray(task, early, tell))
-            line.tell_skipped()  # without a terminal these two were not printed during the run
-            line.tell_engine()
+            line.tell_notes()  # what was left since the last look
         return Result.read(run.root)
 
 

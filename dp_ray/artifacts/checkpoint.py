@@ -93,6 +93,8 @@ class Checkpoints:
         self._ledger = ledger
         self._key = key
         self._keep = keep
+        self.lost = 0
+        """Newer ones on record that :meth:`newest` found damaged or missing."""
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Writes a checkpoint, records it, and only then removes older ones.
@@ -124,6 +126,7 @@ class Checkpoints:
         for name in reversed(self._ledger.checkpoints):
             if name in on_disk and (found := self._load(name)) is not None:
                 older = list(self._ledger.checkpoints)
+                self.lost = len(older) - older.index(name) - 1
                 self._remove_all_but(older[: older.index(name) + 1])
                 return found
         if self._ledger.checkpoints:

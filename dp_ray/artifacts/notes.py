@@ -34,6 +34,20 @@ class EngineNote(Document):
         return cls(**asdict(choice), line=choice.line)
 
 
+class StartNote(Document):
+    """start.json: what a session started from; private.
+
+    It is there once a session of this call has begun: later ones, after a failure, ask nothing.
+
+    Attributes:
+        line: in words; empty for a run that begins.
+    """
+
+    FILE: ClassVar[str] = "start.json"
+
+    line: str
+
+
 class DataNote(Document):
     """data.json: what the workers left out of the data; private.
 

@@ -29,6 +29,16 @@ BreakLock = Annotated[
         help="With --resume: take what is resumed over from a process that is known to be gone.",
     ),
 ]
+AcceptCharges = Annotated[
+    int | None,
+    typer.Option(
+        "--accept-charges",
+        metavar="N",
+        min=0,
+        help="With --resume: how many steps on record may be charged again, if their sums cannot "
+        "be repeated bit for bit; default one for each hundred steps. A terminal asks.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from dp_ray.cli.options import (
     STOPPED,
+    AcceptCharges,
     BreakLock,
     ConfigFile,
     Json,
@@ -20,6 +23,7 @@ from dp_ray.cli.options import (
     print_json,
     print_text,
 )
+from dp_ray.errors import ChargesError
 
 REFUTED = 1
 """Exit code of an audit that refutes what a run claims."""
@@ -32,6 +36,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run that was stopped or that crashed.")
     ] = False,
+    accept_charges: AcceptCharges = None,
     break_lock: BreakLock = False,
     replay_key: Annotated[
         Path | None,
@@ -69,7 +74,10 @@ def train(
         raise typer.BadParameter(
             "--replay-key starts a run; --resume continues with the run's own key"
         )
-    result = run_training(
+    if accept_charges is not None and not resume:
+        raise typer.BadParameter("--accept-charges goes with --resume")
+    run = partial(
+        run_training,
         loaded,
         resume=resume,
         break_lock=break_lock,
@@ -77,6 +85,14 @@ def train(
         replay=None if replay_key is None else read_replay_key(replay_key, loaded.seed),
         console=Console(stderr=True),
     )
+    try:
+        result = run(accept_charges=accept_charges)
+    except ChargesError as error:
+        if accept_charges is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise
+        typer.echo(str(error), err=True)
+        typer.confirm(f"Charge {error.charges} steps again?", abort=True, err=True)
+        result = run(accept_charges=error.charges)
     print_text(describe_result(result))
     print_json(result.dump(), as_json)
     if result.status == "stopped":

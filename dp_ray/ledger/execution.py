@@ -35,6 +35,20 @@ class Execution:
         given = {name: value for name, value in known.items() if value is not None}
         return {"format": self.FORMAT, **given, **self.machine}
 
+    def changes_from(self, before: Self) -> str:
+        """Return what differs from an earlier execution, in words; empty if they are equal."""
+        old, new = before.dump(), self.dump()
+        # All workers' digest differs with any of the others, and says nothing to a reader.
+        names = [n for n in {**old, **new} if n not in ("format", "all_workers")]
+        changed = [
+            f"{n} was {old.get(n, 'not recorded')}, now {new.get(n, 'not recorded')}"
+            for n in names
+            if old.get(n) != new.get(n)
+        ]
+        if not changed and self != before:
+            changed = ["the machine of another worker is not the same"]
+        return "; ".join(changed)
+
     @classmethod
     def of(cls, values: dict[str, Any]) -> Self:
         """Return the execution that a record says, of this format or of format 0.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
@@ -35,6 +35,19 @@ class Verdict(Enum):
     CHARGED = "paid for: the first and only sum of this incarnation"
     REPLAYED = "the very release that is on record: same sum, same noise, no charge"
     CONFLICT = "another sum is, or may be, on record: this one must not get the same noise"
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Steps on record that a session takes again.
+
+    Attributes:
+        count: how many.
+        charged: how many of them must be paid for again.
+    """
+
+    count: int
+    charged: int
 
 
 class Ledger:
@@ -191,6 +204,27 @@ class Ledger:
         entry = self._balance.newest.get(step)
         return entry is not None and entry.charge.incarnation >= incarnation
 
+    def repeats(self, first_step: int, execution: Execution, *, diverged: bool = False) -> Repeats:
+        """Return which steps on record a session would take again.
+
+        From the first step whose sum cannot be had again, the parameters are others, so that all
+        later steps on record are charged again too.
+
+        Args:
+            first_step: where it begins.
+            execution: how it computes.
+            diverged: see :meth:`incarnation_for`.
+        """
+        again = [
+            self._balance.newest[step]
+            for step in sorted(self._balance.newest)
+            if step >= first_step and not self._balance.newest[step].prepaid
+        ]
+        for index, entry in enumerate(again):
+            if diverged or entry.execution != execution or entry.charge.digest == UNKNOWN:
+                return Repeats(len(again), len(again) - index)
+        return Repeats(len(again), 0)
+
     def open_session(
         self,
         execution: Execution,
@@ -202,8 +236,7 @@ class Ledger:
         binding: str | None = None,
     ) -> None:
         """Records how, from where and on what the run goes on; see :class:`Session`."""
-        entries = self._balance.newest.values()
-        repeats = sum(e.charge.step >= first_step and not e.prepaid for e in entries)
+        repeats = self.repeats(first_step, execution).count
         session = Session(execution, first_step, repeats, data, parameters, untrained, binding)
         self._append("session", session.content())
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from dp_ray.artifacts.notes import DataNote, EngineNote
+from dp_ray.artifacts.notes import DataNote, EngineNote, StartNote
 from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.data.files import skipped_line
@@ -37,6 +37,7 @@ class ProgressLine(LiveLines):
         self._note = "starting"
         self._engine_told = False
         self._skipped_told = False
+        self._start_told = False
 
     def note(self, text: str) -> None:
         """What is going on, shown until there are numbers, or in front of them."""
@@ -44,15 +45,32 @@ class ProgressLine(LiveLines):
 
     def lines(self) -> list[str]:
         """See :class:`LiveLines`."""
-        self.tell_skipped()
-        self.tell_engine()
+        self.tell_notes()
         return [self.line()]
 
     def log_line(self) -> str:
         """See :class:`LiveLines`; rounded, because speed shows how many examples join a step."""
+        self.tell_notes()
         return self.line(exact=False)
 
-    def tell_skipped(self) -> None:
+    def tell_notes(self) -> None:
+        """Print each of the workers' notes once, as soon as it is there."""
+        self._tell_skipped()
+        self._tell_engine()
+        self._tell_start()
+
+    def _tell_start(self) -> None:
+        if self._start_told:
+            return
+        try:
+            line = StartNote.read(self._run.private).line
+        except RunError:
+            return
+        self._start_told = True
+        if line:
+            say(self._console, line)
+
+    def _tell_skipped(self) -> None:
         """Says once what the workers left out of the data, where only they have it."""
         if self._skipped_told:
             return
@@ -64,7 +82,7 @@ class ProgressLine(LiveLines):
         if line is not None:
             say(self._console, line)
 
-    def tell_engine(self) -> None:
+    def _tell_engine(self) -> None:
         """Says once how microbatches are computed, as soon as the workers have agreed on it.
 
         Where there is no terminal it says so only if something is not as one would expect.

@@ -11,14 +11,14 @@ import hashlib
 import hmac
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from dp_ray.artifacts.checkpoint import Checkpoint, Checkpoints
 from dp_ray.config.run import Config
-from dp_ray.errors import DivergedError, RunError
+from dp_ray.errors import ChargesError, DivergedError, RunError
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.keys import KeyedStream, RunKey
 from dp_ray.ledger.balance import Charge
@@ -31,6 +31,7 @@ from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.privacy.sampling import Streams
 from dp_ray.training.optimizers import build_optimizer
 from dp_ray.training.probe import Observation, ReleaseObserver
+from dp_ray.training.start import Start
 from dp_ray.training.step import Assignment, ShardSum
 
 
@@ -64,9 +65,16 @@ class Coordinator:
         layout: the order of the vector.
         origin: what the run starts from; a run is not resumed with another one.
         execution: how this run is executed: what decides whether sums repeat bit for bit.
+        accept_charges: noised sums of steps on record that may be paid for again; None means any
+            number.
         observer: in an audit, sees every release.
 
+    Attributes:
+        started: what this session started from, for the user.
+
     Raises:
+        ChargesError: more steps on record would be paid for again than are accepted; nothing was
+            charged.
         RunError: the run was started with another network or other data, or its checkpoints are
             lost.
         LedgerError: the ledger is older than a checkpoint, or cannot be written.
@@ -84,9 +92,12 @@ class Coordinator:
         layout: ParameterLayout,
         origin: Origin,
         execution: Execution,
+        accept_charges: int | None = None,
         observer: ReleaseObserver | None = None,
     ) -> None:
         self._plan = plan
+        self._accept_charges = accept_charges
+        self._execution = execution
         self._mechanism = mechanism_of(plan)
         self._noises = StepNoises(self._mechanism)
         self._observer = observer
@@ -117,6 +128,14 @@ class Coordinator:
         self._check_origin(origin.data, parameters, origin.untrained)
         if (checkpoint := checkpoints.newest()) is not None:
             self._restore(checkpoint)
+        self.started = Start(
+            step=self._step,
+            steps=plan.steps,
+            repeats=ledger.repeats(self._step, execution),
+            changes="".join(execution.changes_from(s.execution) for s in ledger.sessions[-1:]),
+            lost=checkpoints.lost,
+        )
+        self._check_accepted(self.started)
         ledger.open_session(
             execution,
             first_step=self._step,
@@ -210,7 +229,7 @@ class Coordinator:
         data = total.vector.cpu().numpy().tobytes() + count
         if self._plan.mechanism != DEFAULT:  # whose charge says the rest, in every ledger
             data += struct.pack(f"<{1 + len(noise.feedback)}d", noise.on_sum, *noise.feedback)
-        return self._ledger.charge(
+        verdict = self._ledger.charge(
             Charge(
                 step=assignment.step,
                 incarnation=assignment.incarnation,
@@ -220,6 +239,10 @@ class Coordinator:
                 sample_rate=cost.sample_rate,
             )
         )
+        if verdict is Verdict.CONFLICT:  # seen only now: the execution is that on record
+            repeats = self._ledger.repeats(self._step, self._execution, diverged=True)
+            self._check_accepted(replace(self.started, step=self._step, repeats=repeats))
+        return verdict
 
     def save(self) -> None:
         """Writes a checkpoint of the state before the next step.
@@ -243,6 +266,17 @@ class Coordinator:
         """min(μ, (1+t)/(10+t)): De et al. 2022, arXiv 2204.13650, appendix."""
         assert self._ema_decay is not None
         return min(self._ema_decay, (1 + self._step) / (10 + self._step))
+
+    def _check_accepted(self, start: Start) -> None:
+        """Refuse to pay again for more than was accepted.
+
+        A mechanism that may not draw a step again pays for none, and refuses by itself.
+        """
+        again = start.repeats.charged
+        if self._accept_charges is None or again <= self._accept_charges:
+            return
+        if self._mechanism.may_redraw:
+            raise ChargesError(start.refusal, again)
 
     def _check_origin(self, data_digest: str, parameters: str, untrained: str) -> None:
         if not self._ledger.sessions:

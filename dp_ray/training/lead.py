@@ -13,6 +13,7 @@ from torch import nn
 
 from dp_ray.artifacts.checkpoint import Checkpoints
 from dp_ray.artifacts.journal import Journal
+from dp_ray.artifacts.notes import StartNote
 from dp_ray.artifacts.run_directory import deciding_fields
 from dp_ray.keys import SamplingKeys
 from dp_ray.ledger.execution import Execution
@@ -68,7 +69,7 @@ def open_lead(
     # Here, so that followers do not even load the code that draws noise.
     from dp_ray.training.coordinator import Coordinator, Origin
 
-    model, dataset = setup.model, setup.dataset
+    model, dataset, notes = setup.model, setup.dataset, task.run.private
     # The configuration that the run was started with: one that allows more steps draws the same.
     decided = [deciding_fields(task.run.config()), dataset.digest, setup.weights_digest]
     ledger = task.run.write_ledger(task.attempt, wait_s=OWNER_ENDS_S, block=task.charge_every)
@@ -92,8 +93,11 @@ def open_lead(
             layout=setup.layout,
             origin=origin,
             execution=execution,
+            # Workers that are started again within one call go on by themselves.
+            accept_charges=None if notes.exists(StartNote.FILE) else task.accept_charges,
             observer=observer,
         )
+        StartNote(line=coordinator.started.line).write(notes)
         journal = Journal(
             task.run, task.plan, metrics=setup.objective.metrics, repaired=ledger.repairs > 0
         )

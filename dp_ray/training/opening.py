@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dp_ray.artifacts.notes import DataNote, EngineNote
+from dp_ray.artifacts.notes import DataNote, EngineNote, StartNote
 from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RAY, REFUSED, STOP, RunDirectory
@@ -21,7 +21,7 @@ from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.training.preparation import check_feasible, make_plan
 from dp_ray.training.resume import plan_resumption
 
-_NOTES = (STOP, REFUSED, Progress.FILE, EngineNote.FILE, DataNote.FILE)
+_NOTES = (STOP, REFUSED, Progress.FILE, EngineNote.FILE, DataNote.FILE, StartNote.FILE)
 """Of one attempt, for whoever watches it."""
 
 

@@ -24,6 +24,8 @@ class Task:
         attempt: names this call of ``dp-ray train``, for the run's lock.
         profile: whether a trace of some steps is left in the run's private part.
         probe: of an audit.
+        accept_charges: noised sums of steps on record that a resumed run may pay for again; None
+            means any number.
     """
 
     config: Config
@@ -32,6 +34,7 @@ class Task:
     attempt: str
     profile: bool = False
     probe: Probe | None = None
+    accept_charges: int | None = None
 
     @property
     def checkpoint_every(self) -> int:

@@ -63,7 +63,13 @@ def replay_of(config: Config) -> RunKey | None:
     return None if config.seed is None else key_of(config.seed)
 
 
-def start(config: Config, *, resume: bool = False, break_lock: bool = False) -> dict[str, Any]:
+def start(
+    config: Config,
+    *,
+    resume: bool = False,
+    break_lock: bool = False,
+    accept_charges: int | None = None,
+) -> dict[str, Any]:
     """Train as ``dp-ray train`` does, and return what result.json holds.
 
     A new run has the key of its seed, to be comparable.
@@ -72,6 +78,7 @@ def start(config: Config, *, resume: bool = False, break_lock: bool = False) -> 
         config,
         resume=resume,
         break_lock=break_lock,
+        accept_charges=accept_charges,
         replay=None if resume else replay_of(config),
         console=QUIET,
     )

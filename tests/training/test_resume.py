@@ -25,9 +25,10 @@ from torch import Tensor
 
 from dp_ray.api import train as run_module
 from dp_ray.artifacts.checkpoint import Checkpoint
+from dp_ray.artifacts.notes import StartNote
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import Config
-from dp_ray.errors import ConfigError, DpRayError, LedgerError, RunError
+from dp_ray.errors import ChargesError, ConfigError, DpRayError, LedgerError, RunError
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.reporting.ledger import repair_ledger
 from dp_ray.training import coordinator as coordinator_module
@@ -91,7 +92,19 @@ def test_a_replay_under_another_execution_is_drawn_and_charged_again(
     changed = make_config(
         privacy=SIX_STEPS["privacy"], train={**SIX_STEPS["train"], "microbatch_size": 16}
     )
-    result = start(changed, resume=True)
+    with pytest.raises(ChargesError) as refused:
+        start(changed, resume=True)
+    assert str(refused.value) == (
+        "steps 4 to 5 are to be charged again, because their sums would be rounded otherwise "
+        "(microbatch_size was 32, now 16): the run would end 2 steps early, at the same ε. To "
+        "repeat them at no cost, resume with the settings of the session before. To accept it, "
+        "add --accept-charges 2"
+    )
+    assert charged(config) == [(step, 0) for step in range(5)]
+    with pytest.raises(ChargesError):
+        start(changed, resume=True, accept_charges=1)
+    assert pickle.loads(pickle.dumps(refused.value)).charges == refused.value.charges == 2
+    result = start(changed, resume=True, accept_charges=2)
     # 5 of 6 were charged before the crash: one is left, and it goes to step 3.
     assert (result["status"], result["steps"], result["charges"]) == ("finished", 4, 6)
     assert result["epsilon"] == pytest.approx(make_plan(config).epsilon)
@@ -112,7 +125,10 @@ def test_a_sum_that_differs_is_drawn_and_charged_again(
         return found
 
     monkeypatch.setattr(ShardWorker, "clipped_sum", shaken)
-    result = start(config, resume=True)
+    with pytest.raises(ChargesError, match=r"steps 4 to 5.*on record cannot be had again"):
+        start(config, resume=True)
+    assert charged(config) == [(step, 0) for step in range(5)]
+    result = start(config, resume=True, accept_charges=2)
     assert (result["steps"], result["charges"]) == (4, 6)
     assert charged(config) == [*((step, 0) for step in range(5)), (3, 1)]
 
@@ -316,6 +332,10 @@ def test_a_damaged_checkpoint_is_passed_over_at_no_cost(
     newest = checkpoints(config)[-1]
     newest.write_bytes(damage(newest.read_bytes()))
     result = start(config, resume=True)
+    assert StartNote.read(RunDirectory.of(config).private).line == (
+        "continues after step 3 of 6 (1 newer checkpoint is damaged or missing); step 4 is "
+        "repeated at no cost"
+    )
     assert (result["steps"], result["charges"]) == (6, 6)
     assert same(released(whole), released(config))
 

@@ -351,11 +351,11 @@ def test_a_driver_without_the_data_says_what_its_workers_skipped(
     plan, run = make_plan(config), RunDirectory.of(config)
     run.create(config, plan)
     line = ProgressLine(run, plan, Console(file=text, width=500))
-    line.tell_skipped()
+    line.tell_notes()
     assert not text.getvalue()
     cluster = config.cluster.model_copy(update={"address": "head:6379"})
     elsewhere = config.model_copy(update={"cluster": cluster})
     train_in_process(Task(elsewhere, plan, run, "attempt"), NullObserver())
     for _ in range(3):
-        line.tell_skipped()
+        line.tell_notes()
     assert text.getvalue() == f"{LINE}; dp-ray data names them\n"
