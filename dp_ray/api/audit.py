@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -201,6 +202,7 @@ def _train(
         config,
         resume=begun,
         break_lock=begun and break_lock,
+        accept_charges=math.inf,  # a step that is drawn again counts once in an audit
         replay=None if begun else directory.replay_of(f"run {number}"),
         console=console,
         probe=CanaryProbe(_draw(directory, config, settings, number)),

@@ -36,7 +36,7 @@ def run_training(
     resume: bool,
     console: Console,
     break_lock: bool = False,
-    accept_charges: int | None = None,
+    accept_charges: float | None = None,
     profile: bool = False,
     replay: RunKey | None = None,
     probe: Probe | None = None,
@@ -49,7 +49,7 @@ def run_training(
         console: where progress is shown, if it is a terminal.
         break_lock: with ``resume``, take the run over from a process that is known to be gone.
         accept_charges: with ``resume``, how many noised sums of steps on record may be paid for
-            again; by default one for each hundred steps of the run.
+            again; by default one for each hundred steps of the run, or what is paid for at once.
         profile: leave a trace of some steps in the run's private part.
         replay: the key of another run, to repeat its draws and noise; not with ``resume``, which
             continues with the run's own key.
@@ -75,8 +75,6 @@ def run_training(
     with errors_for_log(*places), EarlyRay(config.cluster) as early:
         if resume:
             config, plan = take_up(run, config, attempt, tell, break_lock=break_lock)
-            if accept_charges is None:
-                accept_charges = max(plan.steps // 100, 1)
         else:
             plan = begin(run, config, replay, tell)
         task = Task(config, plan, run, attempt, profile, probe, accept_charges)

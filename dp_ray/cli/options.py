@@ -36,7 +36,7 @@ AcceptCharges = Annotated[
         metavar="N",
         min=0,
         help="With --resume: how many steps on record may be charged again, if their sums cannot "
-        "be repeated bit for bit; default one for each hundred steps. A terminal asks.",
+        "be repeated bit for bit; default a few. For more, a terminal asks.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]

@@ -110,7 +110,8 @@ def _train(
     if config.cluster.threads_per_worker is None:
         cluster = config.cluster.model_copy(update={"threads_per_worker": threads})
         config = config.model_copy(update={"cluster": cluster})
-    task = Task(config, plan, run, attempt)
+    # Nobody can be asked; what a search costs is counted from its trials' ledgers.
+    task = Task(config, plan, run, attempt, accepted=math.inf)
     if is_nested(config.cluster):
         train_on_ray(task, [TuneReportCallback()])
     else:

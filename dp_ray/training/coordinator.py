@@ -10,6 +10,7 @@ import copy
 import hashlib
 import hmac
 import json
+import math
 import struct
 from dataclasses import dataclass, replace
 
@@ -65,8 +66,7 @@ class Coordinator:
         layout: the order of the vector.
         origin: what the run starts from; a run is not resumed with another one.
         execution: how this run is executed: what decides whether sums repeat bit for bit.
-        accept_charges: noised sums of steps on record that may be paid for again; None means any
-            number.
+        accept_charges: noised sums of steps on record that may be paid for again.
         observer: in an audit, sees every release.
 
     Attributes:
@@ -92,7 +92,7 @@ class Coordinator:
         layout: ParameterLayout,
         origin: Origin,
         execution: Execution,
-        accept_charges: int | None = None,
+        accept_charges: float = math.inf,
         observer: ReleaseObserver | None = None,
     ) -> None:
         self._plan = plan
@@ -273,9 +273,7 @@ class Coordinator:
         A mechanism that may not draw a step again pays for none, and refuses by itself.
         """
         again = start.repeats.charged
-        if self._accept_charges is None or again <= self._accept_charges:
-            return
-        if self._mechanism.may_redraw:
+        if again > self._accept_charges and self._mechanism.may_redraw:
             raise ChargesError(start.refusal, again)
 
     def _check_origin(self, data_digest: str, parameters: str, untrained: str) -> None:

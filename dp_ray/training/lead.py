@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -94,7 +95,7 @@ def open_lead(
             origin=origin,
             execution=execution,
             # Workers that are started again within one call go on by themselves.
-            accept_charges=None if notes.exists(StartNote.FILE) else task.accept_charges,
+            accept_charges=math.inf if notes.exists(StartNote.FILE) else task.accept_charges,
             observer=observer,
         )
         StartNote(line=coordinator.started.line).write(notes)

@@ -24,8 +24,8 @@ class Task:
         attempt: names this call of ``dp-ray train``, for the run's lock.
         profile: whether a trace of some steps is left in the run's private part.
         probe: of an audit.
-        accept_charges: noised sums of steps on record that a resumed run may pay for again; None
-            means any number.
+        accepted: noised sums of steps on record that a resumed run may pay for again; None means
+            a few.
     """
 
     config: Config
@@ -34,7 +34,7 @@ class Task:
     attempt: str
     profile: bool = False
     probe: Probe | None = None
-    accept_charges: int | None = None
+    accepted: float | None = None
 
     @property
     def checkpoint_every(self) -> int:
@@ -53,3 +53,14 @@ class Task:
         if self.config.train.charge_every is not None:
             return self.config.train.charge_every
         return 1 if self.run.ledger.path is not None else _BLOCK_OF_OBJECTS
+
+    @property
+    def accept_charges(self) -> float:
+        """How many noised sums of steps on record may be paid for again without asking.
+
+        By default one for each hundred steps, or a block that is paid for at once, because a crash
+        may cost one.
+        """
+        if self.accepted is not None:
+            return self.accepted
+        return max(self.plan.steps // 100, self.charge_every)
