@@ -48,6 +48,18 @@ class StartNote(Document):
     line: str
 
 
+class PhaseNote(Document):
+    """phase.json: what rank 0 does before its first step; private.
+
+    Attributes:
+        text: in words, such as ``reading the data``.
+    """
+
+    FILE: ClassVar[str] = "phase.json"
+
+    text: str
+
+
 class DataNote(Document):
     """data.json: what the workers left out of the data; private.
 

@@ -13,6 +13,8 @@ from rich.live import Live
 from rich.text import Text
 
 _LOG_INTERVAL_S = 30.0
+_LOG_EVERY = 2
+"""Of lines that repeat the one before, one in this many is printed."""
 
 
 def say(console: Console, text: str) -> None:
@@ -41,8 +43,8 @@ class LiveLines(ABC):
         """The lines as they are now."""
 
     @abstractmethod
-    def log_line(self) -> str | None:
-        """What a log is told now and then, of what may be read by whoever reads it."""
+    def log_line(self) -> str:
+        """The line that a log gets now and then, of what may be read by whoever reads it."""
 
     @property
     def elapsed_s(self) -> float:
@@ -68,9 +70,10 @@ class LiveLines(ABC):
                 live.update(Text("\n".join(self.lines()), no_wrap=True, overflow="ellipsis"))
 
     def _log(self) -> None:
-        last: str | None = None
+        last, repeated = "", 0
         while not self._ended.wait(_LOG_INTERVAL_S):
             line = self.log_line()
-            if line is not None and line != last:
+            repeated = repeated + 1 if line == last else 0
+            if repeated % _LOG_EVERY == 0:  # the same line again shows that all is well
                 say(self._console, line)
             last = line

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from dp_ray.artifacts.notes import DataNote, EngineNote, StartNote
+from dp_ray.artifacts.notes import DataNote, EngineNote, PhaseNote, StartNote
 from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.data.files import skipped_line
@@ -102,9 +102,18 @@ class ProgressLine(LiveLines):
         try:
             progress = Progress.read(self._run.private)
         except RunError:
-            return f"{self._note} … {duration(self.elapsed_s)}"
+            return f"{self._phase()} … {duration(self.elapsed_s)}"
         stopping = f"{self._note}, " if self._run.stop_requested() else ""
         return stopping + describe_progress(progress, self._plan, exact=exact)
+
+    def _phase(self) -> str:
+        """What the workers do before the first step; before they began, the driver's note."""
+        if self._run.stop_requested():
+            return self._note
+        try:
+            return PhaseNote.read(self._run.private).text
+        except RunError:
+            return self._note
 
 
 def describe_progress(progress: Progress, plan: PrivacyPlan, *, exact: bool = True) -> str:

@@ -91,9 +91,11 @@ class SweepProgress(LiveLines):
             parts.append(f"{duration(left) if exact else about(left)} left")
         return [", ".join(parts), *(_running_line(trial, blind=blind) for trial in running)]
 
-    def log_line(self) -> str | None:
+    def log_line(self) -> str:
         """See :class:`LiveLines`; how many trials there are may be a secret, and logs are kept."""
-        return None if self._search.sweep.tune.only_best_may_be_seen else self.lines(exact=False)[0]
+        if self._search.sweep.tune.only_best_may_be_seen:
+            return f"searching … {about(self.elapsed_s)}"
+        return self.lines(exact=False)[0]
 
     def _best(self, trials: list[TrialProgress]) -> TrialProgress | None:
         sign = 1 if self._search.larger_is_better else -1

@@ -98,6 +98,7 @@ def open_lead(
             accept_charges=math.inf if notes.exists(StartNote.FILE) else task.accept_charges,
             observer=observer,
         )
+        task.announce("taking the first step")
         StartNote(line=coordinator.started.line).write(notes)
         journal = Journal(
             task.run, task.plan, metrics=setup.objective.metrics, repaired=ledger.repairs > 0

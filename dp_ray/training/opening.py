@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dp_ray.artifacts.notes import DataNote, EngineNote, StartNote
+from dp_ray.artifacts.notes import DataNote, EngineNote, PhaseNote, StartNote
 from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RAY, REFUSED, STOP, RunDirectory
@@ -21,7 +21,11 @@ from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.training.preparation import check_feasible, make_plan
 from dp_ray.training.resume import plan_resumption
 
-_NOTES = (STOP, REFUSED, Progress.FILE, EngineNote.FILE, DataNote.FILE, StartNote.FILE)
+_NOTES = (
+    STOP,
+    REFUSED,
+    *(document.FILE for document in (Progress, EngineNote, DataNote, PhaseNote, StartNote)),
+)
 """Of one attempt, for whoever watches it."""
 
 

@@ -69,12 +69,14 @@ def build_setup(task: Task, collective: Collective, device: torch.device) -> Set
         DpRayError: the data or the network cannot be used.
     """
     config = task.config
+    _announce(task, collective, "reading the data")
     objective = build_objective(config.objective, data_facts(config.data).num_classes)
     loaded = open_same_dataset(config.data, collective, objective.labels)
     dataset = loaded if task.probe is None else task.probe.plant(loaded)
     if collective.rank == 0 and loaded.skipped and config.cluster.address is not None:
         DataNote(skipped=loaded.skipped).write(task.run.private)  # the driver has no data
     # What rank 0 initialises is broadcast, so only its seed matters, and only it needs weights.
+    _announce(task, collective, "building the network")
     seed, weights_digest = 0, None
     if collective.rank == 0:
         seed = task.run.key().seed_of_initial_parameters(config.seed)
@@ -108,6 +110,7 @@ def agree_on_computation(
         DpRayError: the network is no function, or workers compute differently.
     """
     plan, facts = task.plan, setup.dataset.facts
+    _announce(task, collective, "choosing how to compute gradients")
     choice, engine = agree_on_engine(
         _settled(task) if collective.rank == 0 else task.config,
         facts,
@@ -117,6 +120,7 @@ def agree_on_computation(
         collective=collective,
         device=device,
     )
+    _announce(task, collective, "rehearsing the network")
     choice = _rehearse(task, setup, choice, engine, collective, device)
     if collective.rank == 0:
         EngineNote.of(choice).write(task.run.private)
@@ -135,6 +139,11 @@ def agree_on_computation(
         sampler=mechanism_of(plan).sampler,
     )
     return choice, engine
+
+
+def _announce(task: Task, collective: Collective, phase: str) -> None:
+    if collective.rank == 0:
+        task.announce(phase)
 
 
 def _rehearse(

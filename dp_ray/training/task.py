@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dp_ray.artifacts.notes import PhaseNote
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.privacy.plan import PrivacyPlan
@@ -35,6 +36,10 @@ class Task:
     profile: bool = False
     probe: Probe | None = None
     accepted: float | None = None
+
+    def announce(self, phase: str) -> None:
+        """Tell whoever watches what begins before the first step; on rank 0 alone."""
+        PhaseNote(text=phase).write(self.run.private)
 
     @property
     def checkpoint_every(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 
 import pytest
@@ -10,6 +11,7 @@ from helpers.searches import MakeSweep, made_up, made_up_trial
 from helpers.support import MakeConfig, key_of, start
 from rich.console import Console
 
+from dp_ray.artifacts.notes import PhaseNote
 from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RunDirectory
@@ -37,6 +39,9 @@ def first_line(shown: live.LiveLines, log: io.StringIO) -> str:
 def test_a_run_tells_step_epsilon_and_time_left(make_config: MakeConfig) -> None:
     config = make_config(privacy={"steps": 40, "accountant": "rdp"})
     run, plan = RunDirectory.of(config), make_plan(config)
+    PhaseNote(text="rehearsing the network").write(run.private)
+    shown = ProgressLine(run, plan, Console(file=io.StringIO()))
+    assert shown.log_line() == "rehearsing the network … 0 s"
     progress = Progress(
         step=11,
         steps=40,
@@ -53,6 +58,28 @@ def test_a_run_tells_step_epsilon_and_time_left(make_config: MakeConfig) -> None
     assert line == f"step 10/40, about 300 images/s, ε ≤ {spent}, about 2 min left"
 
 
+def test_a_line_that_stays_the_same_is_logged_again_now_and_then() -> None:
+    """Someone who reads the log must see that the process is alive."""
+
+    class Same(live.LiveLines):
+        def __init__(self, console: Console) -> None:
+            super().__init__(console, interval_s=1.0)
+            self.looks = 0
+
+        def lines(self) -> list[str]:
+            return [self.log_line()]
+
+        def log_line(self) -> str:
+            self.looks += 1
+            return "step 1"
+
+    log = io.StringIO()
+    with (shown := Same(Console(file=log))):
+        while shown.looks < 6:
+            time.sleep(0.01)
+    assert 3 <= len(log.getvalue().splitlines()) < shown.looks
+
+
 @pytest.mark.parametrize("mode", ["compose", "private_selection"])
 def test_a_search_tells_no_number_of_trials_that_is_secret(
     make_sweep: MakeSweep, mode: str
@@ -63,7 +90,7 @@ def test_a_search_tells_no_number_of_trials_that_is_secret(
     if mode == "compose":
         assert first_line(shown, log).startswith("starting Ray")
     else:
-        assert shown.log_line() is None
+        assert re.fullmatch(r"searching … about [\d.]+ s", shown.log_line())
 
 
 @pytest.mark.parametrize(
