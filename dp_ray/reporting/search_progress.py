@@ -94,7 +94,7 @@ class SweepProgress(LiveLines):
     def log_line(self) -> str:
         """See :class:`LiveLines`; how many trials there are may be a secret, and logs are kept."""
         if self._search.sweep.tune.only_best_may_be_seen:
-            return f"searching … {about(self.elapsed_s)}"
+            return f"searching … {duration(self.elapsed_s)}"
         return self.lines(exact=False)[0]
 
     def _best(self, trials: list[TrialProgress]) -> TrialProgress | None:
