@@ -206,9 +206,9 @@ def test_noise_of_count_and_sum_are_of_different_keys(
     drawn: list[tuple[bytes, int, int]] = []
     stream = coordinator_module.KeyedStream
 
-    def noted(key: bytes, *, incarnation: int, step: int) -> KeyedStream:
-        drawn.append((key, incarnation, step))
-        return stream(key, incarnation=incarnation, step=step)
+    def noted(key: bytes, **address: int) -> KeyedStream:
+        drawn.append((key, address["incarnation"], address["step"]))
+        return stream(key, **address)
 
     monkeypatch.setattr(coordinator_module, "KeyedStream", noted)
     start(adaptive(make_config, "run"))
