@@ -69,7 +69,7 @@ def test_each_word_gives_the_number_that_the_formula_says(
     assert box_muller(words, 2).tolist() == pytest.approx(expected, abs=1e-4)
 
 
-def test_small_radii_words_are_not_rounded_together() -> None:
+def test_words_near_0_are_not_rounded_together() -> None:
     """Tails have the resolution of 64 bits: the farthest numbers are all different."""
 
     def words(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:

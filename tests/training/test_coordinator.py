@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.errors import LedgerError
-from dp_ray.keys import KeyedStream
+from dp_ray.keys import VERSIONS, KeyedStream
 from dp_ray.privacy.noise import KeyedNoiseOptimizer, NoiseAhead
 from dp_ray.training.step import Assignment, ShardSum, ShardWorker
 
@@ -110,6 +110,18 @@ def test_a_run_keeps_the_version_that_it_was_started_with(
     assert same(released(whole), released(config))
     assert len(drawn) == 3
     assert [s.version for s in RunDirectory.of(config).read_ledger().sessions] == [1, 1]
+
+
+def test_a_repeated_key_shares_no_noise_with_another_version(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noise of the same words on sums of other draws would cancel out in the difference."""
+    added = noise_added(monkeypatch)
+    for version in VERSIONS:
+        monkeypatch.setattr("dp_ray.ledger.ledger.LATEST", version)
+        monkeypatch.setattr("dp_ray.training.lead.LATEST", version)
+        start(make_config(name=f"version {version}", privacy={"steps": 1}))
+    assert abs(np.corrcoef(*added)[0, 1]) < 4 / len(added[0]) ** 0.5
 
 
 def test_a_run_of_an_unknown_version_is_refused(make_config: MakeConfig) -> None:
