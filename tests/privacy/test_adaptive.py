@@ -96,8 +96,8 @@ def test_one_example_moves_the_count_by_a_half(make_config: MakeConfig) -> None:
     dataset = open_dataset(config.data)
     [worker] = workers(config, dataset, 1)
     vector = worker.layout.join(dict(worker.model.named_parameters()))
-    norms = worker.clipped_sum(vector, at(0)).statistics[3] / 64
-    c = float(norms)  # about the mean: some within, some beyond
+    examples, _, _, norms, _ = worker.clipped_sum(vector, at(0)).statistics
+    c = float(norms / examples)  # the mean: some within, some beyond
     whole = worker.clipped_sum(vector, Assignment(0, 0, c, done=False))
     within = whole.within
     assert abs(within) < whole.statistics[0] / 2  # both kinds are there
