@@ -1,39 +1,115 @@
-"""What a release costs rank 0: CPU time and peak memory of the noised update of P parameters.
+"""What a release and a draw cost: version 1 of draws, noise and digests beside version 2.
 
-    python benchmarks/noise_cost.py [--parameters 10000000]
+    python benchmarks/noise_cost.py [--parameters 10000000] [--examples 10000000] [--threads 2]
 
-The sum is a float64 vector, as workers reduce it. Each part is timed by itself: the digest of the
-sum (charged before noise is drawn), the normal numbers, and the release, which draws them too.
+Versions take turns, so that what else the machine does meets both. Each part is timed by itself:
+the normal numbers of P parameters, the digest of a float64 sum of as many, what the release adds to
+that, and a Poisson draw from N examples. A release of version 1 draws its noise when the sum is
+there; in version 2 a thread has drawn it meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import hmac
 import platform
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dp_ray.keys import KeyedStream
-from dp_ray.privacy.noise import KeyedNoiseOptimizer
+from dp_ray.keys import LATEST, VERSIONS, KeyedStream
+from dp_ray.performance.allocator import keep_freed_memory
+from dp_ray.privacy.noise import KeyedNoiseOptimizer, NoiseAhead, NoiseSource
+from dp_ray.privacy.sampling import PoissonSampler, Shard
+from dp_ray.training.sum_digest import digest_of_sum
 
 _KEY = bytes(32)
 
+Part = Callable[[int], object]
+"""Does the work of a part, which is given the number of the call."""
 
-def seconds(work: Callable[[int], object], repeats: int) -> float:
-    """Median CPU time of a call, which is given its number; the first call warms up."""
-    times = []
+
+def stream(version: int, step: int) -> KeyedStream:
+    """A stream of a key that protects nothing."""
+    return KeyedStream(_KEY, incarnation=0, step=step, version=version)
+
+
+def normals(version: int, count: int, step: int) -> None:
+    """The normal numbers of a step."""
+    stream(version, step).normal(count)
+
+
+def draw(version: int, examples: int, step: int) -> None:
+    """A Poisson draw at the rate of 4096 in 50,000."""
+    sampler = PoissonSampler(examples, max(1, examples * 4096 // 50_000))
+    sampler.draw(partial(stream, version), step, Shard(0, examples))
+
+
+def digest(version: int, total: Tensor, _: int) -> None:
+    """The digest of a sum."""
+    digest_of_sum(_KEY, total, b"", version=version)
+
+
+class Release:
+    """The noised update of P parameters.
+
+    Args:
+        total: [P] the sum.
+        tensors: that the parameters are spread over.
+    """
+
+    def __init__(self, total: Tensor, tensors: int) -> None:
+        self._sums = {str(i): part for i, part in enumerate(total.chunk(tensors))}
+        params = [nn.Parameter(torch.zeros(len(part))) for part in self._sums.values()]
+        self._optimizer = KeyedNoiseOptimizer(
+            torch.optim.SGD(params, lr=0.1), expected_batch_size=64
+        )
+
+    def __call__(self, source: NoiseSource) -> None:
+        """Release the sum with noise of a source."""
+        self._optimizer.release(self._sums, noise_multiplier=1.0, sensitivity=1.0, stream=source)
+
+
+def seconds(parts: dict[int, Part], repeats: int) -> dict[int, tuple[float, float]]:
+    """Median time and CPU time of each version's calls, which take turns; the first warms up."""
+    times: dict[int, list[tuple[float, float]]] = {version: [] for version in parts}
     for number in range(repeats + 1):
-        started = time.process_time()
-        work(number)
-        times.append(time.process_time() - started)
-    return statistics.median(times[1:])
+        for version, part in parts.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            part(number)
+            times[version].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        version: (
+            statistics.median(wall for wall, _ in found[1:]),
+            statistics.median(cpu for _, cpu in found[1:]),
+        )
+        for version, found in times.items()
+    }
+
+
+def releases(total: Tensor, tensors: int, repeats: int) -> dict[int, tuple[float, float]]:
+    """Time of the release alone; in version 2 it finds the noise drawn."""
+    release = Release(total, tensors)
+    ahead = NoiseAhead(lambda _, step: stream(LATEST, step))
+    times: dict[int, list[tuple[float, float]]] = {version: [] for version in VERSIONS}
+    for step in range(repeats + 1):
+        ahead.start(0, step, len(total))
+        drawn = ahead.of(0)(step)
+        drawn.normal(len(total))  # as if the sum took longer than the draw
+        for version, source in ((1, stream(1, step)), (LATEST, drawn)):
+            wall, cpu = time.perf_counter(), time.process_time()
+            release(source)
+            times[version].append((time.perf_counter() - wall, time.process_time() - cpu))
+    ahead.close()
+    return {
+        version: tuple(map(statistics.median, zip(*found[1:], strict=True)))  # type: ignore[misc]
+        for version, found in times.items()
+    }
 
 
 def peak_megabytes() -> float:
@@ -43,40 +119,39 @@ def peak_megabytes() -> float:
 
 
 def main() -> None:
-    """Prints one line for each part."""
+    """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parameters", type=int, default=10**7)
-    parser.add_argument("--tensors", type=int, default=10, help="that they are spread over")
+    parser.add_argument("--examples", type=int, default=10**7)
+    parser.add_argument("--tensors", type=int, default=10, help="that parameters are spread over")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
-    size = arguments.parameters // arguments.tensors
-    params = [nn.Parameter(torch.zeros(size)) for _ in range(arguments.tensors)]
-    total = torch.randn(arguments.tensors, size, dtype=torch.float64)
-    optimizer = KeyedNoiseOptimizer(torch.optim.SGD(params, lr=0.1), expected_batch_size=64)
+    torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as workers do
+    count, examples = arguments.parameters, arguments.examples
+    total = torch.randn(count, dtype=torch.float64)
     before = peak_megabytes()
-
-    def release(step: int) -> None:
-        optimizer.release(
-            {str(index): part for index, part in enumerate(total)},
-            noise_multiplier=1.0,
-            sensitivity=1.0,
-            stream=KeyedStream(_KEY, incarnation=0, step=step),
-        )
-
-    whole = seconds(release, arguments.repeats)
-    peak = peak_megabytes() - before
-    normal = seconds(
-        lambda step: KeyedStream(_KEY, incarnation=0, step=step).normal(total.numel()),
-        arguments.repeats,
-    )
-    digest = seconds(
-        lambda _: hmac.digest(_KEY, total.numpy().tobytes(), "sha256"), arguments.repeats
-    )
-    print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads")
+    rows = [
+        ("normal numbers", count, {v: partial(normals, v, count) for v in VERSIONS}),
+        ("digest of a sum", count, {v: partial(digest, v, total) for v in VERSIONS}),
+        ("Poisson draw", examples, {v: partial(draw, v, examples) for v in VERSIONS}),
+    ]
     print(
-        f"P = {total.numel():,}: release {whole:.3f} s of CPU, at most {peak:.0f} MB beyond the sum"
+        f"torch {torch.__version__}, {platform.machine()}, "
+        f"{torch.backends.cpu.get_cpu_capability()}, {arguments.threads} threads; "
+        f"P = {count:,}, N = {examples:,}; ns a parameter or example: time (CPU time)"
     )
-    print(f"of which normal numbers {normal:.3f} s; before it, the digest {digest:.3f} s")
+    print("| part | version 1 | version 2 |\n| --- | --- | --- |")
+    found = [(name, n, seconds(parts, arguments.repeats)) for name, n, parts in rows]
+    found.append(("release", count, releases(total, arguments.tensors, arguments.repeats)))
+    for name, number, times in found:
+        cells = [
+            f"{1e9 * wall / number:.1f} ({1e9 * cpu / number:.1f})"
+            for wall, cpu in (times[version] for version in VERSIONS)
+        ]
+        print(f"| {name} | {' | '.join(cells)} |")
+    print(f"at most {peak_megabytes() - before:.0f} MB beyond the sum")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,25 @@ from numpy.typing import NDArray
 
 KEY_BYTES = 32
 
+LATEST = 2
+"""The version of draws, noise and digests of a new run. A ledger records its run's.
+
+1 (until November 2026): a word decides whether an example joins a step; numpy computes normal
+numbers; the digest of a sum is one HMAC. 2: a byte decides, and where it cannot, a word; torch
+computes normal numbers; the digest is of a tree.
+"""
+
+VERSIONS = (1, LATEST)
+"""Versions that a run can be continued with."""
+
 _PAIRS_AT_ONCE = 2**15
 """Of normal numbers: what is computed on the way to them then fits a processor's cache."""
+
+_BLOCK = 16
+"""Bytes of a block of the cipher."""
+
+_BLOCK_OF_BYTES = 2**64 - 1
+"""The second counter of blocks that give a byte to each of 16 ids; that of words is far below."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,9 +127,14 @@ class KeyedStream:
         key: 32 bytes, from :meth:`RunKey.derive`.
         incarnation: which invocation of the mechanism this is (see docs/architecture.md).
         step: the logical step.
+        version: of the run, one of :data:`VERSIONS`. Words are the same in all.
+
+    Attributes:
+        version: as given.
     """
 
-    def __init__(self, key: bytes, *, incarnation: int, step: int) -> None:
+    def __init__(self, key: bytes, *, incarnation: int, step: int, version: int = LATEST) -> None:
+        self.version = version
         step_key = hmac.digest(key, f"incarnation {incarnation} step {step}".encode(), "sha256")
         # Counter mode with counters of our choosing: each 16-byte block is encrypted by itself,
         # which is what ECB does, and no counter is used for two numbers.
@@ -128,14 +150,19 @@ class KeyedStream:
         Returns:
             [n, count] words, uniform over 0 … 2⁶⁴ - 1.
         """
-        blocks = (count + 1) // 2
-        counters = np.empty((len(ids), blocks, 2), dtype="<u8")
-        counters[:, :, 0] = np.asarray(ids, dtype="<u8")[:, None]
-        counters[:, :, 1] = np.arange(blocks, dtype="<u8")
-        encryptor = self._cipher.encryptor()
-        data = encryptor.update(counters.tobytes()) + encryptor.finalize()
-        words = np.frombuffer(data, dtype="<u8").reshape(len(ids), 2 * blocks)
+        blocks = np.arange((count + 1) // 2, dtype=np.uint64)
+        words = self._encrypted(ids, blocks).reshape(len(ids), 2 * len(blocks))
         return words[:, :count].astype(np.uint64, copy=False)
+
+    def bytes_of_range(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """[stop - start] random bytes, one for each id ``start`` … ``stop - 1``.
+
+        They are independent of all words. A block of the cipher serves 16 ids.
+        """
+        first = start // _BLOCK
+        groups = np.arange(first, -(-stop // _BLOCK), dtype=np.uint64)
+        blocks = self._encrypted(groups, np.array([_BLOCK_OF_BYTES], dtype=np.uint64))
+        return blocks.view(np.uint8).reshape(-1)[start - _BLOCK * first : stop - _BLOCK * first]
 
     def uniform(self, ids: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
         """[n, count] numbers in [0, 1) with 53 random bits each; ``ids`` as in :meth:`words`."""
@@ -145,8 +172,15 @@ class KeyedStream:
         """``count`` standard normal numbers in float64, by Box and Muller (1958).
 
         The radius uses all 64 bits of its word, which cuts the tail at 9.49 standard deviations;
-        the probability beyond that is below 3e-21.
+        the probability beyond that is below 3e-21. Versions differ in the last bits alone.
         """
+        if self.version == 1:
+            return self._normal_by_numpy(count)
+        from dp_ray.normals import box_muller  # here: torch takes a second to load
+
+        return box_muller(lambda ids: self.words(ids, 2), count)
+
+    def _normal_by_numpy(self, count: int) -> NDArray[np.float64]:
         pairs = np.empty(((count + 1) // 2, 2))
         for start in range(0, len(pairs), _PAIRS_AT_ONCE):
             part = pairs[start : start + _PAIRS_AT_ONCE]
@@ -156,3 +190,16 @@ class KeyedStream:
             part[:, 0] = radius * np.cos(angle)
             part[:, 1] = radius * np.sin(angle)
         return pairs.reshape(-1)[:count]
+
+    def _encrypted(self, ids: NDArray[np.uint64], blocks: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """[n, b, 2] little-endian words: the cipher's blocks at (id, block), for n ids each b."""
+        counters = np.empty((len(ids), len(blocks), 2), dtype="<u8")
+        counters[:, :, 0] = ids[:, None]
+        counters[:, :, 1] = blocks
+        encrypted = np.empty(counters.size + 2, dtype="<u8")  # with the room that is asked for
+        self._cipher.encryptor().update_into(_bytes(counters), _bytes(encrypted))
+        return encrypted[: counters.size].reshape(counters.shape)
+
+
+def _bytes(words: NDArray[np.uint64]) -> memoryview:
+    return words.reshape(-1).view(np.uint8).data

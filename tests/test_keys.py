@@ -13,7 +13,7 @@ from helpers.support import key_of
 from numpy.typing import NDArray
 from scipy import stats
 
-from dp_ray.keys import KEY_BYTES, KeyedStream, RunKey, SamplingKeys, public_bytes
+from dp_ray.keys import KEY_BYTES, VERSIONS, KeyedStream, RunKey, SamplingKeys, public_bytes
 
 RUN_KEY = key_of(5)
 KEY = RUN_KEY.derive("draw")
@@ -54,6 +54,25 @@ def test_words_are_aes_blocks_whatever_the_machine() -> None:
     plain = b"".join(encryptor.update(block) for block in blocks)
     expected = [int.from_bytes(plain[i : i + 8], "little") for i in range(0, 32, 8)]
     assert stream.words(ids(7), 4)[0].tolist() == expected
+
+
+def test_bytes_are_those_of_blocks_that_no_word_comes_from() -> None:
+    """Byte i is byte i % 16 of AES-256 of (i // 16, 2⁶⁴ - 1), whatever range is asked for."""
+    stream = KeyedStream(bytes(32), incarnation=2, step=3)
+    step_key = hmac.digest(bytes(32), b"incarnation 2 step 3", "sha256")
+    encryptor = Cipher(algorithms.AES256(step_key), modes.ECB()).encryptor()
+    plain = [group.to_bytes(8, "little") + b"\xff" * 8 for group in range(5)]
+    expected = list(b"".join(encryptor.update(block) for block in plain))
+    for start, stop in ((0, 80), (16, 32), (3, 5), (15, 17), (47, 80), (7, 7), (0, 0)):
+        found = stream.bytes_of_range(start, stop)
+        assert found.dtype == np.uint8
+        assert found.tolist() == expected[start:stop]
+
+
+def test_words_are_the_same_in_all_versions() -> None:
+    for version in VERSIONS:
+        stream = KeyedStream(KEY, incarnation=1, step=2, version=version)
+        assert np.array_equal(stream.words(ids(4, 9), 3), words(incarnation=1, step=2)[[4, 9]])
 
 
 def test_words_do_not_depend_on_the_other_ids_or_on_how_many_are_asked_for() -> None:
@@ -112,9 +131,10 @@ def test_bits_are_fair() -> None:
     assert ones.max() <= high
 
 
-def test_normal_is_standard_normal() -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_normal_is_standard_normal(version: int) -> None:
     """Accepted at σ, refused at 2σ/3 and 3σ/2; neighbours, which share a radius, too."""
-    numbers = KeyedStream(KEY, incarnation=0, step=1).normal(40_000)
+    numbers = KeyedStream(KEY, incarnation=0, step=1, version=version).normal(40_000)
     assert numbers.dtype == np.float64
     assert numbers.shape == (40_000,)
     assert stats.kstest(numbers, stats.norm(0, 1).cdf).pvalue > 1e-3
@@ -132,8 +152,9 @@ def test_normal_is_standard_normal() -> None:
     assert low <= far <= high
 
 
-def test_normal_is_reproducible_and_a_prefix_of_a_longer_draw() -> None:
-    stream = KeyedStream(KEY, incarnation=0, step=1)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_normal_is_reproducible_and_a_prefix_of_a_longer_draw(version: int) -> None:
+    stream = KeyedStream(KEY, incarnation=0, step=1, version=version)
     longer = stream.normal(101)
     assert np.array_equal(stream.normal(50), longer[:50])
     assert np.isfinite(longer).all()

@@ -111,7 +111,8 @@ def published_score(
     if noise is None or right is None:  # noise is refused where no answers are counted
         return {**metrics, **said}
     secret = key.derive(f"noise of the published accuracy of {address}")
-    drawn = float(KeyedStream(secret, incarnation=0, step=0).normal(1)[0])
+    # Of one version in all runs: a release that is repeated has the same accuracy.
+    drawn = float(KeyedStream(secret, incarnation=0, step=0, version=1).normal(1)[0])
     # Rounded, so that the low bits of the sum tell nothing of the count.
     noised = round((right + noise * drawn) / evaluation.examples, 6)
     epsilon = epsilon_of(plan.accountant, published, plan.delta)

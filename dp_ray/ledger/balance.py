@@ -54,6 +54,8 @@ class Session:
         parameters: digest of the parameters' names and shapes.
         untrained: digest of frozen parameters and buffers; None in ledgers from before it was kept.
         binding: what the run key is bound to; None in ledgers from before it was kept.
+        version: of the run's draws, noise and digests (:data:`dp_ray.keys.VERSIONS`); 1 in ledgers
+            from before it was kept.
     """
 
     execution: Execution
@@ -63,6 +65,7 @@ class Session:
     parameters: str
     untrained: str | None = None
     binding: str | None = None
+    version: int = 1
 
     def content(self) -> dict[str, Any]:
         """Return the content of its record."""

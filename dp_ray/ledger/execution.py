@@ -21,7 +21,7 @@ class Execution:
         machine: device, instructions and versions of rank 0, and a digest of all workers'.
     """
 
-    FORMAT: ClassVar[int] = 1
+    FORMAT: ClassVar[int] = 2
 
     workers: int | None = None
     threads: int | None = None

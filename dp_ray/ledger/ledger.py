@@ -1,7 +1,7 @@
 """The ledger: what was charged, written before anything is released.
 
 A write-ahead log over a :class:`~dp_ray.ledger.chain.Chain`. A charge is durable before
-:meth:`Ledger.charge` returns, and the noise is drawn after that: a crash can leave a charge without
+:meth:`Ledger.charge` returns, and the noise is added after that: a crash can leave a charge without
 a release, never a release without a charge.
 
 A charge may pay for a block of steps at once, which saves waiting for the disk or the object store.
@@ -19,6 +19,7 @@ from enum import Enum
 from typing import Any
 
 from dp_ray.errors import LedgerError
+from dp_ray.keys import LATEST, VERSIONS
 from dp_ray.ledger.balance import UNKNOWN, Balance, Charge, Session
 from dp_ray.ledger.chain import Chain, Record, Totals
 from dp_ray.ledger.execution import Execution
@@ -160,6 +161,24 @@ class Ledger:
         return self._balance.sessions
 
     @property
+    def version(self) -> int:
+        """The version of the run's draws, noise and digests: that of its first session."""
+        return self.sessions[0].version if self.sessions else LATEST
+
+    def check_version(self) -> None:
+        """Refuse to continue a run whose draws and noise this dp-ray cannot repeat.
+
+        Raises:
+            LedgerError: its version is not one of :data:`dp_ray.keys.VERSIONS`.
+        """
+        if self.version not in VERSIONS:
+            raise LedgerError(
+                f"the run's draws and noise are of version {self.version}, and this dp-ray has "
+                f"versions {' and '.join(map(str, VERSIONS))}. Nothing was charged. Continue the "
+                "run with the dp-ray that started it, or start a new run with another --name"
+            )
+
+    @property
     def checkpoints(self) -> dict[str, str]:
         """Name → digest of the checkpoints that were written, the newest last."""
         return self._balance.checkpoints
@@ -236,8 +255,11 @@ class Ledger:
         binding: str | None = None,
     ) -> None:
         """Records how, from where and on what the run goes on; see :class:`Session`."""
+        self.check_version()
         repeats = self.repeats(first_step, execution).count
-        session = Session(execution, first_step, repeats, data, parameters, untrained, binding)
+        session = Session(
+            execution, first_step, repeats, data, parameters, untrained, binding, self.version
+        )
         self._append("session", session.content())
 
     def charge(self, charge: Charge) -> Verdict:

@@ -26,10 +26,12 @@ GIB = 2.0**30
 def memory_estimate(
     config: Config, facts: DataFacts, model: nn.Module, microbatch_size: int
 ) -> float:
-    """Bytes that one worker's microbatch needs: activations of B·K views, the engine's gradients.
+    """Bytes that one worker needs: activations of B·K views, the engine's gradients, the noise.
 
-    Activations are counted on one blank image: the outputs of all layers, twice (forward values
-    kept, and their gradients). It is a rough figure, within a factor of two.
+    The noise of a step is drawn while its sum is computed, into 8·P bytes of rank 0's memory: they
+    count on a CPU, where the network uses that memory too. Activations are counted on one blank
+    image: the outputs of all layers, twice (forward values kept, and their gradients). It is a
+    rough figure, within a factor of two.
     """
     counted = 0
     examples, views = microbatch_size, config.augment.views
@@ -49,7 +51,8 @@ def memory_estimate(
     pixels = facts.channels * facts.image_size**2
     wanted = config.train.engine
     held = build_engine(Vmap.name if wanted == "auto" else wanted).gradients_held * examples
-    return 4.0 * (2 * examples * views * (counted + pixels) + (held + 4) * parameters)
+    noise = 0 if config.cluster.gpus_per_worker else 2
+    return 4.0 * (2 * examples * views * (counted + pixels) + (held + 4 + noise) * parameters)
 
 
 def planned_microbatch_size(config: Config, facts: DataFacts, model: nn.Module) -> int:

@@ -5,7 +5,9 @@ Only the coordinator imports this module.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,15 +19,71 @@ from torch.optim import Optimizer
 
 from dp_ray.keys import KeyedStream
 from dp_ray.privacy.mechanism import Mechanism
-from dp_ray.privacy.sampling import Streams
 
 
 class NoiseSource(Protocol):
     """The noise of one step, in units of its standard deviation; a keyed stream is one."""
 
     def normal(self, count: int) -> NDArray[np.float64]:
-        """Return ``count`` numbers, the same each time."""
+        """Return ``count`` numbers, the same each time; they must not be changed in place."""
         ...
+
+
+NoiseStreams = Callable[[int], NoiseSource]
+"""Independent noise of each step, for one incarnation."""
+
+
+class NoiseAhead:
+    """The noise of the next sum, drawn by a thread while the workers compute the sum.
+
+    Noise is drawn for one address, an incarnation and a step, and given to that address alone.
+    What is drawn for another one is dropped. The numbers are those that the stream gives when they
+    are needed, so a draw ahead, or none, changes no release.
+
+    Args:
+        stream: makes the stream of an incarnation and a step.
+    """
+
+    def __init__(self, stream: Callable[[int, int], KeyedStream]) -> None:
+        self._stream = stream
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="dp-ray-noise")
+        self._drawn: _Drawn | None = None
+
+    def start(self, incarnation: int, step: int, count: int) -> None:
+        """Start drawing ``count`` numbers (8 bytes each); drop what was drawn before."""
+        self._drawn = None
+        stream = self._stream(incarnation, step)
+        numbers = self._thread.submit(stream.normal, count)
+        self._drawn = _Drawn((incarnation, step), stream, count, numbers)
+
+    def of(self, incarnation: int) -> NoiseStreams:
+        """Return the streams of an incarnation; the numbers drawn ahead are given out once."""
+        return lambda step: self._take(incarnation, step)
+
+    def close(self) -> None:
+        """Drop what was drawn, and wait for the thread."""
+        self._drawn = None
+        self._thread.shutdown(cancel_futures=True)
+
+    def _take(self, incarnation: int, step: int) -> NoiseSource:
+        drawn = self._drawn
+        if drawn is None or drawn.address != (incarnation, step):
+            return self._stream(incarnation, step)
+        self._drawn = None
+        return drawn
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Numbers of one address, and the stream that gives them."""
+
+    address: tuple[int, int]
+    stream: KeyedStream
+    count: int
+    numbers: Future[NDArray[np.float64]]
+
+    def normal(self, count: int) -> NDArray[np.float64]:
+        return self.numbers.result() if count == self.count else self.stream.normal(count)
 
 
 class StepNoises:
@@ -42,12 +100,12 @@ class StepNoises:
         self._mechanism = mechanism
         self._kept: dict[int, NDArray[np.float64]] = {}
 
-    def of(self, step: int, streams: Streams) -> NoiseSource:
+    def of(self, step: int, streams: NoiseStreams) -> NoiseSource:
         """Return the noise of a step.
 
         Args:
             step: which one.
-            streams: keyed streams of this purpose, by step.
+            streams: streams of this purpose, by step.
 
         Raises:
             ValueError: the noise is correlated between steps that may be drawn again.
@@ -58,7 +116,7 @@ class StepNoises:
             raise ValueError("noise that is correlated between steps must not be drawn again")
         return _Correlated(self, step, streams)
 
-    def draw(self, step: int, streams: Streams, count: int) -> NDArray[np.float64]:
+    def draw(self, step: int, streams: NoiseStreams, count: int) -> NDArray[np.float64]:
         """Return [count] numbers, the noise of a step that depends on those before."""
         newest = max(self._kept, default=-1)
         if newest > step:
@@ -73,7 +131,7 @@ class StepNoises:
 
 
 class _Correlated:
-    def __init__(self, noises: StepNoises, step: int, streams: Streams) -> None:
+    def __init__(self, noises: StepNoises, step: int, streams: NoiseStreams) -> None:
         self._noises, self._step, self._streams = noises, step, streams
 
     def normal(self, count: int) -> NDArray[np.float64]:
@@ -153,7 +211,7 @@ class KeyedNoiseOptimizer(DPOptimizerFastGradientClipping):  # type: ignore[misc
             start += p.numel()
             # Sum and noise are float64. The one rounding to float32 is of what was noised: it
             # costs no privacy, and hides low bits of the noise (Mironov 2012; arXiv 2107.10138).
-            p.grad = (p.summed_grad + std * part).to(p.dtype)
+            p.grad = (std * part).add_(p.summed_grad).to(p.dtype)
 
     def scale_grad(self) -> None:
         """Opacus's hook: divides by B̄ and, if asked to, by the sensitivity."""

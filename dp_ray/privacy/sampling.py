@@ -48,7 +48,10 @@ class Sampler(Protocol):
 class PoissonSampler:
     """Each example joins each step independently with probability q = B̄/N.
 
-    The probability is realised as ``floor(B̄·2⁶⁴/N)/2⁶⁴``: below q, by less than 2⁻⁶⁴.
+    The probability is realised as ``floor(B̄·2⁷²/N)/2⁷²``: below q, by less than 2⁻⁷². Of the 72
+    random bits that decide on an example the first eight mostly suffice; the others are drawn where
+    these are equal to the threshold's. (Version 1 of a run draws 64 bits at once, and 2⁶⁴ stands in
+    the place of 2⁷².)
     """
 
     num_examples: int
@@ -56,11 +59,24 @@ class PoissonSampler:
 
     def draw(self, streams: Streams, step: int, shard: Shard) -> NDArray[np.int64]:
         """See :class:`Sampler`."""
-        ids = np.arange(shard.start, shard.stop, dtype=np.uint64)
         if self.expected_batch_size >= self.num_examples:
-            return ids.astype(np.int64)
+            return np.arange(shard.start, shard.stop, dtype=np.int64)
+        stream = streams(step)
+        if stream.version == 1:
+            return self._draw_by_words(stream, shard)
+        threshold = (self.expected_batch_size << 72) // self.num_examples
+        first, rest = np.uint8(threshold >> 64), np.uint64(threshold % 2**64)
+        drawn = stream.bytes_of_range(shard.start, shard.stop)
+        joins = drawn < first
+        undecided = np.flatnonzero(drawn == first)
+        ids = (undecided + shard.start).astype(np.uint64)
+        joins[undecided] = stream.words(ids, 1)[:, 0] < rest
+        return np.flatnonzero(joins) + shard.start
+
+    def _draw_by_words(self, stream: KeyedStream, shard: Shard) -> NDArray[np.int64]:
+        ids = np.arange(shard.start, shard.stop, dtype=np.uint64)
         threshold = np.uint64((self.expected_batch_size << 64) // self.num_examples)
-        return ids[streams(step).words(ids, 1)[:, 0] < threshold].astype(np.int64)
+        return ids[stream.words(ids, 1)[:, 0] < threshold].astype(np.int64)
 
 
 @dataclass(frozen=True)

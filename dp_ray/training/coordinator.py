@@ -1,17 +1,18 @@
 """The coordinator: the one place that charges, adds noise and changes the parameters.
 
 It exists on rank 0 only. Between a sum and a release stand, in this order: the digest of the sum,
-the ledger's verdict (durable), the noise, the update.
+the ledger's verdict (durable), the noise, the update. The numbers of the noise are drawn while the
+sum is computed, and meet it after the verdict.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import hmac
 import json
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,13 +28,14 @@ from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.mechanism import DEFAULT, mechanism_of
-from dp_ray.privacy.noise import KeyedNoiseOptimizer, StepNoises, noised_count
+from dp_ray.privacy.noise import KeyedNoiseOptimizer, NoiseAhead, StepNoises, noised_count
 from dp_ray.privacy.plan import PrivacyPlan
-from dp_ray.privacy.sampling import Streams
+from dp_ray.training.execution import NORMALS
 from dp_ray.training.optimizers import build_optimizer
 from dp_ray.training.probe import Observation, ReleaseObserver
 from dp_ray.training.start import Start
 from dp_ray.training.step import Assignment, ShardSum
+from dp_ray.training.sum_digest import digest_of_sum
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,11 @@ class Coordinator:
         self._observer = observer
         self._layout = layout
         self._checkpoints = checkpoints
-        self._noise_key = run_key.derive("noise")
-        self._count_key = run_key.derive("noise of the count")
+        self._version = ledger.version
+        self._noise_ahead = NoiseAhead(self._streams(run_key.derive("noise")))
+        self._count_streams = self._streams(run_key.derive("noise of the count"))
         self._digest_key = run_key.derive("digest")
+        self._normals = str(execution.machine.get(NORMALS, ""))
         self._ledger = ledger
         self._ema_decay = config.optimizer.ema_decay
 
@@ -174,6 +178,15 @@ class Coordinator:
         done = self._step >= self._plan.steps or spent
         return Assignment(self._step, incarnation, self._max_grad_norm, done)
 
+    def draw_ahead(self, assignment: Assignment) -> None:
+        """Start to draw the noise of an assignment, in a thread; nothing is charged or released."""
+        count = self._layout.size
+        self._noise_ahead.start(assignment.incarnation, assignment.step, count)
+
+    def close(self) -> None:
+        """Drop noise that was drawn and not used."""
+        self._noise_ahead.close()
+
     def release(self, assignment: Assignment, total: ShardSum) -> bool:
         """Charges for a sum, adds noise to it and takes the step.
 
@@ -196,10 +209,10 @@ class Coordinator:
             self._layout.split(total.vector),
             noise_multiplier=noise.on_sum,
             sensitivity=assignment.max_grad_norm,
-            stream=self._noises.of(step, _streams(self._noise_key, assignment.incarnation)),
+            stream=self._noises.of(step, self._noise_ahead.of(assignment.incarnation)),
         )
         if noise.on_count is not None:
-            stream = _streams(self._count_key, assignment.incarnation)(step)
+            stream = self._count_streams(assignment.incarnation, step)
             count = noised_count(total.within, std=noise.on_count, stream=stream)
             self._max_grad_norm = self._mechanism.next_max_grad_norm(self._max_grad_norm, count)
         if self._scheduler is not None:
@@ -218,6 +231,13 @@ class Coordinator:
         self._step += 1
         return True
 
+    def _streams(self, key: bytes) -> Callable[[int, int], KeyedStream]:
+        """Streams of an incarnation and a step, in the run's version."""
+        version = self._version
+        return lambda incarnation, step: KeyedStream(
+            key, incarnation=incarnation, step=step, version=version
+        )
+
     def _keep_noised(self, optimizer: KeyedNoiseOptimizer) -> None:
         self._noised = torch.cat([p.grad.reshape(-1) for p in optimizer.params])
 
@@ -225,15 +245,15 @@ class Coordinator:
         cost = self._mechanism.cost_at(assignment.step)
         noise = self._mechanism.noise_at(assignment.step)
         # Of all that noise is added to, and how much where the charge does not say it.
-        count = struct.pack("<dd", total.within, noise.on_count or 0.0)
-        data = total.vector.cpu().numpy().tobytes() + count
+        rest = struct.pack("<dd", total.within, noise.on_count or 0.0)
         if self._plan.mechanism != DEFAULT:  # whose charge says the rest, in every ledger
-            data += struct.pack(f"<{1 + len(noise.feedback)}d", noise.on_sum, *noise.feedback)
+            rest += struct.pack(f"<{1 + len(noise.feedback)}d", noise.on_sum, *noise.feedback)
+        rest += self._normals.encode()  # rounded otherwise, they would be other noise
         verdict = self._ledger.charge(
             Charge(
                 step=assignment.step,
                 incarnation=assignment.incarnation,
-                digest=hmac.digest(self._digest_key, data, "sha256").hex(),
+                digest=digest_of_sum(self._digest_key, total.vector, rest, version=self._version),
                 noise_multiplier=cost.noise_multiplier,
                 max_grad_norm=assignment.max_grad_norm,
                 sample_rate=cost.sample_rate,
@@ -307,10 +327,6 @@ class Coordinator:
             self._scheduler.load_state_dict(checkpoint.scheduler)
         self._max_grad_norm = checkpoint.max_grad_norm
         self._step = checkpoint.step
-
-
-def _streams(key: bytes, incarnation: int) -> Streams:
-    return lambda step: KeyedStream(key, incarnation=incarnation, step=step)
 
 
 def _parameters_digest(layout: ParameterLayout, weights_digest: str | None) -> str:

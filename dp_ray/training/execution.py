@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import torch
 
+from dp_ray.keys import KEY_BYTES, KeyedStream
 from dp_ray.ledger.execution import Execution
 from dp_ray.performance.machine import describe_machine
 from dp_ray.training.collective import Collective
+
+NORMALS = "normals"
+"""Of a machine's description: a digest of some normal numbers as rank 0 computes them."""
+
+_COUNT = 2**12
+"""Of these numbers."""
+
+
+def with_normals(execution: Execution, version: int) -> Execution:
+    """Return the execution with a digest that shows how this machine rounds normal numbers.
+
+    Their words are the same everywhere. Logarithm, sine and cosine may differ in the last bit, by
+    torch's version and the processor, so that noise would not be the same noise elsewhere.
+
+    Args:
+        execution: of a session, as rank 0 describes it.
+        version: of the run; records of version 1 have no such digest.
+    """
+    if version == 1:
+        return execution
+    stream = KeyedStream(bytes(KEY_BYTES), incarnation=0, step=0, version=version)
+    digest = hashlib.sha256(stream.normal(_COUNT).tobytes()).hexdigest()[:16]
+    return replace(execution, machine={**execution.machine, NORMALS: digest})
 
 
 def describe_execution(

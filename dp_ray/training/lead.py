@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -16,11 +17,12 @@ from dp_ray.artifacts.checkpoint import Checkpoints
 from dp_ray.artifacts.journal import Journal
 from dp_ray.artifacts.notes import StartNote
 from dp_ray.artifacts.run_directory import deciding_fields
-from dp_ray.keys import SamplingKeys
+from dp_ray.keys import LATEST, SamplingKeys
 from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.ledger.lock import OWNER_ENDS_S
 from dp_ray.models.pretrained import digest_of_tensors
+from dp_ray.training.execution import with_normals
 from dp_ray.training.probe import ReleaseObserver
 from dp_ray.training.setup import Setup
 from dp_ray.training.task import Task
@@ -46,11 +48,11 @@ class Lead:
     sampling_keys: SamplingKeys
 
     def close(self) -> None:
-        """Write what is buffered and release the ledger's lock."""
-        try:
-            self.journal.close()
-        finally:
-            self.ledger.close()
+        """Write what is buffered, end the coordinator's thread and release the ledger's lock."""
+        with ExitStack() as last:
+            last.callback(self.ledger.close)
+            last.callback(self.journal.close)
+            self.coordinator.close()
 
 
 def open_lead(
@@ -93,7 +95,7 @@ def open_lead(
             initial_params=setup.layout.join(dict(model.named_parameters())),
             layout=setup.layout,
             origin=origin,
-            execution=execution,
+            execution=with_normals(execution, ledger.version),
             # Workers that are started again within one call go on by themselves.
             accept_charges=math.inf if notes.exists(StartNote.FILE) else task.accept_charges,
             observer=observer,
@@ -123,4 +125,6 @@ def _binding(ledger: Ledger, decided: Sequence[object], model: nn.Module) -> str
     if ledger.sessions:
         return ledger.sessions[0].binding
     start = digest_of_tensors(dict(chain(model.named_parameters(), model.named_buffers())))
-    return hashlib.sha256(json.dumps([*decided, start], sort_keys=True).encode()).hexdigest()
+    # The version too: version 1 gives noise of the same words, on other draws.
+    bound = [*decided, start, LATEST]
+    return hashlib.sha256(json.dumps(bound, sort_keys=True).encode()).hexdigest()

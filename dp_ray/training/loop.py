@@ -111,6 +111,8 @@ def _share_assignment(session: Session) -> Assignment:
     if lead is not None:
         assignment = lead.coordinator.assignment()
         done = assignment.done or lead.journal.stop_requested()
+        if not done:
+            lead.coordinator.draw_ahead(assignment)
         norm = torch.tensor(assignment.max_grad_norm, dtype=torch.float64)
         bits = int(norm.view(torch.int64))  # C to the last bit
         message = torch.tensor([assignment.step, assignment.incarnation, bits, int(done)])

@@ -54,6 +54,7 @@ def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resump
         LedgerError: the ledger is an older copy.
         ConfigError: a field that decides the mathematics differs from the run's own.
     """
+    ledger.check_version()
     started, before = run.config(), ledger.plan
     _check_fields(started, config)
     plan = before

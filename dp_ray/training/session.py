@@ -81,6 +81,7 @@ def open_session(
             observer = probe.release_observer(task, setup)
         lead = open_lead(task, setup, execution, observer)
     try:
+        keys, version = _share_keys(lead, collective)
         worker = ShardWorker(
             model=model,
             layout=setup.layout,
@@ -89,12 +90,13 @@ def open_session(
             sampler=mechanism_of(task.plan).sampler,
             views=setup.views,
             objective=setup.objective,
-            keys=_share_keys(lead, collective),
+            keys=keys,
             clipping=task.plan.clipping,
             microbatch_size=choice.microbatch_size,
             engine=engine,
             device=device,
             differentiated=differentiated,
+            version=version,
         )
     except BaseException:
         if lead is not None:
@@ -103,9 +105,12 @@ def open_session(
     return Session(task, collective, dataset, worker, setup.untrained, lead, sum_observer)
 
 
-def _share_keys(lead: Lead | None, collective: Collective) -> SamplingKeys:
-    """Followers get what they draw with; none of it leads to the noise."""
-    data = bytes(96) if lead is None else lead.sampling_keys.to_bytes()
+def _share_keys(lead: Lead | None, collective: Collective) -> tuple[SamplingKeys, int]:
+    """Followers get what they draw with, and its version; none of it leads to the noise."""
+    data = bytes(97)
+    if lead is not None:
+        data = bytes([lead.ledger.version]) + lead.sampling_keys.to_bytes()
     tensor = torch.tensor(list(data), dtype=torch.uint8)
     collective.broadcast_(tensor)
-    return SamplingKeys.from_bytes(bytes(tensor.tolist()))
+    version, *keys = tensor.tolist()
+    return SamplingKeys.from_bytes(bytes(keys)), version

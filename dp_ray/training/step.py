@@ -23,7 +23,7 @@ from dp_ray.gradients.clipped_sum import clipped_gradient_sum
 from dp_ray.gradients.clipping import Clipping
 from dp_ray.gradients.engines.engine import Engine, LossFunction
 from dp_ray.gradients.layout import ParameterLayout
-from dp_ray.keys import KeyedStream, SamplingKeys
+from dp_ray.keys import LATEST, KeyedStream, SamplingKeys
 from dp_ray.objectives.objective import Objective
 from dp_ray.performance.profile import part
 from dp_ray.privacy.sampling import Microbatch, Sampler, Shard, microbatches
@@ -92,6 +92,7 @@ class ShardWorker:
         engine: computes a microbatch's sum; changes speed alone.
         device: where the network runs.
         differentiated: in an audit, takes the place of ``model`` and the objective's loss.
+        version: of the run's draws (:data:`dp_ray.keys.VERSIONS`).
     """
 
     model: nn.Module
@@ -107,6 +108,7 @@ class ShardWorker:
     engine: Engine
     device: torch.device
     differentiated: Differentiated | None = None
+    version: int = LATEST
 
     def drawn(self, assignment: Assignment) -> NDArray[np.int64]:
         """[n] ids of the shard's examples that take part in a step, ascending.
@@ -114,9 +116,9 @@ class ShardWorker:
         Raises:
             RunError: the sampler drew one twice, or one of another shard.
         """
-        key, incarnation = self.keys.draw, assignment.incarnation
+        key, incarnation, version = self.keys.draw, assignment.incarnation, self.version
         ids = self.sampler.draw(
-            lambda step: KeyedStream(key, incarnation=incarnation, step=step),
+            lambda step: KeyedStream(key, incarnation=incarnation, step=step, version=version),
             assignment.step,
             self.shard,
         )

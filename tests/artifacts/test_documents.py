@@ -181,10 +181,10 @@ def test_a_checkpoint_has_a_format() -> None:
 def test_an_execution_has_a_format_which_is_no_part_of_it() -> None:
     execution = Execution(2, 1, "vmap", 32, {"device": "cpu", "torch": "2"})
     values = execution.dump()
-    assert (values.pop("format"), values["workers"], values["device"]) == (1, 2, "cpu")
+    assert (values.pop("format"), values["workers"], values["device"]) == (2, 2, "cpu")
     assert Execution.of(values) == Execution.of(execution.dump()) == execution
     with pytest.raises(RunError, match="a session in the ledger was written by a newer dp-ray"):
-        Execution.of({**values, "format": 2})
+        Execution.of({**values, "format": 3})
 
 
 def test_the_course_of_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_session_of_a_newer_format_is_refused_by_name(make_config: MakeConfig)
     run = RunDirectory.of(config)
     run.create(config, make_plan(config))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Execution, "FORMAT", 2)
+        patch.setattr(Execution, "FORMAT", 3)
         ledger = run.write_ledger("newer")
         ledger.open_session(Execution(1), first_step=0, data="d", parameters="p")
         ledger.charge(Charge(0, 0, "a", 1.0, 1.0, make_plan(config).sample_rate))

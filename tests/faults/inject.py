@@ -176,15 +176,15 @@ def _log_noise(fault: Fault) -> None:
         entry = {
             "kind": kind,
             "draw": last["draw"],
-            "noise": stream.identity,  # type: ignore[union-attr]
+            "noise": getattr(stream, "stream", stream).identity,  # that drawn ahead, or its own
             "sum": hashlib.sha256(noised).hexdigest(),
             "sigma": sigma,
         }
         os.write(log, (json.dumps(entry) + "\n").encode())
 
-    def named(self: KeyedStream, key: bytes, *, incarnation: int, step: int) -> None:
-        begin(self, key, incarnation=incarnation, step=step)
-        text = key + f"/{incarnation}/{step}".encode()
+    def named(self: KeyedStream, key: bytes, **address: int) -> None:
+        begin(self, key, **address)
+        text = key + f"/{address['incarnation']}/{address['step']}".encode()
         self.identity = hashlib.sha256(text).hexdigest()[:32]  # type: ignore[attr-defined]
 
     def drawn(self: PoissonSampler, streams: Streams, step: int, shard: Any) -> Any:

@@ -8,7 +8,7 @@ import pytest
 
 from dp_ray.artifacts.journal import Journal
 from dp_ray.config.run import Config
-from dp_ray.training import coordinator as coordinator_module
+from dp_ray.privacy.noise import NoiseSource, NoiseStreams, StepNoises
 from helpers.support import start
 
 
@@ -34,14 +34,14 @@ def power_cut(*_arguments: Any, **_keywords: Any) -> Any:
 
 def crash(config: Config, at_step: int) -> None:
     """Starts a run that dies after the charge of a step and before its noise."""
-    draw = coordinator_module.KeyedStream
+    noise_of = StepNoises.of
 
-    def cut(key: bytes, *, incarnation: int, step: int) -> Any:
+    def cut(self: StepNoises, step: int, streams: NoiseStreams) -> NoiseSource:
         if step == at_step:
             raise PowerCut
-        return draw(key, incarnation=incarnation, step=step)
+        return noise_of(self, step, streams)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coordinator_module, "KeyedStream", cut)
+        patch.setattr(StepNoises, "of", cut)
         with pytest.raises(PowerCut):
             start(config)

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from dp_ray.errors import LedgerError
-from dp_ray.ledger.balance import Charge
+from dp_ray.keys import LATEST
+from dp_ray.ledger.balance import Charge, Session
 from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.ledger import Ledger, Verdict
 from dp_ray.ledger.lock import WriterLock
@@ -155,6 +156,17 @@ def test_sessions_survive_in_order(folder: LocalFolder) -> None:
     assert (first.execution, first.first_step, first.repeats) == (EXECUTION, 0, 0)
     assert (second.execution, second.first_step, second.repeats) == (Execution(workers=4), 1, 2)
     assert (second.data, second.parameters) == ("x", "y")
+
+
+def test_a_session_without_a_version_is_of_the_first(folder: LocalFolder) -> None:
+    """And so are those after it."""
+    ledger = Writer(folder)
+    assert ledger.version == LATEST > 1
+    ledger.begin().die()
+    assert Ledger(folder, KEY).version == records(folder)[-1]["version"] == LATEST
+    content = {name: value for name, value in records(folder)[-1].items() if name != "kind"}
+    del content["version"]
+    assert Session.of(content).version == 1
 
 
 def test_steps_that_were_never_noised_are_no_repeats(folder: LocalFolder) -> None:

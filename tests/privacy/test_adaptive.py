@@ -96,8 +96,8 @@ def test_one_example_moves_the_count_by_a_half(make_config: MakeConfig) -> None:
     dataset = open_dataset(config.data)
     [worker] = workers(config, dataset, 1)
     vector = worker.layout.join(dict(worker.model.named_parameters()))
-    norms = worker.clipped_sum(vector, at(0)).statistics[3] / 64
-    c = float(norms)  # about the mean: some within, some beyond
+    examples, _, _, norms, _ = worker.clipped_sum(vector, at(0)).statistics
+    c = float(norms / examples)  # the mean: some within, some beyond
     whole = worker.clipped_sum(vector, Assignment(0, 0, c, done=False))
     within = whole.within
     assert abs(within) < whole.statistics[0] / 2  # both kinds are there
@@ -206,9 +206,9 @@ def test_noise_of_count_and_sum_are_of_different_keys(
     drawn: list[tuple[bytes, int, int]] = []
     stream = coordinator_module.KeyedStream
 
-    def noted(key: bytes, *, incarnation: int, step: int) -> KeyedStream:
-        drawn.append((key, incarnation, step))
-        return stream(key, incarnation=incarnation, step=step)
+    def noted(key: bytes, **address: int) -> KeyedStream:
+        drawn.append((key, address["incarnation"], address["step"]))
+        return stream(key, **address)
 
     monkeypatch.setattr(coordinator_module, "KeyedStream", noted)
     start(adaptive(make_config, "run"))

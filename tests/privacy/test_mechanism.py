@@ -241,6 +241,18 @@ def test_a_crash_replays_what_may_not_be_drawn_again(make_config: MakeConfig) ->
     assert same(released(whole), released(config))
 
 
+def test_what_may_not_be_drawn_again_is_not_rounded_otherwise(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where normal numbers differ in the last bit, equal sums would get two noises."""
+    config = banded(make_config, "elsewhere")
+    crash(config, at_step=3)
+    monkeypatch.setattr("dp_ray.training.execution._COUNT", 100)
+    with pytest.raises(LedgerError, match="Resume with the workers, threads, device and versions"):
+        start(config, resume=True)
+    assert charged(config) == [(step, 0) for step in range(4)]
+
+
 def test_an_older_ledger_is_noticed_by_the_charges_of_the_result(
     make_config: MakeConfig,
 ) -> None:

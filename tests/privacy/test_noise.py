@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 from helpers.support import key_of
+from numpy.typing import NDArray
 from scipy.stats import chi2, kstest
 from torch import Tensor, nn
 
 from dp_ray.keys import KeyedStream
-from dp_ray.privacy.noise import KeyedNoiseOptimizer
+from dp_ray.privacy.noise import KeyedNoiseOptimizer, NoiseAhead
 
 P = 20_000
+KEY = bytes(32)
 
 
 def update(
@@ -109,6 +113,72 @@ def test_low_bits_do_not_show_the_sum() -> None:
     small = released[released.abs() < 2.0**-4].double()
     assert len(small) > 100
     assert float(((small * 2.0**24) % 1 == 0).double().mean()) < 0.2
+
+
+# Drawn ahead.
+
+ADDRESSES = [(0, 3), (0, 4), (1, 3)]
+
+
+def keyed(incarnation: int, step: int) -> KeyedStream:
+    return KeyedStream(KEY, incarnation=incarnation, step=step)
+
+
+@pytest.mark.parametrize("asked", ADDRESSES)
+@pytest.mark.parametrize("drawn", ADDRESSES)
+def test_noise_drawn_ahead_goes_to_its_own_address(
+    drawn: tuple[int, int], asked: tuple[int, int]
+) -> None:
+    """Of another step or incarnation it is as if nothing had been drawn."""
+    ahead = NoiseAhead(keyed)
+    ahead.start(*drawn, count=50)
+    incarnation, step = asked
+    assert np.array_equal(ahead.of(incarnation)(step).normal(50), keyed(*asked).normal(50))
+    ahead.close()
+
+
+def test_noise_drawn_ahead_is_dropped_by_the_next() -> None:
+    """After a conflict, say: the step is drawn again under another incarnation."""
+    ahead = NoiseAhead(keyed)
+    for incarnation in range(3):
+        ahead.start(incarnation, 7, count=50)
+    assert np.array_equal(ahead.of(2)(7).normal(50), keyed(2, 7).normal(50))
+    assert np.array_equal(ahead.of(1)(7).normal(50), keyed(1, 7).normal(50))
+    ahead.close()
+
+
+def test_noise_is_drawn_while_nobody_waits_for_it() -> None:
+    """In a thread, once; and what another length asks for is drawn by itself."""
+    drawn: list[tuple[int, bool]] = []
+    main = threading.current_thread()
+
+    class Noted(KeyedStream):
+        def normal(self, count: int) -> NDArray[np.float64]:
+            drawn.append((count, threading.current_thread() is main))
+            return super().normal(count)
+
+    ahead = NoiseAhead(lambda incarnation, step: Noted(KEY, incarnation=incarnation, step=step))
+    ahead.start(0, 1, count=50)
+    source = ahead.of(0)(1)
+    first = source.normal(50)
+    assert source.normal(50) is first
+    assert drawn == [(50, False)]
+    assert np.array_equal(source.normal(20), first[:20])
+    assert drawn == [(50, False), (20, True)]
+    ahead.close()
+    ahead.close()  # and again: a run may end in more than one way
+
+
+def test_a_draw_that_fails_ahead_fails_where_it_is_needed() -> None:
+    class Failing(KeyedStream):
+        def normal(self, count: int) -> NDArray[np.float64]:
+            raise MemoryError(count)
+
+    ahead = NoiseAhead(lambda incarnation, step: Failing(KEY, incarnation=incarnation, step=step))
+    ahead.start(0, 1, count=50)
+    with pytest.raises(MemoryError):
+        ahead.of(0)(1).normal(50)
+    ahead.close()
 
 
 def test_noise_outside_a_release_is_impossible() -> None:

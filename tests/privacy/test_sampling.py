@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from dp_ray.keys import KeyedStream
+from dp_ray.keys import VERSIONS, KeyedStream
 from dp_ray.privacy.sampling import PoissonSampler, Shard, microbatches
 
 KEY = bytes(range(32))  # fixed, so that a statistical test gives the same verdict each time
@@ -77,6 +77,35 @@ def test_each_example_joins_with_probability_q(num_examples: int, expected: int)
     assert low <= spread <= high
     low, high = stats.binom.interval(0.999, steps * num_examples, q)
     assert low <= counts.sum() <= high
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("num_examples", "expected"), [(20_000, 1), (20_000, 79), (70_000, 61_234)]
+)
+def test_a_draw_compares_all_bits_with_the_threshold(
+    num_examples: int, expected: int, version: int
+) -> None:
+    """As integers: 72 bits of an example, of which words decide where bytes cannot, against q."""
+    random = KeyedStream(KEY, incarnation=0, step=1, version=version)
+    shard = Shard(5, num_examples)
+    ids = np.arange(shard.start, shard.stop)
+    numbers = random.words(ids.astype(np.uint64), 1)[:, 0].tolist()
+    bits = 64
+    if version > 1:
+        first = random.bytes_of_range(shard.start, shard.stop).tolist()
+        assert (expected << 8) // num_examples in first  # so that words decide on some
+        numbers, bits = [a << 64 | b for a, b in zip(first, numbers, strict=True)], 72
+    joins = [n * num_examples < expected << bits for n in numbers]
+    found = PoissonSampler(num_examples, expected).draw(lambda _: random, 1, shard)
+    assert found.tolist() == ids[joins].tolist()
+
+
+def test_a_word_decides_where_the_byte_is_the_thresholds() -> None:
+    """A rate of which the first eight bits are none: without the words nobody would ever join."""
+    joined = inclusions(20_000, 40, 200)
+    low, high = stats.binom.interval(0.999, joined.size, 40 / 20_000)
+    assert low <= joined.sum() <= high
 
 
 def test_batch_sizes_vary_as_those_of_independent_draws() -> None:

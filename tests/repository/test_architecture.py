@@ -14,6 +14,8 @@ PACKAGE = Path(dp_ray.__file__).parent
 # The subjects, and what each imports stands before it in this list.
 ORDER = [
     "errors",
+    "parallel",
+    "normals",
     "keys",
     "json_text",
     "imports",

@@ -204,9 +204,9 @@ def test_followers_hold_no_key_that_noise_was_drawn_with(
     drawn_with = set()
     stream = coordinator_module.KeyedStream
 
-    def noted(key: bytes, *, incarnation: int, step: int) -> KeyedStream:
+    def noted(key: bytes, **address: int) -> KeyedStream:
         drawn_with.add(key)
-        return stream(key, incarnation=incarnation, step=step)
+        return stream(key, **address)
 
     monkeypatch.setattr(coordinator_module, "KeyedStream", noted)
     (leader, follower), _ = train_in_turns(plain(make_config), 2)
@@ -239,9 +239,9 @@ def test_each_invocation_has_a_draw_views_and_masks_of_its_own(
     names = {getattr(session.worker.keys, name): name for name in seen}
     begin = KeyedStream.__init__
 
-    def noted(self: KeyedStream, key: bytes, *, incarnation: int, step: int) -> None:
-        seen[names[key]].append((incarnation, step))
-        begin(self, key, incarnation=incarnation, step=step)
+    def noted(self: KeyedStream, key: bytes, **address: int) -> None:
+        seen[names[key]].append((address["incarnation"], address["step"]))
+        begin(self, key, **address)
 
     monkeypatch.setattr(KeyedStream, "__init__", noted)
     params = torch.zeros(session.worker.layout.size)

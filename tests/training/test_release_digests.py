@@ -1,8 +1,9 @@
 """Releases are the same bits as before the code moved, at recorded keys.
 
-``release_digests.json`` was recorded at commit abcff7a, the last one before the layout by subject.
-Processors round differently, so a digest counts on the kind of machine that recorded it. Elsewhere
-the norm of the parameters is compared.
+``release_digests.json`` was recorded at commit abcff7a, the last one before the layout by subject,
+for version 1 of draws, noise and digests; for version 2 when it became the latest. Processors round
+differently, so a digest counts on the kind of machine that recorded it. Elsewhere the norm of the
+parameters is compared.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 from helpers.support import MakeConfig, released, start
+
+from dp_ray.keys import VERSIONS
 
 RECORDED = json.loads(Path(__file__).with_name("release_digests.json").read_text(encoding="utf-8"))
 NOISE: dict[str, dict[str, Any]] = {
@@ -49,20 +52,22 @@ def release(config: Any) -> tuple[str, float]:
     return hashlib.sha256(data).hexdigest()[:32], float(norm)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("noise", NOISE)
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_release_is_what_it_was(
-    make_config: MakeConfig, engine: str, noise: str, monkeypatch: pytest.MonkeyPatch
+    make_config: MakeConfig, engine: str, noise: str, version: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The keys of that commit were not bound to initial parameters, and a run keeps its binding.
     monkeypatch.setattr("dp_ray.training.lead._binding", lambda *_: None)
+    monkeypatch.setattr("dp_ray.ledger.ledger.LATEST", version)
     config = make_config(
         privacy=NOISE[noise],
         optimizer={"arguments": {"momentum": 0.9}, "ema_decay": 0.9},
         train={"engine": engine, "microbatch_size": 32},
     )
     digest, norm = release(config)
-    recorded = RECORDED[f"{engine} {noise}"]
+    recorded = RECORDED[f"{engine} {noise}" if version == 1 else f"{engine} {noise}, {version}"]
     assert norm == pytest.approx(recorded["norm"], rel=1e-4)
     if machine() in recorded["digests"]:
         assert digest == recorded["digests"][machine()]

@@ -30,8 +30,8 @@ from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.errors import ChargesError, ConfigError, DpRayError, LedgerError, RunError
 from dp_ray.ledger.ledger import Ledger
+from dp_ray.privacy.noise import StepNoises
 from dp_ray.reporting.ledger import repair_ledger
-from dp_ray.training import coordinator as coordinator_module
 from dp_ray.training.preparation import make_plan
 from dp_ray.training.step import Assignment, ShardSum, ShardWorker
 
@@ -241,7 +241,7 @@ def test_a_run_that_goes_on_takes_back_what_it_said_of_its_end(make_config: Make
     config = make_config()
     start_and_stop(config, 2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(coordinator_module, "KeyedStream", power_cut)
+        patch.setattr(StepNoises, "of", power_cut)
         with pytest.raises(PowerCut):
             start(config, resume=True)
     result = json.loads((folder(config) / "result.json").read_text())
