@@ -98,7 +98,7 @@ def test_a_killed_worker_costs_no_work_and_no_budget(tmp_path: Path, by_two: Ten
 
 def kill_a_worker(run: RunDirectory) -> int:
     """Kills one of the run's worker processes once a checkpoint is there."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if run.checkpoints.names():
             for process in psutil.process_iter(["cmdline"]):

@@ -120,7 +120,7 @@ def test_files_stay_readable() -> None:
 def test_the_whole_bundle_runs_on_a_cpu(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ["bash", str(FOLDER / "run.sh"), "--out", str(out), "--device", "cpu", "--smoke"]
-    command += ["--seconds", "1500"]
+    command += ["--seconds", "6000"]
     environment = {
         **os.environ,
         "PYTHON": sys.executable,
