@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from dp_ray.errors import ConfigError
+from dp_ray.errors import ConfigError, unknown_name
 from dp_ray.imports import USER_ERRORS, cause_of, import_object
 from dp_ray.privacy.history import History, room
 from dp_ray.privacy.sampling import Sampler
@@ -223,11 +223,8 @@ def mechanism_of(plan: PrivacyPlan) -> Mechanism:
         made: Mechanism = getattr(importlib.import_module(module), attribute)(plan)
         return made
     if ":" not in name:
-        raise ConfigError(
-            "privacy.mechanism",
-            name,
-            "there is no such mechanism",
-            f"Use one of {', '.join(MECHANISMS)}, or the import path of your own (my_pkg:Class)",
+        raise unknown_name(
+            "privacy.mechanism", name, "no such mechanism", MECHANISMS, own="my_pkg.my_module:Class"
         )
     factory = import_object(name, "privacy.mechanism")
     try:

@@ -9,7 +9,7 @@ from dp_ray.artifacts.score import check_noise
 from dp_ray.config.run import Config
 from dp_ray.data.facts import DataFacts, data_facts
 from dp_ray.data.views import ViewMaker
-from dp_ray.errors import ConfigError
+from dp_ray.errors import ConfigError, unknown_name
 from dp_ray.gradients.engines.registry import ENGINES, build_engine, plain_form
 from dp_ray.gradients.engines.vmap import Vmap
 from dp_ray.models.build import build_model, is_users_own
@@ -70,9 +70,7 @@ def _check_parts(config: Config, model: nn.Module, steps: int) -> None:
 def _check_engine(config: Config) -> None:
     engine = config.train.engine
     if engine not in ("auto", *ENGINES):
-        raise ConfigError(
-            "train.engine", engine, "no such engine", f"Use auto, {', '.join(ENGINES)}"
-        )
+        raise unknown_name("train.engine", engine, "no such engine", ("auto", *ENGINES))
 
 
 def _check_gpus(config: Config) -> None:

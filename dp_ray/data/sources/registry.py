@@ -10,7 +10,7 @@ from dp_ray.data.sources.image_folder import ImageFolder
 from dp_ray.data.sources.own import Own
 from dp_ray.data.sources.torchvision_sets import Cifar10, FashionMnist, Mnist
 from dp_ray.data.splits import Splits
-from dp_ray.errors import ConfigError
+from dp_ray.errors import unknown_name
 
 SOURCES: dict[str, type[Source]] = {
     "digits": Digits,
@@ -31,11 +31,8 @@ def source_of(config: DataConfig) -> Source:
     """
     kind = _kind(config.name)
     if kind is None:
-        raise ConfigError(
-            "data.name",
-            config.name,
-            "no such data set",
-            f"Use {', '.join(SOURCES)}, or my_pkg.my_module:load",
+        raise unknown_name(
+            "data.name", config.name, "no such data set", SOURCES, own="my_pkg.my_module:load"
         )
     return kind(config)
 
