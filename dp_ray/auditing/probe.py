@@ -9,7 +9,7 @@ from dp_ray.auditing.neighbours import NeighbourObserver
 from dp_ray.auditing.observers import open_release_observer
 from dp_ray.auditing.planted import Planted
 from dp_ray.data.store import Dataset
-from dp_ray.training.probe import ReleaseObserver
+from dp_ray.training.probe import Differentiated, ReleaseObserver
 from dp_ray.training.setup import Setup
 from dp_ray.training.task import Task
 
@@ -40,7 +40,9 @@ class CanaryProbe:
             device=next(setup.model.parameters()).device,
         )
 
-    def release_observer(self, task: Task, setup: Setup) -> ReleaseObserver:
+    def release_observer(
+        self, task: Task, setup: Setup, differentiated: Differentiated | None
+    ) -> ReleaseObserver:
         """See :class:`~dp_ray.training.probe.Probe`."""
         return open_release_observer(
             task.run.observations,
@@ -51,7 +53,7 @@ class CanaryProbe:
             layout=setup.layout,
             views=setup.views,
             objective=setup.objective,
-            planted=self.differentiated(task, setup),
+            planted=differentiated if isinstance(differentiated, Planted) else None,
         )
 
     def sum_observer(self, task: Task) -> NeighbourObserver:
