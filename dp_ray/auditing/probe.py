@@ -44,6 +44,7 @@ class CanaryProbe:
         self, task: Task, setup: Setup, differentiated: Differentiated | None
     ) -> ReleaseObserver:
         """See :class:`~dp_ray.training.probe.Probe`."""
+        assert differentiated is None or isinstance(differentiated, Planted)  # its own
         return open_release_observer(
             task.run.observations,
             self.canaries,
@@ -53,7 +54,7 @@ class CanaryProbe:
             layout=setup.layout,
             views=setup.views,
             objective=setup.objective,
-            planted=differentiated if isinstance(differentiated, Planted) else None,
+            planted=differentiated,
         )
 
     def sum_observer(self, task: Task) -> NeighbourObserver:
