@@ -75,6 +75,7 @@ def privacy_statement(
         replay: whether the run repeats another one with its key.
         score: from :func:`published_score`; exact where nothing is published.
     """
+    mechanism = mechanism_of(plan)
     spent = epsilon_by_accountant(outcome.history, plan.delta)
     figures: dict[str, Any] = {"metrics": outcome.metrics} if score is None else score
     return Statement(
@@ -94,11 +95,9 @@ def privacy_statement(
         views=plan.views,
         expected_batch_size=plan.expected_batch_size,
         num_examples=plan.num_examples,
-        mechanism=mechanism_of(plan).sentence,
-        released=[
-            Sums(noise_multiplier=sigma, sample_rate=rate, sums=sums)
-            for sigma, rate, sums in outcome.history
-        ],
+        mechanism=mechanism.sentence,
+        released=Sums.of(outcome.history),
+        **({} if mechanism.accounts_each_charge else {"charged": Sums.of(outcome.charged)}),
         unit_of_privacy="one training example, with all of its views",
         adjacency="add or remove one example",
         replay=replay,

@@ -34,6 +34,7 @@ class Outcome:
         evaluation: on the test split, of what is released; None without test examples.
         seconds: wall-clock time of the last session; private.
         metric_names: of the objective, the primary one first.
+        charged: the same as the ledger charged them; needed where accountants take them otherwise.
     """
 
     finished: bool
@@ -44,6 +45,7 @@ class Outcome:
     evaluation: Evaluation | None
     seconds: float
     metric_names: tuple[str, ...] = tuple(METRICS)
+    charged: History = ()
 
     @property
     def metrics(self) -> dict[str, float | None]:
