@@ -12,6 +12,7 @@ from dp_ray.artifacts.result import Outcome, with_search
 from dp_ray.artifacts.score import assumption
 from dp_ray.artifacts.statement import Statement, Sums
 from dp_ray.config.run import Config
+from dp_ray.gradients.engines.registry import is_users_own
 from dp_ray.json_text import finite
 from dp_ray.privacy.accounting import epsilon_by_accountant
 from dp_ray.privacy.mechanism import MECHANISMS, mechanism_of
@@ -52,6 +53,11 @@ PRETRAINED = (
 OWN_MECHANISM = (
     "The mechanism is the user's own code: that its noise costs what it says was not checked by "
     "dp-ray."
+)
+
+OWN_ENGINE = (
+    "Gradients were computed and clipped by an engine that is the user's own code: dp-ray compared "
+    "it with its own on made-up images, before the first step, and assumes the same of all others."
 )
 
 CHOICE = next(i for i, text in enumerate(ASSUMPTIONS) if "a search on it" in text)
@@ -124,4 +130,6 @@ def _assumptions(config: Config, plan: PrivacyPlan, outcome: Outcome) -> list[st
         assumptions.append(PRETRAINED)
     if plan.mechanism not in MECHANISMS:
         assumptions.append(OWN_MECHANISM)
+    if any(map(is_users_own, outcome.engines)):
+        assumptions.append(OWN_ENGINE)
     return assumptions
