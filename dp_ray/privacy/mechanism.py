@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from dp_ray.errors import ConfigError, unknown_name
-from dp_ray.imports import USER_ERRORS, cause_of, import_object
+from dp_ray.imports import USER_ERRORS, cause_of, make_own
 from dp_ray.privacy.history import History, room
 from dp_ray.privacy.sampling import Sampler
 
@@ -226,19 +226,5 @@ def mechanism_of(plan: PrivacyPlan) -> Mechanism:
         raise unknown_name(
             "privacy.mechanism", name, "no such mechanism", MECHANISMS, own="my_pkg.my_module:Class"
         )
-    factory = import_object(name, "privacy.mechanism")
-    try:
-        own = factory(plan)
-    except ConfigError:
-        raise
-    except USER_ERRORS as error:
-        problem = f"cannot be made from a plan: {cause_of(error)}"
-        raise ConfigError("privacy.mechanism", name, problem, "Repair it") from error
-    if not isinstance(own, Mechanism):
-        raise ConfigError(
-            "privacy.mechanism",
-            name,
-            f"gives a {type(own).__name__}",
-            "Derive its class from dp_ray.privacy.mechanism.Mechanism",
-        )
+    own: Mechanism = make_own(name, "privacy.mechanism", Mechanism, plan)  # type: ignore[type-abstract]
     return own

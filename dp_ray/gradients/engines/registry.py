@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dp_ray.errors import ConfigError, unknown_name
+from dp_ray.errors import unknown_name
 from dp_ray.gradients.engines.compiled import Compiled, compiled_name
 from dp_ray.gradients.engines.engine import Engine, Precision
 from dp_ray.gradients.engines.per_layer import PerLayer
 from dp_ray.gradients.engines.vmap import Vmap
-from dp_ray.imports import USER_ERRORS, cause_of, import_object
+from dp_ray.imports import make_own
 
 PLAIN: dict[str, type[Engine]] = {kind.name: kind for kind in (Vmap, PerLayer)}
 """Engines that run the network's own code; the first is the reference."""
@@ -33,7 +33,9 @@ def build_engine(name: str = Vmap.name, precision: Precision = "float32") -> Eng
         ConfigError: there is none of that name, or it cannot be made.
     """
     if is_users_own(name):
-        return _own(name, precision)
+        own: Engine = make_own(name, _FIELD, Engine, precision)  # type: ignore[type-abstract]
+        own.name = name  # type: ignore[misc]
+        return own
     plain = plain_form(name)
     if plain not in PLAIN:
         raise unknown_name(
@@ -51,21 +53,3 @@ def plain_form(name: str) -> str:
 def is_users_own(name: str) -> bool:
     """Return whether a name is the import path of a user's own engine."""
     return ":" in name
-
-
-def _own(name: str, precision: Precision) -> Engine:
-    make = import_object(name, _FIELD)
-    try:
-        engine = make(precision)
-    except USER_ERRORS as error:
-        problem = f"cannot be made with a precision: {cause_of(error)}"
-        raise ConfigError(_FIELD, name, problem, "Repair it") from error
-    if not isinstance(engine, Engine):
-        raise ConfigError(
-            _FIELD,
-            name,
-            f"gives a {type(engine).__name__}",
-            "Derive its class from dp_ray.gradients.engines.engine.Engine",
-        )
-    engine.name = name  # type: ignore[misc]
-    return engine
