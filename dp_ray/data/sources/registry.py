@@ -9,7 +9,6 @@ from dp_ray.data.sources.fake import Fake
 from dp_ray.data.sources.image_folder import ImageFolder
 from dp_ray.data.sources.own import Own
 from dp_ray.data.sources.torchvision_sets import Cifar10, FashionMnist, Mnist
-from dp_ray.data.splits import Splits
 from dp_ray.errors import unknown_name
 
 SOURCES: dict[str, type[Source]] = {
@@ -35,16 +34,6 @@ def source_of(config: DataConfig) -> Source:
             "data.name", config.name, "no such data set", SOURCES, own="my_pkg.my_module:load"
         )
     return kind(config)
-
-
-def load_splits(config: DataConfig) -> Splits:
-    """Open the configured data set; images may be decoded only when walked through.
-
-    Raises:
-        ConfigError: the configuration contradicts the data.
-        DataError: the files are missing or unreadable.
-    """
-    return source_of(config).splits()
 
 
 def is_self_contained(name: str) -> bool:
