@@ -25,6 +25,7 @@ from dp_ray.data.sources.registry import SOURCES
 from dp_ray.data.store import open_dataset
 from dp_ray.errors import ConfigError
 from dp_ray.reporting.reference import configuration_page
+from dp_ray.training.preparation import make_plan
 
 PAGE = Page(ROOT / "docs/extending.md")
 
@@ -153,3 +154,13 @@ def test_an_engine_that_does_not_clip_is_not_used(
     assert note.engine == "vmap"
     assert f"{LOOP} cannot be used: its norms are off by" in note.note
     assert not assumes_own_engine(config)
+
+
+def test_an_engine_that_adds_up_in_float32_is_refused(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = example("loop_engine.py").replace("+ part for", "+ part.float() for")
+    module("loop_engine", wrong, tmp_path, monkeypatch)
+    problem = rf"train\.engine = '{LOOP}': fails where vmap does not: .*sums are not float64"
+    with pytest.raises(ConfigError, match=problem):
+        make_plan(make_config(train={"engine": LOOP}))

@@ -109,7 +109,10 @@ class Engine(ABC):
         inputs: Inputs = (*named, views, labels, mask, norm, weights, dropout_seeds)
         # Whatever the caller computes in: norms and sums are not shortened.
         with torch.autocast(views.device.type, enabled=False), self._tf32(views.device):
-            return self._call(model, clipping, loss_fn, inputs)
+            sums, norms, losses = self._call(model, clipping, loss_fn, inputs)
+        if any(part.dtype != torch.float64 for part in sums.values()):
+            raise EngineError("its sums are not float64: their rounding depends on who is in them")
+        return sums, norms, losses
 
     @abstractmethod
     def sum_of(
