@@ -147,12 +147,6 @@ class Ledger:
         return self._balance.sessions
 
     @property
-    def engines(self) -> tuple[str, ...]:
-        """What computed the sums, over all sessions."""
-        named = (session.execution.engine for session in self.sessions)
-        return tuple(dict.fromkeys(name for name in named if name is not None))
-
-    @property
     def checkpoints(self) -> dict[str, str]:
         """Name → digest of the checkpoints that were written, the newest last."""
         return self._balance.checkpoints
@@ -161,6 +155,12 @@ class Ledger:
     def repairs(self) -> int:
         """How often a damaged end was accepted."""
         return self._balance.repairs
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """What computed the sums, over all sessions."""
+        named = (session.execution.engine for session in self.sessions)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
 
     @property
     def position(self) -> str:
