@@ -47,8 +47,9 @@ faults: $(VENV)/.installed-dev  ## Kill processes at every point of a step and a
 gpu-bundle: $(VENV)/.installed-dev  ## Pack build/gpu for a machine with a GPU; DATA=cifar10_jpeg.tar.xz
 	$(BIN)/python benchmarks/gpu/bundle.py --out build/gpu $(if $(DATA),--data $(DATA))
 
-docs: $(VENV)/.installed-dev  ## Write docs/configuration.md from the code
+docs: $(VENV)/.installed-dev  ## Write docs/configuration.md and docs/architecture.svg from the code
 	$(BIN)/python -m dp_ray.reporting.reference docs/configuration.md
+	$(BIN)/python tests/helpers/import_graph.py --out docs/architecture.svg
 
 docs-check: $(VENV)/.installed-dev  ## Run the commands of the documentation, follow its links
 	$(BIN)/python -m pytest tests/repository/test_docs.py tests/on_ray/test_docs_on_ray.py

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 _LONGEST = 400
@@ -56,6 +58,40 @@ class ConfigError(DpRayError):
         if self.field in _PLACES:
             return f"{self.field}: the value that is set cannot be used on this node"
         return str(self) if self._shared is None else self._text(self._shared)
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return a question that suggests the known name nearest to one that is not, and a space.
+
+    Empty if none is near. Capital letters do not count.
+    """
+    folded = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(str(name).casefold(), folded, n=1)
+    return f"Did you mean {folded[near[0]]}? " if near else ""
+
+
+def unknown_name(
+    field: str,
+    name: str,
+    problem: str,
+    known: Iterable[str],
+    *,
+    listed: Iterable[str] | None = None,
+    own: str | None = None,
+) -> ConfigError:
+    """Return the error for a name that is in no registry; it suggests the nearest that is.
+
+    Args:
+        field: dotted path of the field that holds the name.
+        name: what was found there.
+        problem: what is wrong with it.
+        known: names that can be used.
+        listed: those that the remedy lists, where they are too many; by default all.
+        own: how the import path of a user's own looks, if the field takes one.
+    """
+    known = list(known)
+    names = ", ".join([*(known if listed is None else listed), *([f"or {own}"] if own else [])])
+    return ConfigError(field, name, problem, f"{did_you_mean(name, known)}Use {names}")
 
 
 _PLACES = ("data.root", "data.cache")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dp_ray.errors import ConfigError
 
@@ -54,6 +54,34 @@ def import_object(path: str, field: str) -> Any:
             f"cannot be imported: {cause_of(error)}",
             "Install it or run from its folder",
         ) from error
+
+
+T = TypeVar("T")
+
+
+def make_own(path: str, field: str, kind: type[T], *arguments: Any) -> T:
+    """Return what the user's class or function at an import path makes.
+
+    Args:
+        path: ``package.module:name``.
+        field: that holds the path.
+        kind: what it must be an instance of.
+        *arguments: that it is called with.
+
+    Raises:
+        ConfigError: it cannot be imported or called, or makes something else.
+    """
+    factory = import_object(path, field)
+    try:
+        made = factory(*arguments)
+    except ConfigError:
+        raise
+    except USER_ERRORS as error:
+        raise ConfigError(field, path, f"cannot be made: {cause_of(error)}", "Repair it") from error
+    if not isinstance(made, kind):
+        remedy = f"Derive its class from {kind.__module__}.{kind.__qualname__}"
+        raise ConfigError(field, path, f"gives a {type(made).__name__}", remedy)
+    return made
 
 
 def cause_of(error: BaseException) -> str:

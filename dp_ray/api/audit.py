@@ -25,7 +25,7 @@ from dp_ray.errors import ConfigError
 from dp_ray.keys import RunKey
 from dp_ray.objectives.registry import build_objective
 from dp_ray.on_ray.early import EarlyRay
-from dp_ray.on_ray.environment import check_environment, cluster_address
+from dp_ray.on_ray.environment import check_environment, located
 from dp_ray.on_ray.job import check_storage_path
 from dp_ray.privacy.plan import PrivacyPlan, with_budget
 from dp_ray.reporting.live import say
@@ -73,6 +73,9 @@ def run_audit(
         DpRayError: before anything is started where possible; see the message.
     """
     check_storage_path(config.train.storage_path)
+    cluster = located(config.cluster)
+    if cluster.num_workers != 0:
+        check_environment(cluster)
     directory = AuditDirectory.of(config)
     _check_objective(config)
     settings = _settings(config, kind, canaries, significance, runs)
@@ -87,10 +90,6 @@ def run_audit(
         directory.create(config, settings, replay=replay)
     config = with_budget(config, plan)  # solved once for all runs
     say(console, describe_start(settings, str(directory.root)))
-    address = cluster_address(config.cluster.address)
-    cluster = config.cluster.model_copy(update={"address": address})
-    if cluster.num_workers != 0:
-        check_environment(cluster)
     # One Ray for all of the runs, if it is our own.
     with EarlyRay(cluster) as early:
         early.wait()

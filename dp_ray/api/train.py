@@ -17,7 +17,7 @@ from dp_ray.config.run import Config
 from dp_ray.data.cache import cache_path
 from dp_ray.keys import RunKey
 from dp_ray.on_ray.early import EarlyRay
-from dp_ray.on_ray.environment import check_environment, cluster_address, prepare_environment
+from dp_ray.on_ray.environment import check_environment, located, prepare_environment
 from dp_ray.on_ray.job import check_storage_path, errors_for_log
 from dp_ray.performance.threads import usable_cores
 from dp_ray.reporting.live import say
@@ -60,8 +60,7 @@ def run_training(
         DpRayError: before anything is started where possible; see the message.
     """
     check_storage_path(config.train.storage_path)
-    address = cluster_address(config.cluster.address)
-    cluster = config.cluster.model_copy(update={"address": address})
+    cluster = located(config.cluster)
     if cluster.num_workers != 0:
         check_environment(cluster)
     config = config.model_copy(update={"cluster": cluster})

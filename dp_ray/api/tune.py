@@ -13,14 +13,14 @@ from rich.console import Console
 
 from dp_ray.artifacts.result_directory import refuse_changes
 from dp_ray.config.cluster import ClusterConfig
-from dp_ray.config.files import set_field
+from dp_ray.config.files import set_field, validate
 from dp_ray.config.run import Config
 from dp_ray.config.search import SweepConfig
 from dp_ray.data.cache import cache_path
 from dp_ray.errors import ConfigError, DataError, RunError
 from dp_ray.keys import RunKey
 from dp_ray.ledger.lock import OWNER_ENDS_S, WriterLock
-from dp_ray.on_ray.environment import check_environment, cluster_address, prepare_environment
+from dp_ray.on_ray.environment import check_environment, located, prepare_environment
 from dp_ray.on_ray.job import check_storage_path, errors_for_log
 from dp_ray.reporting.live import say
 from dp_ray.reporting.make import search_report
@@ -99,10 +99,8 @@ def run_sweep(
         DpRayError: before anything is started where possible; see the message.
     """
     check_storage_path(sweep.storage_path)
-    sweep = _at_its_address(sweep)
+    sweep = _located(sweep)
     directory = SweepDirectory.of(sweep)
-    cluster = ClusterConfig.model_validate(sweep.training.get("cluster") or {})
-    check_environment(cluster)
     if resume:
         _check_resumable(directory, sweep)
         with _locked(directory, take_over=break_lock):
@@ -210,14 +208,15 @@ def _fields(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + name, value
 
 
-def _at_its_address(sweep: SweepConfig) -> SweepConfig:
-    """With the cluster that a job was submitted to, if it was."""
+def _located(sweep: SweepConfig) -> SweepConfig:
+    """Return the search with the cluster that its trials run on, once that is checked."""
+    configured = validate(ClusterConfig, sweep.training.get("cluster") or {}, "cluster.")
+    cluster = located(configured)
+    check_environment(cluster)
+    if cluster.address == configured.address:
+        return sweep
     training = copy.deepcopy(sweep.training)
-    cluster = training.get("cluster") or {}
-    configured = cluster.get("address") if isinstance(cluster, dict) else None
-    address = cluster_address(configured)
-    if address != configured:
-        set_field(training, "cluster.address", address)
+    set_field(training, "cluster.address", cluster.address)
     return SweepConfig(sweep.name, training, sweep.tune)
 
 

@@ -12,6 +12,7 @@ from dp_ray.artifacts.result import Outcome, with_search
 from dp_ray.artifacts.score import assumption
 from dp_ray.artifacts.statement import Statement, Sums
 from dp_ray.config.run import Config
+from dp_ray.gradients.engines.registry import is_users_own
 from dp_ray.json_text import finite
 from dp_ray.privacy.accounting import epsilon_by_accountant
 from dp_ray.privacy.mechanism import MECHANISMS, mechanism_of
@@ -54,6 +55,11 @@ OWN_MECHANISM = (
     "dp-ray."
 )
 
+OWN_ENGINE = (
+    "Gradients were computed and clipped by an engine that is the user's own code: dp-ray compared "
+    "it with its own on made-up images, before the first step, and assumes the same of all others."
+)
+
 CHOICE = next(i for i, text in enumerate(ASSUMPTIONS) if "a search on it" in text)
 """Which of them speaks of how the configuration was chosen."""
 
@@ -75,6 +81,7 @@ def privacy_statement(
         replay: whether the run repeats another one with its key.
         score: from :func:`published_score`; exact where nothing is published.
     """
+    mechanism = mechanism_of(plan)
     spent = epsilon_by_accountant(outcome.history, plan.delta)
     figures: dict[str, Any] = {"metrics": outcome.metrics} if score is None else score
     return Statement(
@@ -94,11 +101,9 @@ def privacy_statement(
         views=plan.views,
         expected_batch_size=plan.expected_batch_size,
         num_examples=plan.num_examples,
-        mechanism=mechanism_of(plan).sentence,
-        released=[
-            Sums(noise_multiplier=sigma, sample_rate=rate, sums=sums)
-            for sigma, rate, sums in outcome.history
-        ],
+        mechanism=mechanism.sentence,
+        released=Sums.of(outcome.history),
+        **({} if mechanism.accounts_each_charge else {"charged": Sums.of(outcome.charged)}),
         unit_of_privacy="one training example, with all of its views",
         adjacency="add or remove one example",
         replay=replay,
@@ -125,4 +130,6 @@ def _assumptions(config: Config, plan: PrivacyPlan, outcome: Outcome) -> list[st
         assumptions.append(PRETRAINED)
     if plan.mechanism not in MECHANISMS:
         assumptions.append(OWN_MECHANISM)
+    if any(map(is_users_own, outcome.engines)):
+        assumptions.append(OWN_ENGINE)
     return assumptions

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 
-from dp_ray.artifacts.statement import Statement
+from dp_ray.artifacts.statement import Statement, Sums
 from dp_ray.config.run import Config
 from dp_ray.privacy.accounting import epsilon_of
-from dp_ray.privacy.history import History, room
+from dp_ray.privacy.history import History
 from dp_ray.privacy.mechanism import MECHANISMS, mechanism_of
 from dp_ray.privacy.plan import PrivacyPlan, unsolved_plan
 
@@ -94,26 +94,25 @@ def _sums(statement: Statement, history: History | None) -> Iterator[str]:
 
 
 def _allowed(statement: Statement, config: Config) -> Iterator[str]:
-    """What was released, and what config.yaml allows; calls the mechanism."""
+    """What was charged, and what config.yaml allows; calls the mechanism."""
     listed, steps = statement.history, config.privacy.steps
-    charges = sum(sums for _, _, sums in listed)
-    mechanism = mechanism_of(_plan(statement, config))
-    if mechanism.accounts_each_charge and statement.charges != charges:
+    plan = replace(_plan(statement, config), noise_multiplier=statement.noise_multiplier)
+    mechanism = mechanism_of(plan if steps is None else replace(plan, steps=steps))
+    charged = listed if statement.charged is None else Sums.history(statement.charged)
+    if statement.charged is None and not mechanism.accounts_each_charge:
+        yield "what was charged is missing in the statement, and its mechanism needs it"
+        return
+    charges = sum(sums for _, _, sums in charged)
+    if statement.charges != charges:
         yield f"charges are {statement.charges}, and the noised sums that are listed {charges}"
+    if (accounted := mechanism.accounted(charged)) != listed:
+        yield f"the noised sums {listed} are listed, and charges come to {accounted}"
     if steps is None:
         return
     if statement.steps > steps:
         yield f"{statement.steps} steps were taken, and privacy.steps is {steps}"
-    plan = replace(
-        _plan(statement, config), noise_multiplier=statement.noise_multiplier, steps=steps
-    )
-    planned, mechanism = plan.releases, mechanism_of(plan)
-    if mechanism.accounts_each_charge:
-        covered = mechanism.covers(listed)
-    else:  # what was charged is not listed
-        covered = room(planned, listed, math.inf) >= 0
-    if not covered:
-        yield f"the noised sums {listed} are more than config.yaml allows: {planned}"
+    if not mechanism.covers(charged):
+        yield f"the noised sums {charged} are more than config.yaml allows: {mechanism.charges()}"
 
 
 def _epsilons(statement: Statement, config: Config) -> Iterator[str]:

@@ -34,6 +34,8 @@ class Outcome:
         evaluation: on the test split, of what is released; None without test examples.
         seconds: wall-clock time of the last session; private.
         metric_names: of the objective, the primary one first.
+        engines: that computed the sums, of all sessions.
+        charged: the same as the ledger charged them; needed where accountants take them otherwise.
     """
 
     finished: bool
@@ -44,6 +46,8 @@ class Outcome:
     evaluation: Evaluation | None
     seconds: float
     metric_names: tuple[str, ...] = tuple(METRICS)
+    engines: tuple[str, ...] = ()
+    charged: History = ()
 
     @property
     def metrics(self) -> dict[str, float | None]:

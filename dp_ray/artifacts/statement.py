@@ -7,6 +7,7 @@ one in plain words.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -35,6 +36,16 @@ class Sums(Part):
     noise_multiplier: NonNegative
     sample_rate: Annotated[float, Field(gt=0, le=1)]
     sums: Annotated[int, Field(ge=0)]
+
+    @classmethod
+    def of(cls, history: History) -> list[Sums]:
+        """Return the parts of a history."""
+        return [cls(noise_multiplier=s, sample_rate=q, sums=count) for s, q, count in history]
+
+    @staticmethod
+    def history(parts: Sequence[Sums]) -> History:
+        """Return parts as a history."""
+        return tuple((part.noise_multiplier, part.sample_rate, part.sums) for part in parts)
 
 
 class OwnCost(Part):
@@ -69,6 +80,10 @@ class Statement(Document, Scored):
     """privacy.json of a release; published.
 
     A release folder may come from anywhere: every number is checked to be one.
+
+    Attributes:
+        released: the noised sums, as accountants take them.
+        charged: the same as the ledger charged them; given where accountants take them otherwise.
     """
 
     FILE: ClassVar[str] = "privacy.json"
@@ -95,6 +110,7 @@ class Statement(Document, Scored):
     num_examples: Annotated[int, Field(ge=1)]
     mechanism: str
     released: list[Sums]
+    charged: list[Sums] | None = None
     unit_of_privacy: str
     adjacency: str
     replay: bool
@@ -121,7 +137,7 @@ class Statement(Document, Scored):
     @property
     def history(self) -> History:
         """What was released in training, as the accountants take it."""
-        return tuple((part.noise_multiplier, part.sample_rate, part.sums) for part in self.released)
+        return Sums.history(self.released)
 
     @property
     def is_of_search(self) -> bool:

@@ -9,7 +9,7 @@ from dp_ray.auditing.neighbours import NeighbourObserver
 from dp_ray.auditing.observers import open_release_observer
 from dp_ray.auditing.planted import Planted
 from dp_ray.data.store import Dataset
-from dp_ray.training.probe import ReleaseObserver
+from dp_ray.training.probe import Differentiated, ReleaseObserver
 from dp_ray.training.setup import Setup
 from dp_ray.training.task import Task
 
@@ -40,8 +40,11 @@ class CanaryProbe:
             device=next(setup.model.parameters()).device,
         )
 
-    def release_observer(self, task: Task, setup: Setup) -> ReleaseObserver:
+    def release_observer(
+        self, task: Task, setup: Setup, differentiated: Differentiated | None
+    ) -> ReleaseObserver:
         """See :class:`~dp_ray.training.probe.Probe`."""
+        assert differentiated is None or isinstance(differentiated, Planted)  # its own
         return open_release_observer(
             task.run.observations,
             self.canaries,
@@ -51,7 +54,7 @@ class CanaryProbe:
             layout=setup.layout,
             views=setup.views,
             objective=setup.objective,
-            planted=self.differentiated(task, setup),
+            planted=differentiated,
         )
 
     def sum_observer(self, task: Task) -> NeighbourObserver:

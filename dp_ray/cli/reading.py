@@ -43,6 +43,7 @@ def plan(
     printed here, with the ε curve over the steps.
     """
     from dp_ray.config.files import load_config
+    from dp_ray.on_ray.environment import located
     from dp_ray.reporting.plan import describe_plan, plan_facts
     from dp_ray.reporting.scaling import describe_scaling, scaling_facts
 
@@ -50,7 +51,8 @@ def plan(
     for option, value in (("--latency-us", latency_us), ("--bandwidth-gbit", bandwidth_gbit)):
         if not 0 < value < math.inf:
             raise typer.BadParameter(f"{option} {value}: a finite number above 0 is needed")
-    facts = plan_facts(load_config(config, overrides or ()))
+    loaded = load_config(config, overrides or ())
+    facts = plan_facts(loaded.model_copy(update={"cluster": located(loaded.cluster)}))
     print_text(describe_plan(facts))
     if counts:
         facts["scaling"] = scaling_facts(

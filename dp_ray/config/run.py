@@ -55,7 +55,8 @@ class TrainConfig(Section):
         "auto",
         description="How clipped sums are computed; all give the same up to rounding. per_layer "
         "has a rule of its own for convolutions. auto takes the fastest, by measurements that are "
-        "remembered in data.cache; compiling is tried in runs of five minutes and more.",
+        "remembered in data.cache; compiling is tried in runs of five minutes and more. The import "
+        "path of your own (my_pkg.my_module:Class) is used where it gives what vmap gives.",
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",

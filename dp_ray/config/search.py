@@ -5,7 +5,6 @@ The training part is kept as plain values, because it is complete only with a po
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pydantic import Field, model_validator
 from dp_ray.config.files import check_keys, read_values, validate
 from dp_ray.config.run import Config
 from dp_ray.config.section import Count, Section
-from dp_ray.errors import ConfigError, DpRayError
+from dp_ray.errors import ConfigError, DpRayError, did_you_mean
 
 KINDS = ("grid", "choice", "uniform", "log_uniform", "integer")
 
@@ -253,8 +252,5 @@ def _flatten(space: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             except ConfigError as error:
                 raise ConfigError(f"tune.space.{field}", value, error.problem, _EXAMPLES) from error
         elif value is not None:  # null takes a field out of the space
-            near = difflib.get_close_matches(str(key), KINDS, n=1)
-            meant = f"Did you mean {near[0]}? " if near else ""
-            raise ConfigError(
-                f"tune.space.{field}", value, "no values to try", f"{meant}{_EXAMPLES}"
-            )
+            remedy = did_you_mean(key, KINDS) + _EXAMPLES
+            raise ConfigError(f"tune.space.{field}", value, "no values to try", remedy)

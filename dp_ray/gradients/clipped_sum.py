@@ -50,6 +50,7 @@ def clipped_gradient_sum(
     loss_fn: LossFunction = cross_entropy,
     dropout_seeds: Tensor | None = None,
     engine: Engine | None = None,
+    into: Mapping[str, Tensor] | None = None,
 ) -> ClippedSum:
     """Sum of per-unit gradients, each of the weighted loss of its views, each clipped once.
 
@@ -81,6 +82,8 @@ def clipped_gradient_sum(
             torch's global generator.
         engine: how it is computed; None means plain ``vmap``. Results agree to 1e-5, but where
             rounding moves an activation across a kink (ReLU), and in bfloat16.
+        into: name → float64 tensor of the parameter's shape that the sum is added to, in place,
+            and that the result then holds; None means new ones, of zeros.
 
     Returns:
         The clipped sum; ``norms`` and ``losses`` have one entry per unit, masked ones too.
@@ -96,7 +99,8 @@ def clipped_gradient_sum(
         mask = torch.ones(num_units, dtype=torch.bool, device=views.device)
 
     engine = engine or Vmap()
-    total = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
+    if into is None:
+        into = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in params.items()}
     norms, losses = [], []
     for start in range(0, num_units, microbatch_size or max(num_units, 1)):
         part = slice(start, start + (microbatch_size or num_units))
@@ -113,12 +117,12 @@ def clipped_gradient_sum(
             dropout_seeds=None if dropout_seeds is None else dropout_seeds[part],
         )
         for name, part_sum in sums.items():
-            total[name] += part_sum
+            into[name].add_(part_sum)
         norms.append(part_norms)
         losses.append(part_losses)
     empty = next(iter(params.values())).new_zeros(0)
     return ClippedSum(
-        gradients=total,
+        gradients=dict(into),
         norms=torch.cat(norms) if norms else empty,
         losses=torch.cat(losses) if losses else empty,
         sensitivity=max_grad_norm,

@@ -151,6 +151,12 @@ class Ledger:
         """What was paid for, as the accountants take it."""
         return self._mechanism.accounted(self._balance.charged)
 
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """What computed the sums, over all sessions."""
+        named = (session.execution.engine for session in self.sessions)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
     def affords(self, cost: Cost) -> bool:
         """Whether the plan covers one more sum of that cost, whatever was spent on repeats."""
         return self._mechanism.room(self._balance.charged, cost) > 0

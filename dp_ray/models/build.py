@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from dp_ray.config.model import ModelConfig
 from dp_ray.data.facts import DataFacts
-from dp_ray.errors import ConfigError, ModelError
+from dp_ray.errors import ConfigError, ModelError, unknown_name
 from dp_ray.imports import import_object
 from dp_ray.models.current_layer import current_layer
 from dp_ray.models.networks import GroupNormCNN, TanhCNN
@@ -110,12 +110,14 @@ def _torchvision_model(config: ModelConfig, facts: DataFacts) -> nn.Module:
 
     names = torchvision.models.list_models(module=torchvision.models)
     if config.name not in names:
-        raise ConfigError(
+        near = difflib.get_close_matches(config.name, names, n=4, cutoff=0.0)
+        raise unknown_name(
             "model.name",
             config.name,
             "no such network",
-            f"Use {', '.join(_OWN)}, my_pkg.my_module:build, or one of torchvision's "
-            f"({', '.join(difflib.get_close_matches(config.name, names, n=4, cutoff=0.0))}, …)",
+            [*_OWN, *names],
+            listed=[*_OWN, f"one of torchvision's ({', '.join(near)}, …)"],
+            own="my_pkg.my_module:build",
         )
     arguments = {"num_classes": facts.num_classes, **config.arguments}
     for pattern, from_facts in _FROM_FACTS.items():

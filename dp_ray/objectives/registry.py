@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dp_ray.config.model import ObjectiveConfig
-from dp_ray.errors import ConfigError
+from dp_ray.errors import ConfigError, unknown_name
 from dp_ray.imports import USER_ERRORS, cause_of, import_object
 from dp_ray.objectives.objective import Objective, is_metric
 from dp_ray.objectives.single_label import SingleLabel
@@ -32,12 +32,12 @@ def build_objective(config: ObjectiveConfig, num_classes: int) -> Objective:
     own = ":" in config.name
     make: Any = import_object(config.name, "objective.name") if own else OBJECTIVES.get(config.name)
     if make is None:
-        names = ", ".join(OBJECTIVES)
-        raise ConfigError(
+        raise unknown_name(
             "objective.name",
             config.name,
             "no such objective",
-            f"Use {names}, or my_pkg.my_module:make",
+            OBJECTIVES,
+            own="my_pkg.my_module:make",
         )
     try:
         objective: Objective = make(num_classes=num_classes, **config.arguments)

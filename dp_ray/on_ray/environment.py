@@ -16,7 +16,7 @@ def prepare_environment(cluster: ClusterConfig) -> None:
     """Usage reports off, quick start of workers where we are, a Ray of our own on the loopback.
 
     Args:
-        cluster: tells whether a cluster is joined. What the user has set is left alone.
+        cluster: with the address that :func:`located` gave. What the user has set is left alone.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Also the interval at which Ray Train polls for its workers to be up; the default is 2 s.
@@ -26,7 +26,7 @@ def prepare_environment(cluster: ClusterConfig) -> None:
     if cluster.is_elastic:
         # How long a group of a size that is no longer to be had is waited for; the default is 60 s.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    if cluster_address(cluster.address) is None:
+    if cluster.address is None:
         # Not wanted on one machine: there is no dashboard to show them, and no other node to lose.
         os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -49,7 +49,7 @@ def check_environment(cluster: ClusterConfig) -> None:
     """Refuses what Ray would only wait for, or end with a message of its own after minutes.
 
     Args:
-        cluster: with the address that :func:`cluster_address` gave.
+        cluster: with the address that :func:`located` gave.
 
     Raises:
         RunError: the temporary folder cannot be used, or nothing listens at the address.
@@ -104,16 +104,20 @@ def _check_listens(address: str) -> None:
         ) from error
 
 
-def cluster_address(configured: str | None) -> str | None:
-    """The cluster to join: the configured one, or the one a job was submitted to.
+def located(cluster: ClusterConfig) -> ClusterConfig:
+    """Return the section with the address of the cluster that is joined.
+
+    Called once, by the process that the user started. From then on an address of None means a Ray
+    of our own, and RAY_ADDRESS is not read again: Ray sets it in processes that it starts, and
+    ``local`` must win over it.
 
     Raises:
         ConfigError: the address is one to submit jobs to.
     """
-    address = configured or os.environ.get("RAY_ADDRESS")
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address in (None, "", "local"):
-        return None  # Ray's own "local" would listen on the outer address
-    if "://" in address:
+        address = None  # Ray's own "local" would listen on the outer address
+    elif "://" in address:
         raise ConfigError(
             "cluster.address",
             address,
@@ -121,4 +125,4 @@ def cluster_address(configured: str | None) -> str | None:
             "cluster itself",
             "Give host:port, or local for a Ray of our own; RAY_ADDRESS counts where it is not set",
         )
-    return address
+    return cluster.model_copy(update={"address": address})

@@ -9,9 +9,9 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import time
-from pathlib import Path
+from contextlib import suppress
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,16 @@ from torch import Tensor, nn
 from dp_ray.config.run import Config
 from dp_ray.data.cache import cache_path
 from dp_ray.data.facts import DataFacts
+from dp_ray.document import Document
+from dp_ray.errors import DpRayError
 from dp_ray.gradients.clipped_sum import ClippedSum, clipped_gradient_sum
+from dp_ray.gradients.clipping import SMALLEST_CLIP
 from dp_ray.gradients.engines.engine import Engine, EngineError, in_one_line
-from dp_ray.gradients.engines.registry import build_engine
+from dp_ray.gradients.engines.registry import build_engine, is_users_own
 from dp_ray.gradients.layout import trained_parameters
-from dp_ray.json_text import write_json
 from dp_ray.objectives.objective import Objective
 from dp_ray.performance.machine import describe_machine
+from dp_ray.storage import Folder, LocalFolder
 
 _ENOUGH_S = 1.0
 """Calls are timed for about so long, three at most."""
@@ -39,7 +42,31 @@ millions of activations nearly always does. Networks without kinks agree to 1e-5
 _REFERENCE_SIZE = 32
 """Examples that plain vmap takes at a time: it may not hold what another engine can."""
 
-_FILE = "engines.json"
+
+class EngineTimes(Document):
+    """engines.json: what engines took, remembered beside the decoded data; private.
+
+    Attributes:
+        times: by machine, network and views, and then by engine and size, in seconds.
+    """
+
+    FILE: ClassVar[str] = "engines.json"
+
+    times: dict[str, dict[str, float]]
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any], number: int) -> dict[str, Any]:
+        """See :class:`~dp_ray.document.Document`; format 0 has the times alone."""
+        return values if number else {"times": values}
+
+    @classmethod
+    def known(cls, folder: Folder) -> dict[str, dict[str, float]]:
+        """Return the times in a folder; none where the file is lost or damaged."""
+        try:
+            found = cls.find(folder)
+        except DpRayError:
+            return {}
+        return {} if found is None else found.times
 
 
 class EngineTrial:
@@ -101,10 +128,17 @@ class EngineTrial:
             return ""
         images, labels = self._images(size)
         try:
-            ours = self._sum(name, images, labels)
             theirs = self._sum("vmap", images, labels, microbatch_size=_REFERENCE_SIZE)
+            problem = self._difference(theirs, self._sum(name, images, labels))
+            if is_users_own(name) and not problem:  # does it clip? These may be shorter than C
+                bound = max(float(theirs.norms.median()) / 2, SMALLEST_CLIP)
+                short = self._sum("vmap", images, labels, bound, microbatch_size=_REFERENCE_SIZE)
+                problem = self._difference(short, self._sum(name, images, labels, bound))
         except Exception as error:  # of the compiler, or of a rule that does not fit the network
             return in_one_line(error)
+        return problem
+
+    def _difference(self, theirs: ClippedSum, ours: ClippedSum) -> str:
         largest = theirs.norms.abs().clamp(min=1e-20)
         off = ((ours.norms - theirs.norms).abs() / largest).median().item()
         total, other = (
@@ -144,16 +178,17 @@ class EngineTrial:
         name: str,
         images: Tensor,
         labels: Tensor,
+        max_grad_norm: float | None = None,
         *,
         microbatch_size: int | None = None,
     ) -> ClippedSum:
-        """Called as in a step, so that what is compiled here is what steps need."""
+        """Called as in a step, so that what is compiled here is what steps need; C as there."""
         result = clipped_gradient_sum(
             self._model,
             self._params,
             images,
             labels,
-            max_grad_norm=self._config.privacy.max_grad_norm,
+            max_grad_norm=max_grad_norm or self._config.privacy.max_grad_norm,
             clipping=self._config.privacy.clipping,
             mask=torch.ones(len(labels), dtype=torch.bool, device=self._device),
             dropout_seeds=torch.zeros(len(labels), dtype=torch.int64, device=self._device),
@@ -181,8 +216,8 @@ class Measurements:
         self._deadline = time.monotonic() + config.cluster.timeout_s / 3
         self._trial = trial
         self._key = trial.key()
-        self._file = cache_path(config.data) / _FILE
-        self._known: dict[str, float] = _read(self._file).get(self._key, {})
+        self._folder = LocalFolder(cache_path(config.data))
+        self._known = EngineTimes.known(self._folder).get(self._key, {})
         self._unusable: set[str] = set()
         self.failures: dict[str, str] = {}
 
@@ -204,23 +239,9 @@ class Measurements:
             at_any_size = isinstance(error, EngineError | NotImplementedError)
             self._unusable.add(name if at_any_size else label)
             return math.inf
-        _write(self._file, {**_read(self._file), self._key: self._known})
+        # A user's own engine may be another one by the next run.
+        lasting = {n: seconds for n, seconds in self._known.items() if not is_users_own(n)}
+        times = {**EngineTimes.known(self._folder), self._key: lasting}
+        with suppress(OSError):  # a place that cannot be written to is no reason to stop
+            EngineTimes(times=times).write(self._folder)
         return self._known[label]
-
-
-def _read(file: Path) -> dict[str, dict[str, float]]:
-    try:
-        known = json.loads(file.read_text())
-        return {key: {k: float(s) for k, s in times.items()} for key, times in known.items()}
-    except (OSError, ValueError, TypeError, AttributeError):  # none, or damaged: measured again
-        return {}
-
-
-def _write(file: Path, known: dict[str, dict[str, float]]) -> None:
-    """Whole or not at all; a place that cannot be written to is no reason to stop."""
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
-            new.write(write_json(known, indent=1))
-        Path(new.name).replace(file)
-    except OSError:
-        return

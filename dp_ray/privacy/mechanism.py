@@ -15,8 +15,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from dp_ray.errors import ConfigError
-from dp_ray.imports import USER_ERRORS, cause_of, import_object
+from dp_ray.errors import ConfigError, unknown_name
+from dp_ray.imports import USER_ERRORS, cause_of, make_own
 from dp_ray.privacy.history import History, room
 from dp_ray.privacy.sampling import Sampler
 
@@ -223,25 +223,8 @@ def mechanism_of(plan: PrivacyPlan) -> Mechanism:
         made: Mechanism = getattr(importlib.import_module(module), attribute)(plan)
         return made
     if ":" not in name:
-        raise ConfigError(
-            "privacy.mechanism",
-            name,
-            "there is no such mechanism",
-            f"Use one of {', '.join(MECHANISMS)}, or the import path of your own (my_pkg:Class)",
+        raise unknown_name(
+            "privacy.mechanism", name, "no such mechanism", MECHANISMS, own="my_pkg.my_module:Class"
         )
-    factory = import_object(name, "privacy.mechanism")
-    try:
-        own = factory(plan)
-    except ConfigError:
-        raise
-    except USER_ERRORS as error:
-        problem = f"cannot be made from a plan: {cause_of(error)}"
-        raise ConfigError("privacy.mechanism", name, problem, "Repair it") from error
-    if not isinstance(own, Mechanism):
-        raise ConfigError(
-            "privacy.mechanism",
-            name,
-            f"gives a {type(own).__name__}",
-            "Derive its class from dp_ray.privacy.mechanism.Mechanism",
-        )
+    own: Mechanism = make_own(name, "privacy.mechanism", Mechanism, plan)  # type: ignore[type-abstract]
     return own

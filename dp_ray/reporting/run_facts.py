@@ -282,6 +282,8 @@ def _as_charged(run: RunDirectory, ledger: Ledger, evaluations: list[Evaluated])
         evaluation=Evaluation(values) if values else None,
         seconds=0.0,
         metric_names=tuple(metrics) or ("test_accuracy",),
+        engines=ledger.engines,
+        charged=ledger.charged,
     )
     statement = privacy_statement(config, plan, outcome, replay=run.is_replay())
     machine = ledger.sessions[-1].execution.machine if ledger.sessions else {}

@@ -15,7 +15,7 @@ from dp_ray.config.run import Config, TrainConfig
 from dp_ray.config.search import SweepConfig, TuneConfig
 from dp_ray.data.facts import data_facts
 from dp_ray.document import encode, read_file
-from dp_ray.errors import ConfigError
+from dp_ray.errors import ConfigError, unknown_name
 from dp_ray.keys import KeyedStream, RunKey, public_bytes
 from dp_ray.objectives.objective import Direction, Objective, primary_metric
 from dp_ray.objectives.registry import build_objective
@@ -175,11 +175,8 @@ def with_metric(sweep: SweepConfig) -> SweepConfig:
     objective = _objective_of(sweep)
     metric = sweep.tune.metric or primary_metric(objective)
     if metric not in objective.metrics:
-        raise ConfigError(
-            "tune.metric",
-            metric,
-            "the objective has no such metric",
-            f"Use {' or '.join(objective.metrics)}",
+        raise unknown_name(
+            "tune.metric", metric, "the objective has no such metric", objective.metrics
         )
     return replace(sweep, tune=sweep.tune.model_copy(update={"metric": metric}))
 

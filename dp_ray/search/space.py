@@ -7,7 +7,6 @@ so that each budget is solved once and every run that the search could make is k
 from __future__ import annotations
 
 import copy
-import difflib
 import itertools
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 from dp_ray.config.files import describe_fields, parse_config, set_field
 from dp_ray.config.run import Config
 from dp_ray.config.search import Domain, SweepConfig, place
-from dp_ray.errors import ConfigError
+from dp_ray.errors import ConfigError, did_you_mean
 
 Point = dict[str, Any]
 """Dotted field → value."""
@@ -55,12 +54,11 @@ def check_space(sweep: SweepConfig) -> None:
     known = {path for path, _ in describe_fields()}
     for field, domain in space.items():
         if field not in known and not _ARGUMENTS.search(field):
-            near = difflib.get_close_matches(field, known, n=1)
             raise ConfigError(
                 f"tune.space.{field}",
                 _shown(domain),
                 "there is no such field",
-                f"Did you mean {near[0]}?" if near else "See dp-ray config",
+                f"{did_you_mean(field, known)}See dp-ray config",
             )
         if not field.startswith(_SEARCHABLE):
             searchable = ", ".join(f"{s}*" if s.endswith(".") else s for s in _SEARCHABLE)

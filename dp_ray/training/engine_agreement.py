@@ -15,7 +15,7 @@ from torch import nn
 from dp_ray.config.run import Config
 from dp_ray.data.facts import DataFacts
 from dp_ray.gradients.engines.engine import Engine, in_one_line
-from dp_ray.gradients.engines.registry import COMPILED, ENGINES
+from dp_ray.gradients.engines.registry import COMPILED, ENGINES, is_users_own
 from dp_ray.objectives.objective import Objective
 from dp_ray.performance.engine_choice import Choice, choose
 from dp_ray.performance.engine_trial import EngineTrial, Measurements
@@ -51,7 +51,8 @@ def agree_on_engine(
     measure = Measurements(config, trial)
     if collective.rank == 0:
         choice = _choose_here(config, facts, model, steps, measure)
-    names = ENGINES
+    wanted = config.train.engine
+    names = (*ENGINES, wanted) if is_users_own(wanted) else ENGINES
     refused: list[str] = []
     while True:
         message = torch.tensor([names.index(choice.engine), choice.microbatch_size])

@@ -188,6 +188,8 @@ def _finish(session: Session, lead: Lead) -> None:
             evaluation=journal.evaluation,
             seconds=journal.seconds,
             metric_names=tuple(worker.objective.metrics),
+            engines=lead.ledger.engines,
+            charged=lead.ledger.charged,
         ),
         test_digest=session.dataset.test_digest,
         charge_score=lead.ledger.charge_score,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dp_ray.config.run import Config, OptimizerConfig
-from dp_ray.errors import ConfigError
+from dp_ray.errors import ConfigError, unknown_name
 from dp_ray.imports import cause_of
 
 _NEEDS_LENGTH = {
@@ -22,8 +24,9 @@ _NEEDS_LENGTH = {
 }
 """Schedulers that must know how long training lasts, and by which argument."""
 
-_UNFIT = ("Optimizer", "LBFGS", "SparseAdam")
-"""Need a closure over the data, or sparse gradients."""
+_UNFIT = ("Optimizer", "LBFGS", "SparseAdam", "LRScheduler", "ReduceLROnPlateau")
+"""Base classes, and those that need a closure over the data, sparse gradients, or a loss, which is
+private."""
 
 
 def depends_on_length(section: OptimizerConfig) -> bool:
@@ -41,19 +44,17 @@ def build_optimizer(
         ConfigError: torch has none of that name, or it does not take the arguments.
     """
     section = config.optimizer
-    factory = getattr(torch.optim, section.name, None)
-    if (
-        not (isinstance(factory, type) and issubclass(factory, torch.optim.Optimizer))
-        or section.name in _UNFIT
-    ):
-        raise ConfigError(
+    known = _classes(torch.optim, torch.optim.Optimizer)
+    if section.name not in known:
+        raise unknown_name(
             "optimizer.name",
             section.name,
             "no optimizer of torch.optim that fits",
-            "Use SGD, Adam, …",
+            known,
+            listed=("SGD", "Adam", "…"),
         )
     try:
-        optimizer: torch.optim.Optimizer = factory(
+        optimizer: torch.optim.Optimizer = known[section.name](
             params, **{"lr": section.lr, **section.arguments}
         )
     except (TypeError, ValueError) as error:
@@ -69,26 +70,34 @@ def _build_scheduler(
     name, arguments = config.optimizer.scheduler, dict(config.optimizer.scheduler_arguments)
     if name is None:
         return None
-    factory = getattr(torch.optim.lr_scheduler, name, None)
-    base = torch.optim.lr_scheduler.LRScheduler
-    if not (isinstance(factory, type) and issubclass(factory, base)) or name in (
-        "LRScheduler",
-        "ReduceLROnPlateau",  # would steer by a loss, which is private
-    ):
-        raise ConfigError(
+    known = _classes(torch.optim.lr_scheduler, torch.optim.lr_scheduler.LRScheduler)
+    if name not in known:
+        raise unknown_name(
             "optimizer.scheduler",
             name,
             "no scheduler of torch.optim.lr_scheduler that needs the step alone",
-            "Use CosineAnnealingLR, LinearLR, MultiStepLR, …",
+            known,
+            listed=("CosineAnnealingLR", "LinearLR", "MultiStepLR", "…"),
         )
     if name in _NEEDS_LENGTH:
         arguments.setdefault(_NEEDS_LENGTH[name], steps)
     try:
-        return factory(optimizer, **arguments)
+        scheduler: torch.optim.lr_scheduler.LRScheduler = known[name](optimizer, **arguments)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ConfigError(
             "optimizer.scheduler_arguments", arguments, f"{name}: {error}", "See torch's page of it"
         ) from error
+    return scheduler
+
+
+def _classes(module: ModuleType, base: type) -> dict[str, Callable[..., Any]]:
+    """Name → public class of a module that derives from ``base`` and can be used."""
+    return {
+        name: found
+        for name, found in vars(module).items()
+        if isinstance(found, type) and issubclass(found, base) and not name.startswith("_")
+        if name not in _UNFIT
+    }
 
 
 def rehearse_optimizer(config: Config, params: Sequence[Tensor], steps: int) -> None:

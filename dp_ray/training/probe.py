@@ -86,8 +86,10 @@ class Probe(Protocol):
         """Return what workers differentiate; None for the run's own network and loss."""
         ...
 
-    def release_observer(self, task: Task, setup: Setup) -> ReleaseObserver:
-        """Return the observer of releases."""
+    def release_observer(
+        self, task: Task, setup: Setup, differentiated: Differentiated | None
+    ) -> ReleaseObserver:
+        """Return the observer of releases; ``differentiated`` is what workers differentiate."""
         ...
 
     def sum_observer(self, task: Task) -> SumObserver:

@@ -25,7 +25,7 @@ from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, DpRayError, ModelError
 from dp_ray.gradients.clipped_sum import ClippedSum, clipped_gradient_sum
 from dp_ray.gradients.engines.engine import Engine
-from dp_ray.gradients.engines.registry import build_engine
+from dp_ray.gradients.engines.registry import build_engine, is_users_own
 from dp_ray.gradients.layout import ParameterLayout, trained_parameters
 from dp_ray.imports import USER_ERRORS, cause_of
 from dp_ray.objectives.objective import Objective
@@ -208,7 +208,12 @@ class Rehearsal:
                 f"fails in evaluation mode, after model.eval(): {cause}",
                 "It must take images in both modes, and return logits",
             )
-        if self.engine.precision == "bfloat16" and self._works_in_float32():
+        engine = self.engine
+        if is_users_own(engine.name) and self._works(build_engine(precision=engine.precision)):
+            return ConfigError(
+                "train.engine", engine.name, f"fails where vmap does not: {cause}", "Repair it"
+            )
+        if engine.precision == "bfloat16" and self._works(build_engine(engine.uncompiled.name)):
             return ConfigError(
                 "train.precision",
                 "bfloat16",
@@ -222,10 +227,10 @@ class Rehearsal:
             "depends on values are not supported"
         )
 
-    def _works_in_float32(self) -> bool:
+    def _works(self, engine: Engine) -> bool:
         images, labels = self._images(1)
         try:
-            self._sum(build_engine(self.engine.uncompiled.name), images, labels)
+            self._sum(engine, images, labels)
         except USER_ERRORS:
             return False
         return True

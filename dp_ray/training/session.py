@@ -78,7 +78,7 @@ def open_session(
         observer = None
         if probe is not None:
             sum_observer = probe.sum_observer(task)
-            observer = probe.release_observer(task, setup)
+            observer = probe.release_observer(task, setup, differentiated)
         lead = open_lead(task, setup, execution, observer)
     try:
         keys, version = _share_keys(lead, collective)

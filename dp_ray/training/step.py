@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from dp_ray.data.store import Examples
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import RunError
-from dp_ray.gradients.clipped_sum import clipped_gradient_sum
+from dp_ray.gradients.clipped_sum import ClippedSum, clipped_gradient_sum
 from dp_ray.gradients.clipping import Clipping
-from dp_ray.gradients.engines.engine import Engine, LossFunction
+from dp_ray.gradients.engines.engine import Engine
 from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.keys import LATEST, KeyedStream, SamplingKeys
 from dp_ray.objectives.objective import Objective
@@ -149,9 +149,11 @@ class ShardWorker:
         dropout_stream = KeyedStream(self.keys.dropout, **address)
         vector = torch.zeros_like(params, dtype=torch.float64)
         statistics = torch.zeros(len(STATISTICS), dtype=torch.float64, device=self.device)
+        layout = self.layout if self.differentiated is None else self.differentiated.layout
+        by_name, sums = layout.split(params), layout.split(vector)  # views: nothing is copied
         with closing(self._inputs(drawn, view_stream, dropout_stream)) as batches:
             for batch in batches:
-                self._add(batch, params, assignment.max_grad_norm, vector, statistics)
+                self._add(batch, by_name, assignment.max_grad_norm, sums, statistics)
         return ShardSum(vector, statistics)
 
     def _inputs(
@@ -184,43 +186,36 @@ class ShardWorker:
     def _add(
         self,
         batch: MicrobatchInputs,
-        params: Tensor,
+        params: dict[str, Tensor],
         max_grad_norm: float,
-        vector: Tensor,
+        sums: dict[str, Tensor],
         statistics: Tensor,
     ) -> None:
-        """Adds a microbatch; on a GPU, without waiting for it: nothing is copied to the host."""
+        """Add a microbatch to both; on a GPU, without waiting for it: no copy to the host."""
+        other = self.differentiated
         with part("views"):
             views = self.views.make(batch.images, self.views.parameters(batch.view_numbers))
-        model, layout, loss_fn = self._network_and_loss()
         with part("gradients"):
             piece = clipped_gradient_sum(
-                model,
-                layout.split(params),
+                self.model if other is None else other.network,
+                params,
                 views,
                 batch.labels,
                 max_grad_norm=max_grad_norm,
                 clipping=self.clipping,
                 mask=batch.mask,
-                loss_fn=loss_fn,
+                loss_fn=self.objective.loss if other is None else other.loss,
                 dropout_seeds=batch.dropout_seeds,
                 engine=self.engine,
+                into=sums,
             )
         with part("add up"):
-            vector += layout.join(piece.gradients)
-            _count(piece.norms, piece.losses, batch.mask, max_grad_norm, statistics)
-
-    def _network_and_loss(self) -> tuple[nn.Module, ParameterLayout, LossFunction]:
-        if (other := self.differentiated) is None:
-            return self.model, self.layout, self.objective.loss
-        return other.network, other.layout, other.loss
+            _count(piece, batch.mask, max_grad_norm, statistics)
 
 
-def _count(
-    norms: Tensor, losses: Tensor, mask: Tensor, max_grad_norm: float, statistics: Tensor
-) -> None:
-    """Adds the unmasked of the examples with these norms and losses [b] to the statistics."""
-    norms, losses = norms.double(), losses.double()
+def _count(piece: ClippedSum, mask: Tensor, max_grad_norm: float, statistics: Tensor) -> None:
+    """Add the unmasked of a microbatch's examples to the statistics."""
+    norms, losses = piece.norms.double(), piece.losses.double()
     clipped = (norms > max_grad_norm).double()
     ones = torch.ones_like(norms)
     within = torch.where(norms.isfinite(), 0.5 - clipped, 0.0)

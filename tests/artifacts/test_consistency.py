@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dp_ray.artifacts.public_config import published_config
 from dp_ray.artifacts.result import Outcome
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.artifacts.score import EXACT, NOISED, PUBLIC
-from dp_ray.artifacts.statement import Statement
+from dp_ray.artifacts.statement import Statement, Sums
 from dp_ray.config.files import parse_config
 from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, RunError
@@ -213,6 +214,47 @@ def test_a_statement_that_the_sums_do_not_bear_out_is_noticed(
     changed = statement.model_copy(update={field: value})
     assert disagreement(changed, published, plan.releases) is not None
     assert disagreement(statement, published, ((1.0, 0.5, 4),)) is not None
+
+
+BANDED = {"mechanism": "helpers.two_bands:TwoBands", "accountant": "rdp"}
+"""Accountants take three sums for five charges of it and for six."""
+RATE = 2 * 64 / 1437
+
+
+def banded(make_config: MakeConfig, *, steps: int, charges: int) -> tuple[Statement, Config]:
+    """Statement and published configuration of a run with a mechanism of the user's own."""
+    config = make_config(privacy={**BANDED, "steps": steps})
+    plan = make_plan(config)
+    outcome = Outcome(True, steps, charges, plan.releases, plan.epsilon, None, 1.0)
+    outcome = replace(outcome, charged=((1.0, RATE, charges),))
+    statement = privacy_statement(config, plan, outcome, replay=False)
+    return statement, parse_config(published_config(config, plan))
+
+
+@pytest.mark.parametrize(
+    ("listed", "problem"),
+    [
+        (((1.0, RATE, 4),), r"charges are 6, and the noised sums that are listed 4"),
+        (((1.0, 0.5, 6),), r"are listed, and charges come to"),
+        (((0.5, RATE, 6),), r"are listed, and charges come to"),
+        (((1.0, RATE, 5), (1.0, 0.5, 1)), r"are listed, and charges come to"),
+        (None, r"what was charged is missing"),
+    ],
+)
+def test_what_was_charged_must_agree_with_what_accountants_take(
+    make_config: MakeConfig, listed: Any, problem: str
+) -> None:
+    statement, published = banded(make_config, steps=6, charges=6)
+    assert disagreement(statement, published, statement.history, own_code=True) is None
+    parts = None if listed is None else Sums.of(listed)
+    changed = statement.model_copy(update={"charged": parts})
+    assert re.search(problem, str(disagreement(changed, published, own_code=True)))
+
+
+def test_more_charges_than_the_configuration_allows_are_noticed(make_config: MakeConfig) -> None:
+    statement, published = banded(make_config, steps=5, charges=6)
+    found = disagreement(statement, published, statement.history, own_code=True)
+    assert "more than config.yaml allows" in str(found)
 
 
 def test_documents_that_contradict_each_other_are_not_published(

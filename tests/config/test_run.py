@@ -535,6 +535,29 @@ def test_an_optimizer_that_torch_lacks_or_that_does_not_fit_is_refused(name: str
 
 
 @pytest.mark.usefixtures("no_data")
+@pytest.mark.parametrize(
+    ("field", "name", "meant"),
+    [
+        ("train.engine", "per-layer", "per_layer"),
+        ("objective.name", "single_lable", "single_label"),
+        ("privacy.mechanism", "gausian", "gaussian"),
+        ("data.name", "digitz", "digits"),
+        ("model.name", "resnet8", "resnet18"),
+        ("model.name", "gncnn", "gn_cnn"),
+        ("optimizer.name", "adamw", "AdamW"),
+        ("optimizer.scheduler", "CosineAnealing", "CosineAnnealingLR"),
+    ],
+)
+def test_an_unknown_name_of_any_registry_suggests_the_nearest(
+    field: str, name: str, meant: str
+) -> None:
+    section, _, key = field.partition(".")
+    message = str(plan_refused(**{section: {key: name}}))
+    assert message.startswith(f"{field} = {name!r}: no ")
+    assert f". Did you mean {meant}? Use " in message
+
+
+@pytest.mark.usefixtures("no_data")
 @pytest.mark.parametrize("arguments", [{"momentun": 0.9}, {"momentum": -1.0}, {"momentum": "much"}])
 def test_a_bad_argument_of_the_optimizer_is_refused(arguments: dict[str, Any]) -> None:
     message = str(plan_refused(optimizer={"arguments": arguments}))

@@ -20,7 +20,7 @@ from dp_ray.data.facts import data_facts
 from dp_ray.data.source import Source
 from dp_ray.data.sources.digits import Digits
 from dp_ray.data.sources.image_folder import ImageFolder
-from dp_ray.data.sources.registry import load_splits
+from dp_ray.data.sources.registry import source_of
 from dp_ray.data.splits import Splits
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import ConfigError, DataError
@@ -330,7 +330,7 @@ def test_facts_and_splits_of_a_folder_read_no_image(
         path.write_bytes(b"never opened")
     config = folder_config()
     assert data_facts(config).num_examples == 6
-    train, test = load_splits(config)
+    train, test = source_of(config).splits()
     assert (len(train), len(test)) == (6, 2)
     with pytest.raises(DataError, match="no readable image"):
         next(train.pieces())

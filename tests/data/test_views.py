@@ -300,21 +300,14 @@ def test_views_are_of_their_own_example_and_leave_it_as_it_was() -> None:
     assert torch.equal(images, before)
 
 
+RANGES: dict[str, Any] = {
+    **{"rotation": 12.0, "scale": 0.2, "shift": 1.5, "subpixel": True},
+    **{"brightness": 0.3, "contrast": 0.4, "saturation": 0.5, "hue": 0.05},
+}
+
+
 def test_drawn_parameters_fill_their_ranges_and_no_more() -> None:
-    parameters = draw(
-        ids=np.arange(500),
-        views=8,
-        horizontal_flip=0.25,
-        rotation=12.0,
-        scale=0.2,
-        shift=1.5,
-        subpixel=True,
-        brightness=0.3,
-        contrast=0.4,
-        saturation=0.5,
-        hue=0.05,
-        cutout=4,
-    )
+    parameters = draw(ids=np.arange(500), views=8, horizontal_flip=0.25, cutout=4, **RANGES)
     ranges = {
         "angle": (-12.0, 12.0),
         "zoom": (0.8, 1.2),
@@ -353,18 +346,7 @@ def test_whole_pixel_shifts_take_each_value_equally_often(shift: float, whole: i
 
 def test_parameters_of_a_view_are_drawn_independently() -> None:
     """No two fields share their random number."""
-    parameters = draw(
-        ids=np.arange(4000),
-        horizontal_flip=0.5,
-        rotation=12.0,
-        scale=0.2,
-        shift=1.5,
-        subpixel=True,
-        brightness=0.3,
-        contrast=0.4,
-        saturation=0.5,
-        hue=0.05,
-    )
+    parameters = draw(ids=np.arange(4000), horizontal_flip=0.5, **RANGES)
     table = np.stack([getattr(parameters, f.name).double().numpy() for f in fields(parameters)])
     correlation = np.corrcoef(table)
     apart = correlation[~np.eye(len(table), dtype=bool)]

@@ -12,7 +12,7 @@ from rich.console import Console
 from dp_ray.api.train import run_training
 from dp_ray.config.files import load_config
 from dp_ray.errors import DpRayError
-from dp_ray.on_ray.environment import prepare_environment
+from dp_ray.on_ray.environment import located, prepare_environment
 from faults import inject
 from faults.inject import Fault
 
@@ -24,7 +24,7 @@ def main(path: str, fault: Fault, *, resume: bool) -> None:
     if config.cluster.max_workers == 0:
         inject.watch(fault)
     else:
-        prepare_environment(config.cluster)
+        prepare_environment(located(config.cluster))
         from dp_ray.on_ray import trainer
 
         trainer.train_func_per_worker = functools.partial(inject.worker, fault=fault)

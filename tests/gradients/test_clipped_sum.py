@@ -83,6 +83,20 @@ def test_microbatches_do_not_change_the_sum(microbatch_size: int | None) -> None
     torch.testing.assert_close(cut.losses, whole.losses)
 
 
+def test_a_sum_is_added_to_what_is_given() -> None:
+    model = make("gn_cnn", GREY)
+    images, labels = data(GREY, 6, 2)
+    params = trained(model)
+    alone = clipped_gradient_sum(model, params, images, labels, max_grad_norm=0.5).gradients
+    before = {name: torch.full_like(g, 0.25) for name, g in alone.items()}
+    found = clipped_gradient_sum(
+        model, params, images, labels, max_grad_norm=0.5, microbatch_size=6, into=before
+    )
+    for name, gradient in alone.items():
+        assert found.gradients[name] is before[name]
+        assert torch.equal(before[name], gradient + 0.25)
+
+
 def test_no_example_gives_zero() -> None:
     model = make("gn_cnn", GREY)
     images, labels = data(GREY, 0, 4)

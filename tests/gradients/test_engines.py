@@ -19,12 +19,11 @@ from dp_ray.gradients.clipped_sum import ClippedSum, clipped_gradient_sum
 from dp_ray.gradients.clipping import Clipping
 from dp_ray.gradients.engines import layer_rules
 from dp_ray.gradients.engines.engine import Engine, EngineError
-from dp_ray.gradients.engines.registry import ENGINES, build_engine
+from dp_ray.gradients.engines.registry import build_engine
 from dp_ray.models.build import build_model
 from dp_ray.models.wide_resnet import WideResNet
 
 RGB = DataFacts(99, 3, 8, 3, (0.5,) * 3, (0.5,) * 3)
-NAMES: tuple[str, ...] = ENGINES
 PLAIN: tuple[str, ...] = ("vmap", "per_layer")
 COMPILED: tuple[str, ...] = ("vmap_compiled", "per_layer_compiled")
 

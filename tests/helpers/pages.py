@@ -101,3 +101,13 @@ def pages() -> list[Page]:
     """All pages."""
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "cluster" / "README.md"]
     return [Page(path) for path in [*found, *sorted((ROOT / "docs").rglob("*.md"))]]
+
+
+def example(file: str) -> str:
+    """Return the content of an example of docs/extending.md.
+
+    Args:
+        file: the name in its first line.
+    """
+    [found] = [b.content for b in Page(ROOT / "docs/extending.md").blocks() if b.file == file]
+    return found

@@ -9,18 +9,26 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from dp_ray.config.cluster import ClusterConfig
 from dp_ray.on_ray.environment import prepare_environment
 
 _FOLDER = "DP_RAY_TEST_FOLDER"
+_DAY_S = 86400
 
 
 def _prepare() -> Path:
     """Point everything that libraries read or leave outside of a test's folder to a new folder."""
     if inherited := os.environ.get(_FOLDER):
         return Path(inherited)
+    for left in Path("/tmp").glob("dpt-*"):  # by a run that was killed; none lasts so long
+        with suppress(OSError):  # another run may delete it too
+            found = left.stat()
+            if found.st_uid == os.getuid() and found.st_mtime < time.time() - _DAY_S:
+                shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix="dpt-", dir="/tmp"))  # short: Ray's sockets lie in it
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         del os.environ[name]
@@ -57,6 +65,7 @@ def remove(*, keep_logs: bool) -> None:
     """
     if _INHERITED:
         return
+    keep_logs = keep_logs and any((FOLDER / "ray").iterdir())
     for path in FOLDER.iterdir():
         if not (keep_logs and path.name == "ray"):
             shutil.rmtree(path, ignore_errors=True)

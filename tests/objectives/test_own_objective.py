@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from helpers.oracle import loop_clipped_sum, loop_gradients
-from helpers.pages import ROOT, Page
+from helpers.pages import example
 from helpers.searches import MakeSweep, draw
 from helpers.shard_workers import at, workers
 from helpers.support import QUIET, MakeConfig, folder, start
@@ -36,11 +36,6 @@ from dp_ray.training.preparation import make_plan
 from dp_ray.training.step import ShardWorker
 
 CPU = torch.device("cpu")
-[DOCUMENTED] = [
-    block
-    for block in Page(ROOT / "docs/extending_objective.md").blocks()
-    if block.file == "my_objective.py"
-]
 TOP_TWO: dict[str, Any] = {"name": "my_objective:TopTwo", "arguments": {"smoothing": 0.2}}
 
 FINDINGS = """
@@ -95,7 +90,7 @@ def own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig
 ) -> Callable[..., Config]:
     """Builds a configuration with several labels; keyword arguments replace fields."""
-    (tmp_path / "my_objective.py").write_text(DOCUMENTED.content)
+    (tmp_path / "my_objective.py").write_text(example("my_objective.py"))
     (tmp_path / "my_findings.py").write_text(FINDINGS)
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -113,10 +108,6 @@ def own(
         )
 
     return make
-
-
-def test_the_documented_objective_is_short() -> None:
-    assert len(DOCUMENTED.content.splitlines()) < 40
 
 
 @pytest.mark.usefixtures("own")

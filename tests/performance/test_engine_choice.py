@@ -366,9 +366,20 @@ def test_a_configuration_names_the_precisions_that_there_are() -> None:
     assert get_args(TrainConfig.model_fields["precision"].annotation) == get_args(Precision)
 
 
-def test_an_engine_that_there_is_not_is_refused(make_config: MakeConfig) -> None:
-    with pytest.raises(ConfigError, match=r"train\.engine.*'fast'.*auto, vmap, per_layer"):
-        make_plan(make_config(train={"engine": "fast"}))
+@pytest.mark.parametrize(
+    ("engine", "problem"),
+    [
+        ("fast", r"no such engine.*auto, vmap, per_layer"),
+        ("no_module:Engine", r"cannot be imported"),
+        ("builtins:divmod", r"cannot be made"),
+        ("builtins:str", r"gives a str.*Derive"),
+    ],
+)
+def test_an_engine_that_there_is_not_is_refused(
+    make_config: MakeConfig, engine: str, problem: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"train\.engine = '{engine}': .*{problem}"):
+        make_plan(make_config(train={"engine": engine}))
     assert "vmap, per_layer, vmap_compiled" in described(
         "train.engine", TrainConfig.model_fields["engine"]
     )

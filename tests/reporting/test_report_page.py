@@ -398,7 +398,11 @@ def test_reading_a_release_runs_no_code_that_it_names(
     monkeypatch.chdir(tmp_path)
     file = run / "release/config.yaml"
     values = yaml.safe_load(file.read_text())
-    fields = [("privacy", "mechanism"), *((s, "name") for s in ("objective", "model", "data"))]
+    fields = [
+        ("privacy", "mechanism"),
+        ("train", "engine"),
+        *((s, "name") for s in ("objective", "model", "data")),
+    ]
     for section, name in fields:
         values[section][name] = "evil_code:f"
     file.write_text(yaml.safe_dump(values))

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from helpers import import_graph
+
 import dp_ray
 
 PACKAGE = Path(dp_ray.__file__).parent
@@ -65,6 +67,15 @@ def test_imports_run_downward() -> None:
         own = {name.split(".")[1] for name in imports(path) if name.startswith("dp_ray.")}
         later = set(ORDER[ORDER.index(subject) + 1 :])
         assert not own & later, f"{path}: {own & later}"
+
+
+def test_the_picture_of_the_folders_is_up_to_date() -> None:
+    found = import_graph.imports_of_files(import_graph.read_files(PACKAGE))
+    edges, docs = import_graph.imports_of_folders(found), PACKAGE.parent / "docs"
+    order = import_graph.documented_order(docs / "architecture.md")
+    assert order == ["base", *(name for name in ORDER if (PACKAGE / name).is_dir())]
+    picture = (docs / "architecture.svg").read_text(encoding="utf-8")
+    assert picture == import_graph.draw(edges, order), "make docs writes it"
 
 
 def test_ray_is_imported_in_on_ray_alone() -> None:

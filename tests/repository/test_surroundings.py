@@ -14,7 +14,7 @@ import pytest
 from dp_ray.config.cluster import ClusterConfig
 from dp_ray.errors import RunError
 from dp_ray.imports import USERS_FOLDERS, import_object
-from dp_ray.on_ray.environment import check_environment
+from dp_ray.on_ray.environment import check_environment, located, prepare_environment
 
 OWN = ClusterConfig(num_workers=1)
 
@@ -99,3 +99,12 @@ def test_an_address_where_nothing_listens_is_refused(monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("RAY_ADDRESS", wrong)
         with pytest.raises(RunError, match=f"RAY_ADDRESS = {wrong}: "):
             check_environment(ClusterConfig(address=wrong))
+
+
+def test_a_ray_of_our_own_stays_on_the_loopback_in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``local`` wins over RAY_ADDRESS, which is read once."""
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    for address, expected in (("local", "0"), (None, None)):
+        monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+        prepare_environment(located(ClusterConfig(address=address)))
+        assert os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == expected

@@ -9,7 +9,7 @@ from helpers.support import MakeConfig
 
 from dp_ray.config.cluster import ClusterConfig
 from dp_ray.errors import ConfigError
-from dp_ray.on_ray.environment import cluster_address
+from dp_ray.on_ray.environment import located
 from dp_ray.search.resources import missing_room
 
 
@@ -124,7 +124,7 @@ def test_which_cluster_is_joined(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if environment is not None:
         monkeypatch.setenv("RAY_ADDRESS", environment)
-    assert cluster_address(configured) == expected
+    assert located(ClusterConfig(address=configured)).address == expected
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://head:10001"])
@@ -133,4 +133,4 @@ def test_an_address_to_submit_to_is_not_joined(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match=r"cluster\.address.*ray job submit"):
-        cluster_address(None)
+        located(ClusterConfig())

@@ -9,8 +9,7 @@ from dp_ray.data.sources.fake import Fake
 from dp_ray.data.sources.image_folder import ImageFolder
 from dp_ray.data.sources.own import Own
 from dp_ray.data.sources.torchvision_sets import Cifar10, FashionMnist, Mnist
-from dp_ray.data.splits import Splits
-from dp_ray.errors import ConfigError
+from dp_ray.errors import unknown_name
 
 SOURCES: dict[str, type[Source]] = {
     "digits": Digits,
@@ -31,23 +30,10 @@ def source_of(config: DataConfig) -> Source:
     """
     kind = _kind(config.name)
     if kind is None:
-        raise ConfigError(
-            "data.name",
-            config.name,
-            "no such data set",
-            f"Use {', '.join(SOURCES)}, or my_pkg.my_module:load",
+        raise unknown_name(
+            "data.name", config.name, "no such data set", SOURCES, own="my_pkg.my_module:load"
         )
     return kind(config)
-
-
-def load_splits(config: DataConfig) -> Splits:
-    """Open the configured data set; images may be decoded only when walked through.
-
-    Raises:
-        ConfigError: the configuration contradicts the data.
-        DataError: the files are missing or unreadable.
-    """
-    return source_of(config).splits()
 
 
 def is_self_contained(name: str) -> bool:

@@ -16,14 +16,20 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dp_ray.gradients.clipping import Clipping
+from dp_ray.gradients.dropout import KeyedDropout
 
 LossFunction = Callable[..., Tensor]
 """Maps outputs [K, …] and labels [K, …] of one unit's views to a scalar, their mean loss; and with
 ``weights=`` [K], of sum 1, to their weighted loss. Without weights it gets two arguments."""
 
 Precision = Literal["float32", "tf32", "bfloat16"]
+
+UnitLoss = Callable[[dict[str, Tensor], Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+"""Maps parameters and, of one unit, views [K, …], label, weights [K] and dropout seed [] to a
+loss []."""
 
 Sums = tuple[dict[str, Tensor], Tensor, Tensor]
 """Clipped sum per parameter, norms [B], losses [B]."""
@@ -103,13 +109,57 @@ class Engine(ABC):
         inputs: Inputs = (*named, views, labels, mask, norm, weights, dropout_seeds)
         # Whatever the caller computes in: norms and sums are not shortened.
         with torch.autocast(views.device.type, enabled=False), self._tf32(views.device):
-            return self._call(model, clipping, loss_fn, inputs)
+            sums, norms, losses = self._call(model, clipping, loss_fn, inputs)
+        if any(part.dtype != torch.float64 for part in sums.values()):
+            raise EngineError("its sums are not float64: their rounding depends on who is in them")
+        return sums, norms, losses
 
     @abstractmethod
     def sum_of(
         self, model: nn.Module, clipping: Clipping, loss_fn: LossFunction, *inputs: *Inputs
     ) -> Sums:
         """Return the clipped sum of a microbatch, its norms and its losses."""
+
+    def rules(self) -> AbstractContextManager[object]:
+        """Return what is active while the network runs: rules of its own for some layers."""
+        return nullcontext()
+
+    def unit_loss(
+        self, model: nn.Module, constants: Mapping[str, Tensor], loss_fn: LossFunction
+    ) -> UnitLoss:
+        """Return the loss of one unit as a function of the parameters, to be differentiated.
+
+        Random layers draw from the unit's dropout seed, and the network runs in the engine's
+        precision.
+
+        Args:
+            model: the network.
+            constants: its tensors that are not differentiated.
+            loss_fn: of a unit's views.
+        """
+
+        def loss(
+            params: dict[str, Tensor],
+            views: Tensor,
+            label: Tensor,
+            weights: Tensor | None,
+            seed: Tensor | None,
+        ) -> Tensor:
+            with KeyedDropout(seed), self.rules(), self._autocast(views.device):
+                outputs = functional_call(model, ({**constants, **params}, {}), (views,))
+            if outputs.shape[:1] != views.shape[:1]:
+                raise ValueError(
+                    f"the network maps {len(views)} views to outputs of shape "
+                    f"{tuple(outputs.shape)}: one row for each view is needed"
+                )
+            like = views if views.is_floating_point() else next(iter(params.values()))
+            outputs = outputs.to(like.dtype)
+            labels = label.expand(len(views), *label.shape)
+            if weights is None:
+                return loss_fn(outputs, labels)
+            return loss_fn(outputs, labels, weights=weights)
+
+        return loss
 
     def _call(
         self, model: nn.Module, clipping: Clipping, loss_fn: LossFunction, inputs: Inputs

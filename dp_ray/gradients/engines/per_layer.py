@@ -14,5 +14,5 @@ class PerLayer(Vmap):
     name = "per_layer"
 
     def rules(self) -> AbstractContextManager[object]:
-        """See :class:`~dp_ray.gradients.engines.vmap.Vmap`."""
+        """See :class:`~dp_ray.gradients.engines.engine.Engine`."""
         return PerExampleConvolutions()
