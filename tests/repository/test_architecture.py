@@ -17,6 +17,7 @@ ORDER = [
     "keys",
     "json_text",
     "imports",
+    "libraries",
     "storage",
     "document",
     "config",
