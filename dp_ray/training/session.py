@@ -63,7 +63,7 @@ def open_session(
             too little memory.
     """
     torch.set_num_threads(threads)
-    prepare_device(device)
+    prepare_device(device, collective.world_size)
     keep_freed_memory()
     setup = build_setup(task, collective, device)
     choice, engine = agree_on_computation(task, setup, collective, device)
