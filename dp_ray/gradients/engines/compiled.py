@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -136,11 +137,11 @@ def _as_cuda_graph(graph: Callable[..., Sums], inputs: Inputs) -> Callable[..., 
 
     A replay writes its results where those of the last one lie, so that callers get copies.
     """
-    options = {"triton.cudagraphs": True}
+    options: dict[str, Any] = {"triton.cudagraphs": True}
     compiled = torch.compile(graph, dynamic=False, fullgraph=True, options=options)
 
     def call(*inputs: *Inputs) -> Sums:
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         total, norms, losses = compiled(*inputs)
         return {name: t.clone() for name, t in total.items()}, norms.clone(), losses.clone()
 
