@@ -12,6 +12,7 @@ import pytest
 from helpers.support import MakeConfig
 from packaging.requirements import Requirement
 
+from dp_ray import imports
 from dp_ray.libraries import LibraryError, import_torchvision
 from dp_ray.training.preparation import make_plan
 
@@ -76,3 +77,19 @@ def test_torch_is_a_range_and_the_tested_pair_is_in_it() -> None:
             assert needed[name].specifier.contains(version), (name, version)
     assert not needed["torch"].specifier.contains("2.8.0")
     assert not needed["torchvision"].specifier.contains("0.23.0")
+
+
+def test_packages_are_libraries_wherever_they_were_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by pip's --target; a folder of the user's, which holds no such records, is the user's."""
+    for folder in ("target/thing-1.0.dist-info", "target/thing", "own"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("target", "own"):
+        monkeypatch.syspath_prepend(str(tmp_path / folder))
+    imports._library_folders.cache_clear()
+    try:
+        assert not imports.is_users(str(tmp_path / "target" / "thing" / "__init__.py"))
+        assert imports.is_users(str(tmp_path / "own" / "network.py"))
+    finally:
+        imports._library_folders.cache_clear()
