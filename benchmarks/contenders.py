@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,8 @@ from dp_ray.models.build import build_model
 MAX_GRAD_NORM = 1.0
 
 Call = Callable[[], Tensor | None]
+
+Layout = Literal["contiguous", "channels_last"]
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,14 @@ def inputs(case: Case) -> tuple[nn.Module, dict[str, Tensor], Tensor, Tensor]:
     return network, params, views.to(case.device), labels.to(case.device)
 
 
-def ours(case: Case, name: str, precision: Precision = "float32") -> Call:
-    """This project's step."""
+def ours(
+    case: Case, name: str, precision: Precision = "float32", layout: Layout = "contiguous"
+) -> Call:
+    """This project's step; ``layout`` is that of its images in memory."""
     network, params, views, labels = inputs(case)
+    if layout == "channels_last":
+        images = views.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        views = images.unflatten(0, views.shape[:2])
     engine = build_engine(name, precision)
 
     def call() -> Tensor:

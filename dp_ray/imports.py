@@ -127,4 +127,6 @@ def _users_modules() -> dict[str, Any]:
 def _library_folders() -> tuple[str, ...]:
     paths = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     paths += [*site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parent)]
+    # Wherever else packages were installed: by pip's --target, or as a .pth file says.
+    paths += [path for path in sys.path if path and any(Path(path).glob("*.dist-info"))]
     return tuple({f"{path}{os.sep}" for path in paths})

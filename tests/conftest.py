@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 from helpers.support import MakeConfig, config_maker
+from helpers.without_ray import skip_tests_that_need_ray
+
+skip_tests_that_need_ray()
 
 pytest_plugins = ["helpers.sweep_fixture"]
 

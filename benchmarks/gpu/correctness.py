@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 from unittest.mock import patch
 
+import gpu_only
 import numpy as np
 import torch
 from contenders import NETWORKS, Case, in_float64, ours
@@ -159,13 +160,35 @@ class Checks:
         shutil.rmtree(self.options.work / "runs" / name, ignore_errors=True)
         return load_config(DIGITS, [f"{key}={value}" for key, value in values.items()], name=name)
 
+    @staticmethod
+    def train(config: Config, *, resume: bool = False) -> dict[str, Any]:
+        """With one key for all runs, so that they can be compared."""
+        with patch.object(RunKey, "from_entropy", fixed_key):
+            return run_training(config, resume=resume, console=Console(quiet=True)).dump()
+
+    @staticmethod
+    def folder(config: Config) -> Path:
+        """Of a run."""
+        return Path(config.train.storage_path) / config.name
+
+    def charges(self, config: Config) -> list[tuple[int, int]]:
+        """(step, incarnation) of every charge of a run, in order."""
+        text = (self.folder(config) / "private" / "ledger" / "records.jsonl").read_text()
+        bodies = [json.loads(json.loads(line)["body"]) for line in text.splitlines()]
+        return [(b["step"], b["incarnation"]) for b in bodies if b["kind"] == "charge"]
+
+    def released(self, config: Config) -> Tensor:
+        """The published parameters as one vector."""
+        tensors = load_file(self.folder(config) / "release" / "model.safetensors")
+        return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
+
     def steps(self) -> tuple[bool | None, float, str]:
         """The parameters after 20 steps here and there."""
         ends = []
         for name, on_device in (("host", False), ("device", True)):
             config = self.config(name, on_device=on_device)
-            result = _train(config)
-            ends.append((_released(config), result["test_accuracy"]))
+            result = self.train(config)
+            ends.append((self.released(config), result["test_accuracy"]))
         (host, there), (device, here) = ends
         far = float((host - device).norm() / host.norm())
         return far <= 1e-3, far, f"distance in norm; accuracies {there:.4f} and {here:.4f}"
@@ -175,8 +198,8 @@ class Checks:
         ends = []
         for name in ("first", "second"):
             config = self.config(name, on_device=True)
-            _train(config)
-            ends.append(_released(config))
+            self.train(config)
+            ends.append(self.released(config))
         far = float((ends[0] - ends[1]).norm() / ends[0].norm())
         return None, far, "bit for bit" if far == 0 else "a replay would be charged again"
 
@@ -185,36 +208,17 @@ class Checks:
         name = f"resumed-on-{'device' if to_device else 'host'}"
         config = self.config(name, on_device=not to_device, **{"train.checkpoint_every": 8})
         with patch.object(ShardWorker, "clipped_sum", _lost_at(10)), suppress(_LostError):
-            _train(config)
+            self.train(config)
         gpus = int(to_device and self.device.type == "cuda")
         moved = config.cluster.model_copy(update={"gpus_per_worker": gpus})
-        result = _train(config.model_copy(update={"cluster": moved}), resume=True)
-        charges = _charges(config)
+        result = self.train(config.model_copy(update={"cluster": moved}), resume=True)
+        charges = self.charges(config)
         again = [charge for charge in charges if charge[1] > 0]
         passed = len(charges) <= 20 and len(set(charges)) == len(charges)
         if self.device.type == "cuda":
             passed &= (8, 1) in charges
         said = f"charges, {len(again)} of them steps drawn afresh; {result['status']}"
         return passed, float(len(charges)), said
-
-    def unhindered(self, engine: str) -> tuple[bool | None, float, str]:
-        """A shard's sum with every hidden wait for the GPU made an error."""
-        if self.device.type != "cuda":
-            return None, 0.0, "there is no GPU"
-        add_up = ShardWorker.clipped_sum
-
-        def strict(worker: ShardWorker, *inputs: Any) -> Any:
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                return add_up(worker, *inputs)
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-
-        fields = {"privacy.steps": 2, "train.engine": engine}
-        config = self.config(f"unhindered-{engine}", on_device=True, **fields)
-        with patch.object(ShardWorker, "clipped_sum", strict):
-            _train(config)
-        return True, 0.0, "no copy to the host from draw to sum"
 
 
 class _LostError(Exception):
@@ -231,27 +235,6 @@ def _lost_at(step: int) -> Callable[..., Any]:
         return add_up(worker, params, assignment)
 
     return summed
-
-
-def _train(config: Config, *, resume: bool = False) -> dict[str, Any]:
-    """With one key for all runs, so that they can be compared."""
-    with patch.object(RunKey, "from_entropy", fixed_key):
-        return run_training(config, resume=resume, console=Console(quiet=True)).dump()
-
-
-def _folder(config: Config) -> Path:
-    return Path(config.train.storage_path) / config.name
-
-
-def _released(config: Config) -> Tensor:
-    tensors = load_file(_folder(config) / "release" / "model.safetensors")
-    return torch.cat([tensors[name].double().flatten() for name in sorted(tensors)])
-
-
-def _charges(config: Config) -> list[tuple[int, int]]:
-    text = (_folder(config) / "private" / "ledger" / "records.jsonl").read_text()
-    bodies = [json.loads(json.loads(line)["body"]) for line in text.splitlines()]
-    return [(b["step"], b["incarnation"]) for b in bodies if b["kind"] == "charge"]
 
 
 def main() -> None:
@@ -275,10 +258,14 @@ def main() -> None:
     checks.run("resume on the device", lambda: checks.resume(to_device=True))
     checks.run("resume on the host", lambda: checks.resume(to_device=False))
     for name in PLAIN:
-        checks.run(f"no hidden waits: {name}", lambda n=name: checks.unhindered(n))
+        checks.run(f"no hidden waits: {name}", lambda n=name: gpu_only.unhindered(checks, n))
     checks.run("two runs on the device", checks.repeat)
+    checks.run("too little memory", lambda: gpu_only.too_little_memory(checks))
+    checks.run("several GPUs", lambda: gpu_only.several(checks))
     sums("small CNN", ["per_layer_compiled"], "float32", "bfloat16")
-    checks.run("no hidden waits: compiled", lambda: checks.unhindered("per_layer_compiled"))
+    compiled = "per_layer_compiled"
+    checks.run("no hidden waits: compiled", lambda: gpu_only.unhindered(checks, compiled))
+    checks.run("CUDA graph: replays", lambda: gpu_only.replayed(checks, compiled))
     sums("small CNN", ["vmap_compiled"], *get_args(Precision))
     sums("small CNN", ["per_layer_compiled"], "tf32")
     sums("WRN-16-4", PLAIN, "float32", "bfloat16")

@@ -29,7 +29,8 @@ class Job:
         precision: float32, tf32 or bfloat16.
         steps: engines, or ``non-private`` and ``non-private compiled``.
         limit_s: after which the process is killed.
-        variant: what else is set: ``cudagraphs``, ``no cudnn.benchmark``, ``math attention`` (whose
+        variant: what else is set: ``no CUDA graph``, ``channels_last`` (images in that layout; the
+            compiler chooses layouts itself), ``no cudnn.benchmark``, ``math attention`` (whose
             gradients vmap takes as products of matrices) or nothing.
         profile: whether a profile of one call of each step is left.
     """
@@ -51,7 +52,9 @@ def _smoke(device: str) -> Iterator[Job]:
     small = Case("small CNN", 8, 4, device)
     steps = ("per_layer", "non-private", "per_layer_compiled", "non-private compiled")
     yield Job(small, "float32", steps, SMOKE_S, profile=True)
-    yield Job(Case("WRN-16-4", 2, 2, device), "bfloat16", ("per_layer", "non-private"), SMOKE_S)
+    wide = Case("WRN-16-4", 2, 2, device)
+    yield Job(wide, "bfloat16", ("per_layer", "non-private"), SMOKE_S)
+    yield Job(wide, "bfloat16", ("per_layer",), SMOKE_S, variant="channels_last")
 
 
 def _case(network: str, views: int, device: str, scale: float = 1.0) -> Case:
@@ -80,7 +83,8 @@ def _all(device: str) -> Iterator[Job]:
     yield Job(deep, "bfloat16", (compiled,), COMPILING_S)
     yield Job(deep, "bfloat16", (baseline,), COMPILING_S)
     yield Job(first, "tf32", ("per_layer", "non-private", "vmap"), EAGER_S)
-    yield Job(first, "bfloat16", (compiled,), COMPILING_S, variant="cudagraphs")
+    yield Job(first, "bfloat16", (compiled,), COMPILING_S, variant="no CUDA graph")
+    yield Job(first, "bfloat16", ("per_layer", "vmap"), EAGER_S, variant="channels_last")
     yield Job(first, "bfloat16", ("per_layer",), EAGER_S, variant="no cudnn.benchmark")
     for scale in (0.25, 0.5, 2.0):
         case = _case("WRN-16-4", 16, device, scale)

@@ -160,10 +160,10 @@ def measure(job: Job, file: Path, folder: Path) -> None:
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_mem_efficient_sdp(False)
         torch.backends.cuda.enable_cudnn_sdp(False)
-    if job.variant == "cudagraphs":
-        import torch._inductor.config as inductor
+    if job.variant == "no CUDA graph":
+        from dp_ray.gradients.engines import compiled
 
-        inductor.triton.cudagraphs = True
+        compiled.CUDA_GRAPHS = ()
     for step in job.steps:
         try:
             row = measure_step(job, step, folder, device)
@@ -226,7 +226,8 @@ def build(job: Job, step: str) -> Any:
     precision: Any = job.precision
     if step.startswith("non-private"):
         return non_private(job.case, compiled=step.endswith("compiled"), precision=precision)
-    return ours(job.case, step, precision)  # type: ignore[arg-type]
+    layout = "channels_last" if job.variant == "channels_last" else "contiguous"
+    return ours(job.case, step, precision, layout)  # type: ignore[arg-type]
 
 
 def profile(job: Job, step: str, call: Any, wait: Any) -> str:

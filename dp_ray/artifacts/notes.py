@@ -17,6 +17,7 @@ class EngineNote(Document):
         microbatch_size: B.
         seconds: measured time of a microbatch; None if it was not measured.
         note: why the choice is not what one would expect; empty if it is.
+        peak_bytes: measured peak of a GPU's memory; None on a CPU.
         line: all of it in words.
     """
 
@@ -26,6 +27,7 @@ class EngineNote(Document):
     microbatch_size: int
     seconds: float | None
     note: str
+    peak_bytes: float | None = None
     line: str
 
     @classmethod

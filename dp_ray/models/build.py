@@ -21,6 +21,7 @@ from dp_ray.config.model import ModelConfig
 from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError, ModelError, unknown_name
 from dp_ray.imports import import_object
+from dp_ray.libraries import LibraryError, import_torchvision
 from dp_ray.models.current_layer import current_layer
 from dp_ray.models.networks import GroupNormCNN, TanhCNN
 from dp_ray.models.nf_resnet import NormFreeResNet
@@ -93,7 +94,7 @@ def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
                 raise ConfigError("model.name", config.name, "built no torch module", "Return one")
             return model
         return _torchvision_model(config, facts)
-    except ConfigError:
+    except (ConfigError, LibraryError):
         raise
     except Exception as error:  # builders, the user's own among them, raise anything
         raise ConfigError(
@@ -106,8 +107,7 @@ def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
 
 
 def _torchvision_model(config: ModelConfig, facts: DataFacts) -> nn.Module:
-    import torchvision
-
+    torchvision = import_torchvision()
     names = torchvision.models.list_models(module=torchvision.models)
     if config.name not in names:
         near = difflib.get_close_matches(config.name, names, n=4, cutoff=0.0)
@@ -195,12 +195,11 @@ def _with_frozen_norm(model: nn.Module) -> nn.Module:
     Statistics, scale and shift are buffers of the names that they had, so each takes what a trained
     batch norm held and computes what that one does in evaluation.
     """
-    from torchvision.ops import FrozenBatchNorm2d
-
+    frozen_norm = import_torchvision().ops.FrozenBatchNorm2d
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.BatchNorm2d):
-                setattr(parent, name, FrozenBatchNorm2d(child.num_features, eps=child.eps))
+                setattr(parent, name, frozen_norm(child.num_features, eps=child.eps))
     return model
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dp_ray.config.model import ModelConfig
 from dp_ray.config.weights import SUFFIXES as _SUFFIXES
 from dp_ray.errors import ConfigError
+from dp_ray.libraries import import_torchvision
 from dp_ray.models.trainable import find_head
 from dp_ray.storage import user_path
 
@@ -148,8 +149,7 @@ def _read_file(pretrained: str) -> Any:
 
 def _fetch(network: str, pretrained: str) -> Any:
     """torchvision's weights, from its cache or from where it publishes them."""
-    import torchvision
-
+    torchvision = import_torchvision()
     if network not in torchvision.models.list_models(module=torchvision.models):
         raise ConfigError(
             "model.pretrained",

@@ -15,7 +15,12 @@ from dp_ray.config.run import Config
 from dp_ray.data.facts import DataFacts
 from dp_ray.gradients.engines.registry import COMPILED, plain_form
 from dp_ray.gradients.engines.vmap import Vmap
-from dp_ray.performance.estimate import available_memory, memory_estimate, planned_microbatch_size
+from dp_ray.performance.estimate import (
+    GIB,
+    available_memory,
+    memory_estimate,
+    planned_microbatch_size,
+)
 
 _SEARCH_PAYS_S = 20.0
 """A shorter run is over before looking for better than the default has paid for itself."""
@@ -25,6 +30,12 @@ _COMPILE_PAYS_S, _COMPILE_BOTH_PAYS_S = 300.0, 1800.0
 
 Measure = Callable[[str, int], float]
 """Seconds of one microbatch by an engine at size B; infinity if the engine cannot be used."""
+
+Peak = Callable[[str, int], float | None]
+"""Bytes that a GPU holds at most during such a microbatch; None where that was not measured."""
+
+_SPARE = 0.9
+"""Of a GPU's memory: blocks of other sizes are left over in pieces."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +47,14 @@ class Choice:
         microbatch_size: B.
         seconds: measured time of one microbatch; None if it was not measured.
         note: why it is not what one would expect; empty if it is.
+        peak_bytes: measured peak of a GPU's memory; None on a CPU.
     """
 
     engine: str
     microbatch_size: int
     seconds: float | None = None
     note: str = ""
+    peak_bytes: float | None = None
 
     @property
     def line(self) -> str:
@@ -49,13 +62,21 @@ class Choice:
         line = f"engine {self.engine}, {self.microbatch_size} examples a microbatch"
         if self.seconds is not None:
             line += f" of {self.seconds:.2g} s"
+        if self.peak_bytes is not None:
+            line += f", {self.peak_bytes / GIB:.3g} GiB of the GPU's memory at its peak"
         return f"{line}; {self.note}" if self.note else line
 
 
 def choose(
-    config: Config, facts: DataFacts, model: nn.Module, *, steps: int, measure: Measure
+    config: Config,
+    facts: DataFacts,
+    model: nn.Module,
+    *,
+    steps: int,
+    measure: Measure,
+    peak: Peak = lambda _name, _size: None,
 ) -> Choice:
-    """The fastest engine and microbatch size of those worth trying; a function of ``measure``.
+    """The fastest engine and microbatch size of those worth trying, as measured.
 
     A draw of n examples takes about n/B + 1/2 microbatches, because the last one is padded.
     """
@@ -78,8 +99,12 @@ def choose(
     size = given or _best_size(
         start,
         lambda size: step_seconds(plain, size),
-        lambda size: size <= 2 * share and _fits(config, facts, model, size),
+        lambda size: (
+            size <= 2 * share and _fits(config, facts, model, size, peak(plain, size // 2))
+        ),
     )
+    if run_seconds == math.inf:  # the first size could not be used
+        run_seconds = steps * step_seconds(plain, size)
     candidates: set[str] = {wanted} if wanted != "auto" else {plain}
     if wanted == "auto" and run_seconds > _COMPILE_PAYS_S:
         candidates.add(COMPILED[plain])
@@ -90,17 +115,27 @@ def choose(
     return Choice(best, size, seconds if seconds < math.inf else None)
 
 
-def _fits(config: Config, facts: DataFacts, model: nn.Module, size: int) -> bool:
-    """With room to spare: the estimate is good within a factor of two."""
+def _fits(
+    config: Config, facts: DataFacts, model: nn.Module, size: int, half: float | None
+) -> bool:
+    """Whether B examples fit: by the measured peak of B/2, which B at most doubles.
+
+    Without one, by the estimate, which is good within a factor of two.
+    """
+    if half is not None:
+        return 2 * half <= _SPARE * available_memory(config)
     return memory_estimate(config, facts, model, size) <= available_memory(config) / 2
 
 
 def _best_size(start: int, seconds: Callable[[int], float], fits: Callable[[int], bool]) -> int:
-    """Doubles B, or else halves it, as long as steps get faster by more than noise."""
+    """Double B, or else halve it, as long as steps get faster by more than noise.
+
+    A size that cannot be used is halved until one can; if none can, it is ``start``.
+    """
     best = start
     while fits(2 * best) and seconds(2 * best) < 0.97 * seconds(best):
         best *= 2
     if best == start:
-        while best > 1 and seconds(best // 2) < 0.97 * seconds(best):
+        while best > 1 and (seconds(best) == math.inf or seconds(best // 2) < 0.97 * seconds(best)):
             best //= 2
-    return best
+    return best if seconds(best) < math.inf else start

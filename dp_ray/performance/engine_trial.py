@@ -28,6 +28,7 @@ from dp_ray.gradients.engines.registry import build_engine, is_users_own
 from dp_ray.gradients.layout import trained_parameters
 from dp_ray.objectives.objective import Objective
 from dp_ray.performance.machine import describe_machine
+from dp_ray.performance.memory import peak_bytes, start_peak
 from dp_ray.storage import Folder, LocalFolder
 
 _ENOUGH_S = 1.0
@@ -78,6 +79,9 @@ class EngineTrial:
         model: on ``device``.
         objective: of the run; the same object as in its steps, whose graphs are compiled here.
         device: where to compute.
+
+    Attributes:
+        peak: bytes that a GPU held at most during the calls that were timed last; None on a CPU.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class EngineTrial:
         self._device = device
         self._params = trained_parameters(model)
         self._engines: dict[str, Engine] = {}
+        self.peak: float | None = None
 
     def engine(self, name: str) -> Engine:
         """The one of that name; always the same."""
@@ -110,6 +115,7 @@ class EngineTrial:
         """
         images, labels = self._images(size)
         self._sum(name, images, labels)
+        start_peak(self._device)  # what an algorithm is chosen by, and compiled with, is over
         best, started = math.inf, time.perf_counter()
         for _ in range(3):
             before = time.perf_counter()
@@ -117,6 +123,7 @@ class EngineTrial:
             best = min(best, time.perf_counter() - before)
             if time.perf_counter() - started > _ENOUGH_S:
                 break
+        self.peak = peak_bytes(self._device)
         return best
 
     def problem(self, name: str, size: int) -> str:
@@ -202,7 +209,7 @@ class EngineTrial:
 
 
 class Measurements:
-    """Seconds of a microbatch by engine and size, measured where they are not remembered.
+    """Seconds and peak memory of a microbatch, measured where they are not remembered.
 
     They are remembered in engines.json, beside the decoded data (``data.cache``). Remove the file
     to have them measured again.
@@ -233,15 +240,22 @@ class Measurements:
         if name in self._unusable or label in self._unusable or time.monotonic() > self._deadline:
             return math.inf
         try:
-            self._known[label] = self._trial.seconds(name, size)
+            seconds = self._trial.seconds(name, size)
         except Exception as error:  # another engine or size will do
             self.failures[name] = in_one_line(error)
             at_any_size = isinstance(error, EngineError | NotImplementedError)
             self._unusable.add(name if at_any_size else label)
             return math.inf
+        self._known[label] = seconds
+        if self._trial.peak is not None:
+            self._known[f"{label}/bytes"] = self._trial.peak
         # A user's own engine may be another one by the next run.
-        lasting = {n: seconds for n, seconds in self._known.items() if not is_users_own(n)}
+        lasting = {n: value for n, value in self._known.items() if not is_users_own(n)}
         times = {**EngineTimes.known(self._folder), self._key: lasting}
         with suppress(OSError):  # a place that cannot be written to is no reason to stop
             EngineTimes(times=times).write(self._folder)
         return self._known[label]
+
+    def peak(self, name: str, size: int) -> float | None:
+        """Bytes that a GPU held at most, if it was measured."""
+        return self._known.get(f"{name}/{size}/bytes")

@@ -1,4 +1,7 @@
-"""How much memory a microbatch needs, and how long a run takes: told before any data is read."""
+"""How much memory a microbatch needs, and how long a run takes, before any data is read.
+
+Figures of a GPU come from measurement, once a run is there: ``engine_trial.py``, ``memory.py``.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from dp_ray.gradients.engines.registry import build_engine
 from dp_ray.gradients.engines.vmap import Vmap
 from dp_ray.gradients.layout import ParameterLayout, trained_parameters
 from dp_ray.performance.allocator import keep_freed_memory
+from dp_ray.performance.memory import does_not_fit, size_that_fits
 from dp_ray.performance.threads import usable_cores, worker_threads
 
 GIB = 2.0**30
@@ -66,14 +70,18 @@ def planned_microbatch_size(config: Config, facts: DataFacts, model: nn.Module) 
 
 
 def available_memory(config: Config) -> float:
-    """Bytes that one worker may use, were all on this machine."""
-    if config.cluster.gpus_per_worker and torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(0).total_memory)
+    """Bytes that one worker may use, were all on this machine; of a GPU, its share of one."""
+    gpus = config.cluster.gpus_per_worker
+    if gpus and torch.cuda.is_available():
+        return min(gpus, 1.0) * torch.cuda.get_device_properties(0).total_memory
     return psutil.virtual_memory().available / max(config.cluster.max_workers, 1)
 
 
 def check_memory(config: Config, facts: DataFacts, model: nn.Module) -> None:
-    """Refuses microbatches that do not fit into this machine's memory.
+    """Refuse microbatches that do not fit into this machine's memory.
+
+    On a GPU only what cannot fit even if the estimate is twice too high: the rest is found out
+    there, before the first charge.
 
     Raises:
         ConfigError: they do not; the message gives both sizes.
@@ -83,13 +91,14 @@ def check_memory(config: Config, facts: DataFacts, model: nn.Module) -> None:
     if config.cluster.address is not None:
         return  # the workers' machines are not this one
     available = available_memory(config)
-    if needed > available:
+    doubt = 2 if config.cluster.gpus_per_worker else 1
+    if needed > doubt * available:
         views = config.augment.views
         raise ConfigError(
             "train.microbatch_size",
             size,
-            f"{size} examples × {views} views need about {needed / GIB:.1f} GiB in each worker, "
-            f"which has {available / GIB:.1f}",
+            f"{size} examples × {views} views need about {needed / GIB:.1f} GiB in each worker (an "
+            f"estimate), which has {available / GIB:.1f}",
             "Lower it (results do not depend on it), or augment.views, or cluster.num_workers",
         )
 
@@ -97,12 +106,30 @@ def check_memory(config: Config, facts: DataFacts, model: nn.Module) -> None:
 def microbatch_seconds(
     config: Config, facts: DataFacts, model: nn.Module, microbatch_size: int
 ) -> float:
-    """Time of one microbatch of blank images on this machine, with a worker's share of threads."""
+    """Time of one microbatch of blank images where the model is, with a worker's share of threads.
+
+    Raises:
+        ConfigError: a GPU has no memory for it; the message names a size that fits.
+    """
     keep_freed_memory()  # as workers do
+    try:
+        return _microbatch_seconds(config, facts, model, microbatch_size)
+    except torch.OutOfMemoryError:
+        pass  # continued below, where the error no longer holds what was computed
+    fitting = size_that_fits(
+        microbatch_size, lambda size: _microbatch_seconds(config, facts, model, size)
+    )
+    raise does_not_fit(microbatch_size, fitting, config.augment.views)
+
+
+def _microbatch_seconds(
+    config: Config, facts: DataFacts, model: nn.Module, microbatch_size: int
+) -> float:
     params, views, side = trained_parameters(model), config.augment.views, facts.image_size
-    images = torch.zeros(microbatch_size, views, facts.channels, side, side)
-    labels = torch.zeros(microbatch_size, dtype=torch.int64)
-    seeds = torch.zeros(microbatch_size, dtype=torch.int64)
+    device = next(model.parameters()).device
+    images = torch.zeros(microbatch_size, views, facts.channels, side, side, device=device)
+    labels = torch.zeros(microbatch_size, dtype=torch.int64, device=device)
+    seeds = torch.zeros(microbatch_size, dtype=torch.int64, device=device)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(worker_threads(config.cluster, config.cluster.max_workers))
     try:
@@ -111,7 +138,7 @@ def microbatch_seconds(
             started = time.perf_counter()
             clipped_gradient_sum(
                 model, params, images, labels, max_grad_norm=1.0, dropout_seeds=seeds
-            )
+            ).norms.cpu()  # a GPU has not ended before
             best = min(best, time.perf_counter() - started)
             if best > 1.0:  # beside which the first call's preparations do not count
                 break

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from dp_ray.config.run import Config
 from dp_ray.data.facts import data_facts
 from dp_ray.json_text import finite
 from dp_ray.models.build import build_model
+from dp_ray.performance.device import local_device
 from dp_ray.performance.estimate import (
     GIB,
     available_memory,
@@ -17,6 +20,7 @@ from dp_ray.performance.estimate import (
     planned_microbatch_size,
     run_seconds,
 )
+from dp_ray.performance.memory import peak_bytes, start_peak
 from dp_ray.privacy.accounting import running_maximum
 from dp_ray.reporting.words import describe_epsilon, duration, noise_in_words
 from dp_ray.training.preparation import make_plan
@@ -34,7 +38,11 @@ def plan_facts(config: Config) -> dict[str, Any]:
     facts = data_facts(config.data)
     model = build_model(config.model, facts)
     size = planned_microbatch_size(config, facts, model)
-    seconds = microbatch_seconds(config, facts, model, size)
+    device = local_device(config.cluster) if torch.cuda.is_available() else torch.device("cpu")
+    start_peak(device)
+    seconds = microbatch_seconds(config, facts, model.to(device), size)
+    measured = peak_bytes(device)
+    needed = memory_estimate(config, facts, model, size) if measured is None else measured
     steps = sorted({max(plan.steps * i // _CURVE_POINTS, 1) for i in range(1, _CURVE_POINTS + 1)})
     return {
         **plan.dump(),
@@ -52,7 +60,8 @@ def plan_facts(config: Config) -> dict[str, Any]:
         "seconds": run_seconds(
             config, plan.steps, microbatch_size=size, microbatch_seconds=seconds
         ),
-        "memory_gib_per_worker": memory_estimate(config, facts, model, size) / GIB,
+        "memory_gib_per_worker": needed / GIB,
+        "memory_is_measured": measured is not None,
         "available_gib_per_worker": available_memory(config) / GIB,
     }
 
@@ -61,6 +70,7 @@ def describe_plan(facts: dict[str, Any]) -> str:
     """Lines for the terminal."""
     workers = facts["num_workers"]
     where = f"{workers} workers" if workers > 1 else "1 worker" if workers else "this process"
+    source = "measured" if facts["memory_is_measured"] else "an estimate, within a factor of two"
     lines = [
         f"privacy       {describe_epsilon(facts['epsilon'], facts['delta'])} "
         f"(accountant: {facts['accountant']})",
@@ -71,8 +81,8 @@ def describe_plan(facts: dict[str, Any]) -> str:
         f"P = {facts['parameters']:,} parameters",
         f"time          about {duration(facts['seconds'])} on {where} of this machine, "
         "start-up (a quarter of a minute with Ray) and evaluation not counted",
-        f"memory        about {facts['memory_gib_per_worker']:.2f} GiB for a worker's microbatch, "
-        f"{facts['available_gib_per_worker']:.1f} GiB available",
+        f"memory        about {facts['memory_gib_per_worker']:.2f} GiB for a worker's microbatch "
+        f"({source}), {facts['available_gib_per_worker']:.1f} GiB available",
         "",
         "   step       ε",
     ]

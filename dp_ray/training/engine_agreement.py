@@ -93,7 +93,7 @@ def _choose_here(
 ) -> Choice:
     """On this machine. Raises nothing: the other workers wait for the answer."""
     try:
-        choice = choose(config, facts, model, steps=steps, measure=measure)
+        choice = choose(config, facts, model, steps=steps, measure=measure, peak=measure.peak)
     except Exception as error:  # of the network at an untried size, say
         note = f"no engine could be chosen: {in_one_line(error)}"
         return Choice("vmap", config.train.microbatch_size or 1, note=note)

@@ -33,6 +33,7 @@ def settings() -> dict[str, Any]:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "TF32 of cuDNN": torch.backends.cudnn.allow_tf32,
         "benchmarks of cuDNN": torch.backends.cudnn.benchmark,
+        "repeatable algorithms of cuDNN": torch.backends.cudnn.deterministic,
         "numbers below 1e-38": bool(torch.tensor(1e-39) * 0.5 > 0),  # or flushed to zero
         "errors of numpy": tuple(sorted(np.geterr().items())),
     }

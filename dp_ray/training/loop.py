@@ -16,6 +16,7 @@ from torch import Tensor
 from dp_ray.artifacts.release import publish
 from dp_ray.artifacts.result import Outcome
 from dp_ray.errors import DivergedError, RunError
+from dp_ray.performance.memory import out_of_memory_in_one_line
 from dp_ray.performance.profile import Clock, part, profiler
 from dp_ray.training.agreement import stop_together
 from dp_ray.training.evaluation import gives_numbers, shared_evaluation
@@ -43,11 +44,15 @@ def train(session: Session, observer: Observer) -> None:
         observer: where progress is reported.
 
     Raises:
-        RunError: the run's files can no longer be written, or the ledger cannot.
+        RunError: the run's files can no longer be written, or the ledger cannot; or a GPU ran out
+            of memory.
     """
     folder = session.task.run.private if session.task.profile else None
     try:
-        with profiler(folder, session.collective.rank) as clock:
+        with (
+            out_of_memory_in_one_line(session.worker.microbatch_size),
+            profiler(folder, session.collective.rank) as clock,
+        ):
             _take_steps(session, observer, clock)
         if session.lead is not None:
             _finish(session, session.lead)

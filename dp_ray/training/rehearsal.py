@@ -74,6 +74,7 @@ def rehearse(
 
     Raises:
         DpRayError: it is none; see :meth:`Rehearsal.run`.
+        torch.OutOfMemoryError: a GPU has too little memory for B examples.
     """
     rehearsal = Rehearsal(config, facts, model, objective, engine, device)
     rehearsal.run(microbatch_size, evaluated)
@@ -194,7 +195,7 @@ class Rehearsal:
     def _guarded(self, mode: str, function: Callable[[], _Output]) -> _Output:
         try:
             return function()
-        except DpRayError:
+        except (DpRayError, torch.OutOfMemoryError):
             raise
         except USER_ERRORS as error:  # the network may be the user's own, and raise anything
             raise self._explained(mode, error) from error

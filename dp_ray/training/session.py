@@ -10,6 +10,7 @@ from dp_ray.data.store import Dataset
 from dp_ray.keys import SamplingKeys
 from dp_ray.performance.allocator import keep_freed_memory
 from dp_ray.performance.device import prepare_device
+from dp_ray.performance.memory import out_of_memory_in_one_line
 from dp_ray.privacy.mechanism import mechanism_of
 from dp_ray.privacy.sampling import Shard
 from dp_ray.training.collective import Collective
@@ -45,6 +46,7 @@ class Session:
     sum_observer: SumObserver | None = None
 
 
+@out_of_memory_in_one_line(None)
 def open_session(
     task: Task, collective: Collective, *, device: torch.device, threads: int
 ) -> Session:
@@ -57,10 +59,11 @@ def open_session(
         threads: torch threads of this worker.
 
     Raises:
-        DpRayError: the data, the model, the run's files or its ledger cannot be used.
+        DpRayError: the data, the model, the run's files or its ledger cannot be used, or a GPU has
+            too little memory.
     """
     torch.set_num_threads(threads)
-    prepare_device(device)
+    prepare_device(device, collective.world_size)
     keep_freed_memory()
     setup = build_setup(task, collective, device)
     choice, engine = agree_on_computation(task, setup, collective, device)

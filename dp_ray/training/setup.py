@@ -22,6 +22,7 @@ from dp_ray.models.pretrained import load_pretrained
 from dp_ray.objectives.objective import Objective
 from dp_ray.objectives.registry import build_objective
 from dp_ray.performance.engine_choice import Choice
+from dp_ray.performance.memory import does_not_fit, peak_bytes, size_that_fits, start_peak
 from dp_ray.privacy.mechanism import mechanism_of
 from dp_ray.training.agreement import (
     check_same_arithmetic,
@@ -154,28 +155,44 @@ def _rehearse(
     collective: Collective,
     device: torch.device,
 ) -> Choice:
-    """Rehearse the run on this worker; all stop if one of them must. Returns the choice, noted."""
+    """Rehearse the run on this worker; all stop if one of them must.
+
+    Returns:
+        The choice, with notes and the peak of a GPU's memory.
+    """
     problem: DpRayError | None = None
     notes: Sequence[str] = ()
-    tested = len(setup.dataset.test)
-    try:
-        notes = rehearse(
+    tested, size = len(setup.dataset.test), choice.microbatch_size
+
+    def rehearse_with(engine: Engine, size: int) -> Sequence[str]:
+        return rehearse(
             task.config,
             setup.dataset.facts,
             setup.model,
             setup.objective,
             engine=engine,
-            microbatch_size=choice.microbatch_size,
+            microbatch_size=size,
             device=device,
             evaluated=evaluation_sizes(tested, collective.rank, collective.world_size),
         )
+
+    start_peak(device)
+    does_fit = True
+    try:
+        notes = rehearse_with(engine, size)
     except DpRayError as error:
         problem = error
+    except torch.OutOfMemoryError:
+        does_fit = False  # continued below, where the error no longer holds what was computed
     except USER_ERRORS as error:  # the others wait: they must hear of it
         name = task.config.model.name
         problem = ModelError(f"model.name = {name!r}: fails in the rehearsal: {cause_of(error)}")
+    if not does_fit:
+        fitting = size_that_fits(size, lambda size: rehearse_with(engine.uncompiled, size))
+        problem = does_not_fit(size, fitting, task.config.augment.views)
     stop_together(collective, problem)
-    return replace(choice, note="; ".join(filter(None, (choice.note, *notes))))
+    note = "; ".join(filter(None, (choice.note, *notes)))
+    return replace(choice, note=note, peak_bytes=peak_bytes(device))
 
 
 def _settled(task: Task) -> Config:

@@ -244,7 +244,8 @@ def _is_closed(value: Any) -> bool:
     closed = (types.CodeType, types.BuiltinFunctionType, types.MethodDescriptorType)
     if isinstance(value, threading.Thread):
         return True
-    return isinstance(value, closed) or type(value).__module__.partition(".")[0] in _OPAQUE
+    module = str(type(value).__module__)  # of Cython's own types it is no text
+    return isinstance(value, closed) or module.partition(".")[0] in _OPAQUE
 
 
 def _generator(value: Any) -> str | None:

@@ -21,6 +21,7 @@ ORDER = [
     "keys",
     "json_text",
     "imports",
+    "libraries",
     "storage",
     "document",
     "config",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -116,12 +117,32 @@ def test_the_device_is_what_the_workers_are_given(make_config: MakeConfig) -> No
 
 
 def test_a_gpu_computes_float32_unless_told() -> None:
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
-    try:
+    with switches_put_back() as switches:
+        before = switches()
         prepare_device(torch.device("cpu"))
-        assert (matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark) == before
+        assert switches() == before
         prepare_device(torch.device("cuda"))
-        assert (matmul.allow_tf32, cudnn.allow_tf32) == (False, False)
+        assert switches()[:2] == (False, False)
+
+
+def test_workers_on_gpus_choose_convolutions_alike() -> None:
+    """Measuring, each would choose for itself, round otherwise than others, and be refused."""
+    with switches_put_back() as switches:
+        for workers, measures, repeats in ((1, True, False), (2, False, True), (1, True, False)):
+            prepare_device(torch.device("cuda"), workers)
+            assert switches()[2:] == (measures, repeats)
+
+
+@contextmanager
+def switches_put_back() -> Iterator[Callable[[], tuple[bool, ...]]]:
+    """Yields what reads the switches of a GPU: TF32 twice, measuring, repeatable algorithms."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def read() -> tuple[bool, ...]:
+        return matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+
+    before = read()
+    try:
+        yield read
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic = before

@@ -11,6 +11,7 @@ from dp_ray.data.source import DataFacts, Source, known_facts
 from dp_ray.data.splits import ArraySplit, Notes, Splits
 from dp_ray.data.stamp import stamp_of_files
 from dp_ray.errors import DataError
+from dp_ray.libraries import import_torchvision
 
 
 class TorchvisionSet(Source):
@@ -35,9 +36,7 @@ class TorchvisionSet(Source):
 
     def splits(self) -> Splits:
         """See :class:`~dp_ray.data.source.Source`."""
-        import torchvision
-
-        dataset = getattr(torchvision.datasets, self._dataset)
+        dataset = getattr(import_torchvision().datasets, self._dataset)
         config, folder = self.config, self._folder
         root = root_of(config, holds=folder, may_download=True)
         try:

@@ -9,6 +9,7 @@ An engine is a class in a file of its own and a line of ``registry.py``.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -181,6 +182,12 @@ class Engine(ABC):
 
 class EngineError(Exception):
     """An engine that cannot be used here: no compiler, or a network that it cannot take."""
+
+
+with warnings.catch_warnings():
+    # torch 2.9 advises once to use newer switches, which cannot be mixed with these.
+    warnings.simplefilter("ignore")
+    _ = torch.backends.cuda.matmul.allow_tf32
 
 
 @contextmanager
