@@ -29,6 +29,14 @@ BreakLock = Annotated[
         help="With --resume: take what is resumed over from a process that is known to be gone.",
     ),
 ]
+OwnCode = Annotated[
+    bool,
+    typer.Option(
+        "--own-code",
+        help="Run code that the files name (network, objective, data, mechanism), though you have "
+        "not trained with it on this machine: only if you trust who wrote them.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 

@@ -103,6 +103,7 @@ class Balance:
         repairs: how often a damaged end was accepted.
         scores: name → σ of each published accuracy; 0 of an exact one, and of one that a repair
             may have lost.
+        declared: what the user declared last, by field; None if it never changed.
     """
 
     def __init__(self) -> None:
@@ -115,6 +116,7 @@ class Balance:
         self.amended = False
         self.repairs = 0
         self.scores: dict[str, float] = {}
+        self.declared: dict[str, Any] | None = None
         self._counts: Counter[tuple[float, float]] = Counter()
 
     @property
@@ -153,6 +155,7 @@ class Balance:
             "checkpoint": self._take_checkpoint,
             "repair": self._take_repair,
             "score": self._take_score,
+            "declared": self._take_declared,
         }
         meaning[record.kind](record.content, writing)
 
@@ -204,6 +207,9 @@ class Balance:
 
     def _take_score(self, content: dict[str, Any], _writing: bool) -> None:
         self.scores[content["name"]] = content["noise"]
+
+    def _take_declared(self, content: dict[str, Any], _writing: bool) -> None:
+        self.declared = content
 
     def _spend_prepaid(self) -> None:
         for charge in self.prepaid():

@@ -159,6 +159,7 @@ def _rehearse(
             microbatch_size=choice.microbatch_size,
             device=device,
             evaluated=evaluation_sizes(tested, collective.rank, collective.world_size),
+            untrained=setup.untrained,
         )
     except DpRayError as error:
         problem = error
