@@ -48,5 +48,5 @@ def varied(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for p in copies.values():
         if p.is_floating_point() and p.numel() and bool(p.min() == p.max()):
             scale = min(0.1, max(p[0].numel(), 1) ** -0.5) if p.ndim else 0.1
-            p += scale * torch.randn(p.shape, generator=generator).to(p)
+            p.add_(torch.randn(p.shape, generator=generator).to(p), alpha=scale)
     return copies

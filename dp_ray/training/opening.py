@@ -97,8 +97,8 @@ def take_up(
                 f"privacy.steps: {plan.steps}, as the run was given since its start; "
                 f"ε = {plan.epsilon:.4f} at δ = {plan.delta:g}",
             )
-        for line in resumption.redeclared:
-            tell(line)
+        for change in resumption.redeclared:
+            tell(change)
         _mark_running(run, ledger)
         ledger.charge_earlier_scores(published_before(run.root / RELEASE))
         if resumption.redeclared:

@@ -6,8 +6,8 @@ generator of random numbers, by looking at the other examples. Then one example 
 the gradients of others, and the sum by many times C. Nothing here sees data, and no message holds a
 value.
 
-Parameters are the network's own, but for those that are constant, such as a head of zeros or a scale
-of 1e-6: behind it nothing could be seen of the layers before, so these get small random numbers.
+Parameters are the network's own, but for those that are constant, such as a head of zeros or a
+scale of 1e-6: nothing could be seen of the layers before it, so these get small random numbers.
 
 Shapes: B examples, K views, P parameters.
 """
