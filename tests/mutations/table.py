@@ -26,8 +26,8 @@ written by hand, with the one test that must see it, which neither of them can e
 _EXERCISED = """
 ## What is exercised before the first charge
 
-Whatever a user supplies is tried as the run will use it, on made-up inputs, before anything is charged. A
-fault ends the run in one line; the test of each row shows one.
+Whatever a user supplies is tried as the run will use it, on made-up inputs, before anything is
+charged. A fault ends the run in one line; the test of each row shows one.
 
 | supplied | exercised | where | test |
 | --- | --- | --- | --- |
