@@ -324,9 +324,10 @@ def test_a_function_is_taken(make_config: MakeConfig, model: nn.Module, size: in
 
 def test_a_buffer_that_changed_before_the_rehearsal_is_noticed(make_config: MakeConfig) -> None:
     """An engine that is tried out calls the network first, at sizes that no rehearsal has."""
-    model = ObservesInEvaluation().train()
+    model = Plain().train()
+    model.register_buffer("seen", torch.zeros(()))
     before = Untrained.of(model, ParameterLayout.of(model))
-    model.seen += 1
+    model.get_buffer("seen").add_(1)
     found = Rehearsal(make_config(), FACTS, model, SingleLabel(3), untrained=before)
     with pytest.raises(ModelError, match="the buffer seen is changed by a call of the network"):
         found.try_out()
