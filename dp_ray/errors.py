@@ -98,6 +98,27 @@ _PLACES = ("data.root", "data.cache")
 """Fields that say where private data lies."""
 
 
+class OwnCodeError(ConfigError):
+    """Code that a file names which somebody else may have written, and that was not run.
+
+    Args:
+        field: of the configuration.
+        path: the import path that it holds.
+    """
+
+    def __init__(self, field: str, path: str) -> None:
+        super().__init__(
+            field,
+            path,
+            "is code that the files name, and that no configuration of yours has run on this "
+            "machine, so it was not imported",
+            "If you trust who wrote the files and the code, give --own-code",
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.field, self.value)
+
+
 class DataError(DpRayError):
     """Data that is missing, or not what the configuration says it is.
 

@@ -1,20 +1,26 @@
-"""A user's own code: by its import path, imported anew, and where in it an error arose."""
+"""A user's own code: by its import path, imported anew, and where in it an error arose.
+
+A configuration that a user trains with may name any code. The files of a run that is read may have
+been written by anybody: inside :func:`reading`, only code is imported that the user agreed to.
+"""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import site
 import sys
 import sysconfig
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dp_ray.errors import ConfigError
+from dp_ray.errors import ConfigError, OwnCodeError
 
 USER_ERRORS = (Exception, SystemExit)
 """What a user's code may raise; not Ctrl-C."""
@@ -23,6 +29,12 @@ _LONGEST = 300
 
 USERS_FOLDERS = "DP_RAY_IMPORT_PATHS"
 """Variable that names the user's folders to workers, which may run in others."""
+
+_AGREED = "~/.local/state/dp-ray/own_code"
+"""Import paths that configurations of this user named, and where they were imported from."""
+
+_AGREES: ContextVar[bool | None] = ContextVar("agrees", default=None)
+"""While files are read: whether the user agreed to all code that they name. None otherwise."""
 
 
 def search_users_folders_last() -> None:
@@ -41,12 +53,14 @@ def import_object(path: str, field: str) -> Any:
     """The object named ``package.module:name``; the working directory is searched too.
 
     Raises:
+        OwnCodeError: a file that is read names it, and the user did not agree to run it.
         ConfigError: it cannot be imported; the message says why, and where.
     """
     module, _, name = path.partition(":")
-    search_users_folders_last()
+    if not may_import(path):
+        raise OwnCodeError(field, path)
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except USER_ERRORS as error:
         raise ConfigError(
             field,
@@ -54,6 +68,64 @@ def import_object(path: str, field: str) -> Any:
             f"cannot be imported: {cause_of(error)}",
             "Install it or run from its folder",
         ) from error
+    if _AGREES.get() is None:
+        _agree_to(path)
+    return found
+
+
+@contextmanager
+def reading(*, own_code: bool) -> Iterator[None]:
+    """Import inside only code that the user agreed to run.
+
+    That is code which this user has named in a configuration on this machine before, at the same
+    place.
+
+    Args:
+        own_code: the user agrees to all code that the files name.
+    """
+    token = _AGREES.set(own_code)
+    try:
+        yield
+    finally:
+        _AGREES.reset(token)
+
+
+def may_import(path: str) -> bool:
+    """Return whether :func:`import_object` would import ``path`` here.
+
+    Args:
+        path: ``package.module:name``.
+    """
+    search_users_folders_last()
+    return _AGREES.get() is not False or _line_of(path) in _agreed_lines()
+
+
+def _agree_to(path: str) -> None:
+    """Remember that a configuration of this user named ``path``; not in a worker of a cluster."""
+    line = _line_of(path)
+    if USERS_FOLDERS in os.environ or line in _agreed_lines():
+        return
+    with suppress(OSError, RuntimeError):  # then --own-code has to be given
+        file = Path(_AGREED).expanduser()
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(file, "a", encoding="utf-8", opener=lambda p, f: os.open(p, f, 0o600)) as out:
+            out.write(f"{line}\n")
+
+
+def _agreed_lines() -> list[str]:
+    with suppress(OSError, RuntimeError, ValueError):
+        return Path(_AGREED).expanduser().read_text(encoding="utf-8").splitlines()
+    return []
+
+
+def _line_of(path: str) -> str:
+    """An import path and where its outermost package is, which is not imported for that."""
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(path.partition(":")[0].partition(".")[0])
+        if spec is not None:
+            place = spec.origin or list(spec.submodule_search_locations or ())
+            return repr((path, str(place)))
+    return repr((path, None))
 
 
 T = TypeVar("T")

@@ -135,8 +135,9 @@ def _run(search: Search, console: Console, *, break_lock: bool = False) -> Searc
         cost = search_cost(search, spent if search.sweep.tune.is_adaptive else None)
         say(console, describe_search(search, cost))
         started = time.monotonic()
-        with SweepProgress(search, cost.epsilon, console):
+        with SweepProgress(search, cost.epsilon, console) as progress:
             ended = _run_trials(search, console, break_lock=break_lock)
+        progress.tell_skipped()  # without a terminal it was not printed during the search
         if not ended:
             return _stopped(search)
         result = decide(search, seconds=time.monotonic() - started)

@@ -9,6 +9,7 @@ from itertools import chain
 
 from dp_ray.artifacts.statement import Statement, Sums
 from dp_ray.config.run import Config
+from dp_ray.imports import may_import
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.history import History
 from dp_ray.privacy.mechanism import MECHANISMS, mechanism_of
@@ -36,31 +37,28 @@ _AGREES = 1e-2
 
 
 def can_compare_sums(config: Config) -> bool:
-    """Whether what config.yaml allows is known without running code that it names."""
-    return config.privacy.mechanism in MECHANISMS
+    """Return whether what config.yaml allows is known: its mechanism may be called here."""
+    name = config.privacy.mechanism
+    return name in MECHANISMS or may_import(name)
 
 
 def disagreement(
     statement: Statement,
     config: Config,
     history: History | None = None,
-    *,
-    own_code: bool = False,
 ) -> str | None:
     """Return the first contradiction among the documents of a release; None if they agree.
 
     Args:
         statement: privacy.json.
         config: the contents of config.yaml.
-        history: the ledger's noised sums; by default those that the statement lists.
-        own_code: import and call a mechanism of the user's own: only for their own run, never for
-            a release that is read. Without it, the sums are not compared with config.yaml where
-            :func:`can_compare_sums` is false.
+        history: the ledger's noised sums; by default those that the statement lists. Sums are not
+            compared with config.yaml where :func:`can_compare_sums` is false.
     """
     parts = (
         _settings(statement, config),
         _sums(statement, history),
-        _allowed(statement, config) if own_code or can_compare_sums(config) else (),
+        _allowed(statement, config) if can_compare_sums(config) else (),
         _epsilons(statement, config),
     )
     return next(chain(*parts), None)

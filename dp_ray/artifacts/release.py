@@ -13,7 +13,7 @@ from dp_ray.artifacts.consistency import disagreement
 from dp_ray.artifacts.public_config import published_config
 from dp_ray.artifacts.result import Outcome, Result
 from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
-from dp_ray.artifacts.score import published_before, published_score
+from dp_ray.artifacts.score import published_score
 from dp_ray.artifacts.statement import Statement
 from dp_ray.config.files import parse_config
 from dp_ray.config.run import Config
@@ -33,7 +33,7 @@ def publish(
     tensors: dict[str, Tensor],
     outcome: Outcome,
     test_digest: str,
-    charge_score: Callable[[str, float, float | None], History],
+    charge_score: Callable[[str, float], History],
 ) -> None:
     """Write ``release/`` (of a finished run) and ``result.json``, each whole or not at all.
 
@@ -55,7 +55,6 @@ def publish(
     result = Result.of(config, plan, outcome, path=str(run.root), replay=replay)
     if outcome.finished:
         model = save(tensors)
-        earlier = published_before(run.root / RELEASE)
         score = published_score(
             config,
             plan,
@@ -64,7 +63,7 @@ def publish(
             key=run.key(),
             model=model,
             test_digest=test_digest,
-            charge=lambda name, noise: charge_score(name, noise, earlier),
+            charge=charge_score,
         )
         statement = privacy_statement(config, plan, outcome, replay=replay, score=score)
         published = published_config(config, plan)
@@ -103,7 +102,7 @@ def check_agreement(
     Raises:
         RunError: they do; the message says where.
     """
-    found = disagreement(statement, parse_config(published), history, own_code=True)
+    found = disagreement(statement, parse_config(published), history)
     if found is not None:
         raise RunError(
             f"the documents of the release contradict each other: {found}. Nothing was published. "

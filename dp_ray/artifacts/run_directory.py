@@ -43,6 +43,9 @@ OBSERVATIONS = "observations"
 NEIGHBOURS = "neighbours"
 RAY = "ray"
 
+DECLARED = ("data.evaluation", "data.evaluation_noise", "privacy.search_epsilon")
+"""Fields by which the user says something about a run; none decides its mathematics."""
+
 
 class RunDirectory(ResultDirectory):
     """The files of one run, in ``root``."""
@@ -188,6 +191,13 @@ class RunDirectory(ResultDirectory):
         return self.private.exists(STOP)
 
 
+def declarations(config: Config) -> dict[str, Any]:
+    """Return :data:`DECLARED` fields by dotted path."""
+    values = config.dump()
+    named = {name: name.split(".") for name in DECLARED}
+    return {name: values[section][field] for name, (section, field) in named.items()}
+
+
 def deciding_fields(config: Config) -> dict[str, Any]:
     """Return the fields that decide the mathematics by dotted path, all but the seed.
 
@@ -200,10 +210,8 @@ def deciding_fields(config: Config) -> dict[str, Any]:
         for section in ("data", "augment", "model", "privacy", "optimizer")
         for name, value in values[section].items()
     }
-    # By the user, about the run.
-    said = ("data.evaluation", "data.evaluation_noise", "privacy.search_epsilon")
     del fields["model.pretrained_norm"]  # follows from the weights, whose digest counts
-    for may_change in ("data.root", "data.cache", "data.download", *said):
+    for may_change in ("data.root", "data.cache", "data.download", *DECLARED):
         del fields[may_change]
     for name in unheeded_fields(config.data):
         del fields[f"data.{name}"]

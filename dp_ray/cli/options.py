@@ -39,6 +39,14 @@ AcceptCharges = Annotated[
         "be repeated bit for bit; default a few. For more, a terminal asks.",
     ),
 ]
+OwnCode = Annotated[
+    bool,
+    typer.Option(
+        "--own-code",
+        help="Run code that the files name (network, objective, data, mechanism), though you have "
+        "not trained with it on this machine: only if you trust who wrote them.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 

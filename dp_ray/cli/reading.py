@@ -14,6 +14,7 @@ from dp_ray.cli.options import (
     Json,
     Name,
     Overrides,
+    OwnCode,
     print_json,
     print_text,
 )
@@ -116,6 +117,7 @@ def evaluate(
             "in the run's folder; for a release folder, which stays as it is, in the current one.",
         ),
     ] = None,
+    own_code: OwnCode = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate a released model on the test split.
@@ -128,7 +130,7 @@ def evaluate(
     from dp_ray.training.evaluate_run import evaluate_run
 
     file = picture_file(run, picture)
-    result = evaluate_run(run, overrides or [])
+    result = evaluate_run(run, overrides or [], own_code=own_code)
     print_text(describe_evaluation(result))
     if "confusion_matrix" in result:
         result["picture"] = save_confusion(result, file)
@@ -148,14 +150,15 @@ def ledger(
             "may have held.",
         ),
     ] = False,
+    own_code: OwnCode = False,
     as_json: Json = False,
 ) -> None:
     """Verify a run's ledger and show what was spent: steps, repeats, ε by each accountant."""
     from dp_ray.reporting.ledger import describe_ledger, ledger_facts, repair_ledger
 
     if repair:
-        repair_ledger(run)
-    facts = ledger_facts(run)
+        repair_ledger(run, own_code=own_code)
+    facts = ledger_facts(run, own_code=own_code)
     print_text(describe_ledger(facts))
     print_json(facts, as_json)
 
@@ -192,6 +195,7 @@ def report(
             "stays as it is, in the current one.",
         ),
     ] = None,
+    own_code: OwnCode = False,
     as_json: Json = False,
 ) -> None:
     """Write one page about a run or a search: the privacy statement in plain words, then figures.
@@ -200,7 +204,9 @@ def report(
     """
     from dp_ray.reporting.make import write_report
 
-    result = write_report(location, public=public, form=form.value, output=output)
+    result = write_report(
+        location, public=public, form=form.value, output=output, own_code=own_code
+    )
     print_text(f"report        {result['report']}")
     kept = "it holds nothing private" if result["public"] else "not to be published: see --public"
     print_text(f"publish       {kept}")

@@ -39,3 +39,14 @@ class ParameterLayout:
     def join(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """A new vector [P] from tensors by name."""
         return torch.cat([tensors[name].detach().reshape(-1) for name in self.shapes])
+
+
+def varied(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy parameters; add small numbers, always the same, to tensors of one constant."""
+    generator = torch.Generator().manual_seed(2)
+    copies = {name: p.detach().clone() for name, p in params.items()}
+    for p in copies.values():
+        if p.is_floating_point() and p.numel() and bool(p.min() == p.max()):
+            scale = min(0.1, max(p[0].numel(), 1) ** -0.5) if p.ndim else 0.1
+            p.add_(torch.randn(p.shape, generator=generator).to(p), alpha=scale)
+    return copies

@@ -106,6 +106,7 @@ class Balance:
         repairs: how often a damaged end was accepted.
         scores: name → σ of each published accuracy; 0 of an exact one, and of one that a repair
             may have lost.
+        declared: what the user declared last, by field; None if it never changed.
     """
 
     def __init__(self) -> None:
@@ -118,6 +119,7 @@ class Balance:
         self.amended = False
         self.repairs = 0
         self.scores: dict[str, float] = {}
+        self.declared: dict[str, Any] | None = None
         self._counts: Counter[tuple[float, float]] = Counter()
 
     @property
@@ -156,6 +158,7 @@ class Balance:
             "checkpoint": self._take_checkpoint,
             "repair": self._take_repair,
             "score": self._take_score,
+            "declared": self._take_declared,
         }
         meaning[record.kind](record.content, writing)
 
@@ -207,6 +210,9 @@ class Balance:
 
     def _take_score(self, content: dict[str, Any], _writing: bool) -> None:
         self.scores[content["name"]] = content["noise"]
+
+    def _take_declared(self, content: dict[str, Any], _writing: bool) -> None:
+        self.declared = content
 
     def _spend_prepaid(self) -> None:
         for charge in self.prepaid():

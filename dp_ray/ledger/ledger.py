@@ -195,6 +195,11 @@ class Ledger:
         return self._balance.repairs
 
     @property
+    def declared(self) -> dict[str, Any] | None:
+        """What :meth:`declare` recorded last; None if nothing changed since the run's start."""
+        return self._balance.declared
+
+    @property
     def position(self) -> str:
         """Names the last durable record; :meth:`reaches` tells if a ledger still holds it."""
         return self._chain.position
@@ -310,14 +315,12 @@ class Ledger:
             return Verdict.CHARGED
         return Verdict.REPLAYED if entry.charge == charge else Verdict.CONFLICT
 
-    def charge_score(self, name: str, noise: float, earlier: float | None = None) -> History:
+    def charge_score(self, name: str, noise: float) -> History:
         """Make the charge for an accuracy that is about to be published durable.
 
         Args:
             name: the same for the same figure only, which is charged once.
             noise: σ of the noise on the number of right answers; 0 of an exact figure.
-            earlier: σ of the accuracy that is published already, if one is. It is charged as well
-                where none is on record: an earlier version published it.
 
         Returns:
             All accuracies of the run that were charged, as the accountants take them.
@@ -325,12 +328,25 @@ class Ledger:
         Raises:
             LedgerError: the charge could not be made durable; nothing may be published.
         """
-        if earlier is not None and not self._balance.scores:
-            self._append("score", {"name": "of an earlier version", "noise": earlier})
         if name not in self._balance.scores:
             self._append("score", {"name": name, "noise": noise})
         counts = Counter(self._balance.scores.values())
         return tuple((sigma, 1.0, count) for sigma, count in sorted(counts.items()))
+
+    def charge_earlier_scores(self, newest: float | None) -> None:
+        """Charge accuracies that an earlier version published without a charge.
+
+        A run that was given more steps may have published one before the newest. Nobody knows its
+        noise, so it counts as exact.
+
+        Args:
+            newest: σ of the accuracy that is published; None if none is.
+        """
+        if newest is None or self._balance.scores:
+            return
+        self._append("score", {"name": "of an earlier version", "noise": newest})
+        if self.amended:
+            self._append("score", {"name": "of an earlier version, replaced", "noise": 0.0})
 
     def add_checkpoint(self, name: str, digest: str) -> None:
         """Records a checkpoint that was written: only those on record are gone on from."""
@@ -339,6 +355,10 @@ class Ledger:
     def amend_plan(self, plan: PrivacyPlan) -> None:
         """Replaces the plan, by one with more steps."""
         self._append("plan", plan.dump())
+
+    def declare(self, values: dict[str, Any]) -> None:
+        """Records what the user declares about the run from here on, by field."""
+        self._append("declared", values)
 
     def _block_from(self, charge: Charge) -> int:
         """Steps from this one on, all of its cost, that may be paid for together."""

@@ -8,6 +8,7 @@ from typing import Any
 from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.errors import RunError
+from dp_ray.imports import reading
 from dp_ray.json_text import finite
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.privacy.accounting import epsilon_by_accountant
@@ -16,17 +17,20 @@ from dp_ray.search.directory import SEARCH
 from dp_ray.storage import open_folder
 
 
-def ledger_facts(location: str) -> dict[str, Any]:
+def ledger_facts(location: str, *, own_code: bool = False) -> dict[str, Any]:
     """Steps, repeats and ε of a run; changes nothing.
 
     Args:
         location: path or URI of the run.
+        own_code: see :func:`~dp_ray.imports.reading`.
 
     Raises:
         RunError: there is no run, or its key is missing.
         LedgerError: the ledger does not verify.
+        OwnCodeError: its mechanism is code that the user did not agree to run.
     """
-    return {"run": location, "verified": True, **facts_of(_run(location).read_ledger())}
+    with reading(own_code=own_code):
+        return {"run": location, "verified": True, **facts_of(_run(location).read_ledger())}
 
 
 def facts_of(ledger: Ledger) -> dict[str, Any]:
@@ -42,20 +46,27 @@ def facts_of(ledger: Ledger) -> dict[str, Any]:
         "repeated": sum(session.repeats for session in ledger.sessions),
         "repairs": ledger.repairs,
         "checkpoints": len(ledger.checkpoints),
+        "declared": ledger.declared,
         "plan": plan.dump() | {"epsilon": finite(plan.epsilon)},
         "epsilon": finite(spent[plan.accountant]),
         "epsilon_by_accountant": {name: finite(value) for name, value in spent.items()},
     }
 
 
-def repair_ledger(location: str) -> None:
+def repair_ledger(location: str, *, own_code: bool = False) -> None:
     """Accepts a damaged end and charges for what it may have held.
+
+    Args:
+        location: path or URI of the run.
+        own_code: see :func:`~dp_ray.imports.reading`.
 
     Raises:
         RunError: there is no run, or its key is missing.
         LedgerError: more than the end is damaged, or another process writes it.
+        OwnCodeError: its mechanism is code that the user did not agree to run.
     """
-    _run(location).write_ledger(secrets.token_hex(8), repair=True).close()
+    with reading(own_code=own_code):
+        _run(location).write_ledger(secrets.token_hex(8), repair=True).close()
 
 
 def describe_ledger(facts: dict[str, Any]) -> str:
@@ -78,6 +89,9 @@ def describe_ledger(facts: dict[str, Any]) -> str:
     ]
     if facts["repairs"]:
         lines.append(f"repairs       {count(facts['repairs'], 'time')}, lost records charged for")
+    if facts["declared"]:
+        said = ", ".join(f"{field} = {value}" for field, value in facts["declared"].items())
+        lines.append(f"declared      {said}, since a session that changed it")
     return "\n".join(lines)
 
 

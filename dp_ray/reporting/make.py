@@ -24,7 +24,7 @@ _ENDINGS: dict[Format, tuple[str, ...]] = {"html": (".html",), "markdown": (".md
 
 
 def write_report(
-    location: str, *, public: bool, form: Format, output: str | None
+    location: str, *, public: bool, form: Format, output: str | None, own_code: bool = False
 ) -> dict[str, Any]:
     """Writes the report of a run, a search, or a release folder that was copied elsewhere.
 
@@ -34,6 +34,7 @@ def write_report(
         form: a page, or a model card, which is always public.
         output: where to; by default in the folder, what is private in its private part. A release
             folder stays as it was published: its report goes to the current folder.
+        own_code: see :func:`~dp_ray.imports.reading`.
 
     Returns:
         ``report``, where it is, and ``public``, whether it may be published.
@@ -45,13 +46,15 @@ def write_report(
     given = None if output is None else OutputFile.given(output, "--output", _ENDINGS[form])
     folder, public = open_folder(location), public or form == "markdown"
     try:
-        content, public, place = _content(folder, public=public, form=form)
+        content, public, place = _content(folder, public=public, form=form, own_code=own_code)
     except OSError as error:
         raise RunError(f"{folder} cannot be read: {error}") from error
     return {"report": (given or place).write(content.encode()), "public": public}
 
 
-def _content(folder: Folder, *, public: bool, form: Format) -> tuple[str, bool, OutputFile]:
+def _content(
+    folder: Folder, *, public: bool, form: Format, own_code: bool
+) -> tuple[str, bool, OutputFile]:
     """The text, whether it may be published, and where it goes if nobody says."""
     run = RunDirectory(folder)
     searched, alone = run.private.exists(SEARCH), not run.exists()
@@ -59,7 +62,10 @@ def _content(folder: Folder, *, public: bool, form: Format) -> tuple[str, bool, 
         return _of_search(SweepDirectory(folder))
     # Of a search its best trial's release is all that may be seen.
     released = searched or alone
-    facts = read_release(_release_of(folder)) if released else read_run(folder, public=public)
+    if released:
+        facts = read_release(_release_of(folder), own_code=own_code)
+    else:
+        facts = read_run(folder, public=public, own_code=own_code)
     return _of_run(facts, folder, alone=alone, form=form)
 
 

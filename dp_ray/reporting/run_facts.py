@@ -20,7 +20,8 @@ from dp_ray.artifacts.statement import Statement
 from dp_ray.config.files import parse_config
 from dp_ray.config.yaml_text import read_yaml, write_yaml
 from dp_ray.data.sources.registry import is_self_contained
-from dp_ray.errors import ConfigError, DpRayError, RunError
+from dp_ray.errors import ConfigError, DpRayError, OwnCodeError, RunError
+from dp_ray.imports import reading
 from dp_ray.ledger.balance import Session
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.objectives.evaluation import Evaluation
@@ -80,17 +81,18 @@ class RunFacts:
     private: PrivateFacts | None
 
 
-def read_run(folder: Folder, *, public: bool) -> RunFacts:
+def read_run(folder: Folder, *, public: bool, own_code: bool = False) -> RunFacts:
     """What there is to tell of a run.
 
     Args:
         folder: the run's.
         public: leave out what is private, and refuse what may not be published.
+        own_code: see :func:`~dp_ray.imports.reading`.
 
     Raises:
         DpRayError: there is nothing to tell, or with ``public`` nothing that may be told.
     """
-    with _readable(folder):
+    with _readable(folder), reading(own_code=own_code):
         facts = _read_run(RunDirectory(folder))
     if not public:
         return facts
@@ -112,13 +114,17 @@ def read_run(folder: Folder, *, public: bool) -> RunFacts:
     return replace(facts, evaluations=evaluations, private=None)
 
 
-def read_release(release: Folder) -> RunFacts:
+def read_release(release: Folder, *, own_code: bool = False) -> RunFacts:
     """What a release folder tells by itself, wherever it was copied to.
+
+    Args:
+        release: the folder.
+        own_code: see :func:`~dp_ray.imports.reading`.
 
     Raises:
         RunError: it is none, or damaged.
     """
-    with _readable(release):
+    with _readable(release), reading(own_code=own_code):
         statement = Statement.read(release)
         values = _released_config(release)
         return RunFacts(
@@ -166,8 +172,8 @@ def _read_run(run: RunDirectory) -> RunFacts:
     contradictions: list[str] = []
     if finished:
         values = _released_config(release)
-        contradictions = _contradictions(values, statement, own_code=ledger is not None)
-        notices += _uncompared(values, own_code=ledger is not None)
+        contradictions = _contradictions(values, statement)
+        notices += _uncompared(values)
     elif ledger is not None:
         values = published_config(run.config(), ledger.plan)
     notices = [*contradictions, *notices]
@@ -216,8 +222,8 @@ _UNDERSTATED = (
 )
 
 _UNCOMPARED = (
-    "The mechanism is somebody's own code (privacy.mechanism), which reading a release does not "
-    "run: the sums were not compared with the configuration."
+    "The mechanism is somebody's own code (privacy.mechanism), which was not run (see "
+    "--own-code): the sums were not compared with the configuration."
 )
 
 
@@ -226,29 +232,26 @@ def _released_config(release: Folder) -> dict[str, Any]:
     return values
 
 
-def _contradictions(
-    values: dict[str, Any], statement: Statement, *, own_code: bool = False
-) -> list[str]:
+def _contradictions(values: dict[str, Any], statement: Statement) -> list[str]:
     """What the statement and the configuration of a release contradict each other in.
 
     Args:
         values: of the configuration; anybody may have written it.
         statement: which.
-        own_code: a mechanism of the user's own is called, as reading its ledger does as well.
     """
     if statement.understates():  # which is a notice by itself
         return []
     try:
-        found = disagreement(statement, parse_config(values), own_code=own_code)
+        found = disagreement(statement, parse_config(values))
     except ConfigError as error:
         found = f"config.yaml cannot be read: {error}"
     return [] if found is None else [f"The published documents contradict each other: {found}."]
 
 
-def _uncompared(values: dict[str, Any], *, own_code: bool = False) -> list[str]:
+def _uncompared(values: dict[str, Any]) -> list[str]:
     """What :func:`_contradictions` did not check."""
     try:
-        return [] if own_code or can_compare_sums(parse_config(values)) else [_UNCOMPARED]
+        return [] if can_compare_sums(parse_config(values)) else [_UNCOMPARED]
     except ConfigError:  # which is a contradiction by itself
         return []
 
@@ -261,8 +264,10 @@ def _notices(statement: Statement) -> list[str]:
 def _read_ledger(run: RunDirectory) -> tuple[Ledger | None, str]:
     """The ledger, or what is wrong with it."""
     try:
-        return run.read_ledger(), ""
-    except RunError as error:
+        ledger = run.read_ledger()
+        _ = ledger.history  # which its mechanism knows
+        return ledger, ""
+    except (OwnCodeError, RunError) as error:
         return None, str(error)
     except (KeyError, TypeError, ValueError) as error:
         return None, f"another version of dp-ray wrote it ({type(error).__name__}: {error})"

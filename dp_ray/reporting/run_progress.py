@@ -74,11 +74,8 @@ class ProgressLine(LiveLines):
         """Says once what the workers left out of the data, where only they have it."""
         if self._skipped_told:
             return
-        try:
-            line = skipped_line(DataNote.read(self._run.private).skipped)
-        except RunError:
-            return
-        self._skipped_told = True
+        line = left_out(self._run)
+        self._skipped_told = line is not None
         if line is not None:
             say(self._console, line)
 
@@ -102,7 +99,7 @@ class ProgressLine(LiveLines):
         try:
             progress = Progress.read(self._run.private)
         except RunError:
-            return f"{self._phase()} … {duration(self.elapsed_s)}"
+            return f"{self._phase()} … {(duration if exact else about)(self.elapsed_s)}"
         stopping = f"{self._note}, " if self._run.stop_requested() else ""
         return stopping + describe_progress(progress, self._plan, exact=exact)
 
@@ -114,6 +111,14 @@ class ProgressLine(LiveLines):
             return PhaseNote.read(self._run.private).text
         except RunError:
             return self._note
+
+
+def left_out(run: RunDirectory) -> str | None:
+    """Return a line on what a run's workers left out of the data; None if they noted nothing."""
+    try:
+        return skipped_line(DataNote.read(run.private).skipped)
+    except RunError:
+        return None
 
 
 def describe_progress(progress: Progress, plan: PrivacyPlan, *, exact: bool = True) -> str:

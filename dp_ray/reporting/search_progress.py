@@ -15,7 +15,8 @@ from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.errors import DpRayError
 from dp_ray.privacy.plan import PrivacyPlan
-from dp_ray.reporting.live import LiveLines
+from dp_ray.reporting.live import LiveLines, say
+from dp_ray.reporting.run_progress import left_out
 from dp_ray.reporting.words import about, describe_point, duration
 from dp_ray.search.search import Search, TrialRecord
 
@@ -65,6 +66,7 @@ class SweepProgress(LiveLines):
         self._epsilon = epsilon
         self._settled: dict[str, TrialProgress] = {}
         self._views_before: float | None = None
+        self._skipped_told = False
 
     def lines(self, *, exact: bool = True) -> list[str]:
         """See :class:`LiveLines`.
@@ -73,10 +75,12 @@ class SweepProgress(LiveLines):
             exact: for the user's eyes; otherwise times have one digit.
         """
         trials = self._read()
-        elapsed = self.elapsed_s
+        if exact:
+            self.tell_skipped()
+        elapsed, shown = self.elapsed_s, duration if exact else about
         running = [trial for trial in trials if trial.state == "running"]
         if not trials:
-            return [f"starting Ray … {duration(elapsed)}"]
+            return [f"starting Ray … {shown(elapsed)}"]
         states = [trial.state for trial in trials]
         parts = [f"{states.count('done')} of {self._search.most_trials} trials done"]
         if failed := states.count("failed"):
@@ -88,14 +92,24 @@ class SweepProgress(LiveLines):
             parts.append(f"best {self._search.metric} {best.metric:.3f}")
         parts.append(f"ε of the search {self._epsilon:.2f}")
         if (left := self._seconds_left(trials, elapsed)) is not None:
-            parts.append(f"{duration(left) if exact else about(left)} left")
+            parts.append(f"{shown(left)} left")
         return [", ".join(parts), *(_running_line(trial, blind=blind) for trial in running)]
 
     def log_line(self) -> str:
         """See :class:`LiveLines`; how many trials there are may be a secret, and logs are kept."""
         if self._search.sweep.tune.only_best_may_be_seen:
-            return f"searching … {duration(self.elapsed_s)}"
+            return f"searching … {about(self.elapsed_s)}"
         return self.lines(exact=False)[0]
+
+    def tell_skipped(self) -> None:
+        """Says once what workers on a cluster left out of the data, which all trials share."""
+        folder = self._search.directory.trials
+        if self._skipped_told or self._search.example().cluster.address is None:
+            return  # the driver has read the data itself
+        lines = (left_out(RunDirectory(folder / name)) for name in folder.names())
+        if (line := next(filter(None, lines), None)) is not None:
+            self._skipped_told = True
+            say(self._console, line)
 
     def _best(self, trials: list[TrialProgress]) -> TrialProgress | None:
         sign = 1 if self._search.larger_is_better else -1

@@ -18,6 +18,7 @@ from dp_ray.data.store import open_dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError, DpRayError, RunError
 from dp_ray.gradients.engines.engine import in_one_line
+from dp_ray.imports import reading
 from dp_ray.json_text import finite
 from dp_ray.models.build import build_model
 from dp_ray.objectives.registry import build_objective
@@ -29,16 +30,23 @@ _MAY_CHANGE = ("data.root", "data.cache", "data.download", "data.evaluation")
 """Where the data is; what a model was trained as cannot be changed afterwards."""
 
 
-def evaluate_run(location: str, overrides: list[str]) -> dict[str, Any]:
+def evaluate_run(location: str, overrides: list[str], *, own_code: bool = False) -> dict[str, Any]:
     """Evaluate on the test split what a run released: its metrics, and the objective's details.
 
     Args:
         location: path or URI of a run, or of a release folder that was copied elsewhere.
         overrides: ``a.b=value``, for example where the data is on this machine.
+        own_code: see :func:`~dp_ray.imports.reading`.
 
     Raises:
+        OwnCodeError: network, objective or data are code that the user did not agree to run.
         DpRayError: there is no release, or the data cannot be read.
     """
+    with reading(own_code=own_code):
+        return _evaluate(location, overrides)
+
+
+def _evaluate(location: str, overrides: list[str]) -> dict[str, Any]:
     folder = open_folder(location)
     inside = folder.exists(RELEASE)
     release = folder / RELEASE if inside else folder

@@ -7,7 +7,15 @@ from collections.abc import Callable
 from dp_ray.artifacts.notes import DataNote, EngineNote, PhaseNote, StartNote
 from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.result import Result
-from dp_ray.artifacts.run_directory import RAY, REFUSED, STOP, RunDirectory
+from dp_ray.artifacts.run_directory import (
+    RAY,
+    REFUSED,
+    RELEASE,
+    STOP,
+    RunDirectory,
+    declarations,
+)
+from dp_ray.artifacts.score import published_before
 from dp_ray.config.run import Config
 from dp_ray.data.facts import data_facts
 from dp_ray.data.files import skipped_line
@@ -64,7 +72,7 @@ def take_up(
         run: which.
         config: as given now.
         attempt: names this call, for the run's lock.
-        tell: told of a budget that differs from the run's first.
+        tell: logs one line about what differs from the run's beginning.
         break_lock: take the run over from a process that is known to be dead.
 
     Returns:
@@ -93,7 +101,12 @@ def take_up(
                 f"privacy.steps: {plan.steps}, as the run was given since its start; "
                 f"ε = {plan.epsilon:.4f} at δ = {plan.delta:g}",
             )
+        for change in resumption.redeclared:
+            tell(change)
         _mark_running(run, ledger)
+        ledger.charge_earlier_scores(published_before(run.root / RELEASE))
+        if resumption.redeclared:
+            ledger.declare(declarations(config))
         if resumption.adds_steps:
             ledger.amend_plan(plan)
         _clear_notes(run)

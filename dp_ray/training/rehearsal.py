@@ -6,6 +6,9 @@ generator of random numbers, by looking at the other examples. Then one example 
 the gradients of others, and the sum by many times C. Nothing here sees data, and no message holds a
 value.
 
+Parameters are the network's own, but for those that are constant, such as a head of zeros or a
+scale of 1e-6: nothing could be seen of the layers before it, so these get small random numbers.
+
 Shapes: B examples, K views, P parameters.
 """
 
@@ -26,11 +29,11 @@ from dp_ray.errors import ConfigError, DpRayError, ModelError
 from dp_ray.gradients.clipped_sum import ClippedSum, clipped_gradient_sum
 from dp_ray.gradients.engines.engine import Engine
 from dp_ray.gradients.engines.registry import build_engine, is_users_own
-from dp_ray.gradients.layout import ParameterLayout, trained_parameters
+from dp_ray.gradients.layout import ParameterLayout, trained_parameters, varied
 from dp_ray.imports import USER_ERRORS, cause_of
 from dp_ray.objectives.objective import Objective
 from dp_ray.training.state import State, first_difference, read_state
-from dp_ray.training.untrained import Untrained, same_bits
+from dp_ray.training.untrained import Untrained, relative_difference, same_bits
 
 _ROUNDING = {"float32": 1e-5}
 """How far results of other shapes, or of a GPU's next call, may differ, relative to the largest."""
@@ -56,6 +59,7 @@ def rehearse(
     microbatch_size: int,
     device: torch.device,
     evaluated: Sequence[int],
+    untrained: Untrained | None = None,
 ) -> Sequence[str]:
     """Check that a run's network is a function; see :class:`Rehearsal`.
 
@@ -68,6 +72,7 @@ def rehearse(
         microbatch_size: B.
         device: where the network runs.
         evaluated: numbers of images that an evaluation takes at a time.
+        untrained: what is not trained, as it was before any call.
 
     Returns:
         What is equal within rounding only, a sentence each.
@@ -76,7 +81,7 @@ def rehearse(
         DpRayError: it is none; see :meth:`Rehearsal.run`.
         torch.OutOfMemoryError: a GPU has too little memory for B examples.
     """
-    rehearsal = Rehearsal(config, facts, model, objective, engine, device)
+    rehearsal = Rehearsal(config, facts, model, objective, engine, device, untrained)
     rehearsal.run(microbatch_size, evaluated)
     return rehearsal.notes
 
@@ -92,6 +97,7 @@ class Rehearsal:
         objective: its loss.
         engine: computes microbatches.
         device: where the network runs.
+        untrained: what is not trained, as it was before any call; by default as it is now.
         notes: what was not equal bit for bit, though within rounding.
     """
 
@@ -101,12 +107,15 @@ class Rehearsal:
     objective: Objective
     engine: Engine = field(default_factory=build_engine)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    untrained: Untrained | None = None
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         own = trained_parameters(self.model)
-        self._own, self._params = ({n: p.clone() for n, p in own.items()} for _ in range(2))
-        self._untrained = Untrained.of(self.model, ParameterLayout.of(self.model))
+        self._own = {n: p.clone() for n, p in own.items()}
+        self._given, self._params = (varied(own) for _ in range(2))
+        layout = ParameterLayout.of(self.model)
+        self._untrained = self.untrained or Untrained.of(self.model, layout)
         self._states: dict[str, State] = {}
         self._latest: dict[str, Callable[[], object]] = {}
 
@@ -162,6 +171,7 @@ class Rehearsal:
         plain = self.engine.uncompiled
         # Caches are filled, of each mode and shape; from then on nothing may change.
         first = self._call(_TRAINING, of_mine([*mine, *others], plain))
+        self._check_finite(first.norms[0], "the gradients")
         few, more = self._count, self._count + 1
         for count in (*evaluated, more, few):  # a cache that keeps the latest ends as below
             self._call(_EVALUATION, logits(range(count)))
@@ -241,7 +251,7 @@ class Rehearsal:
         kind = "buffer" if changed in dict(self.model.named_buffers()) else "frozen parameter"
         if changed is None:
             kind = "parameter"
-            pairs = [(self._own, trained_parameters(self.model)), (self._own, self._params)]
+            pairs = [(self._own, trained_parameters(self.model)), (self._given, self._params)]
             changed = next(
                 (n for old, new in pairs for n in old if not same_bits(old[n], new[n])), None
             )
@@ -292,7 +302,7 @@ class Rehearsal:
         self, expected: ClippedSum, found: ClippedSum, what: str, *, place: bool = False
     ) -> None:
         a, b = (torch.cat([g.flatten() for g in s.gradients.values()]) for s in (expected, found))
-        off = _relative(a, b)
+        off = relative_difference(a, b)
         if off <= (_REGROUPED if place else 0.0):
             return
         problem = f"the gradient of an example {what}"
@@ -307,11 +317,20 @@ class Rehearsal:
         )
 
     def _compare_logits(self, expected: Tensor, found: Tensor) -> None:
-        if _relative(expected, found) > _ROUNDING["float32"]:
+        self._check_finite(expected, "the logits, in evaluation mode,")
+        if relative_difference(expected, found) > _ROUNDING["float32"]:
             raise ModelError(
                 f"model.name = {self.config.model.name!r}: the logits of an image in evaluation "
                 "mode depend on the other images of the batch, or differ from call to call: a "
                 "release must give the same outputs wherever it is used"
+            )
+
+    def _check_finite(self, values: Tensor, what: str) -> None:
+        if not values.isfinite().all():
+            raise ModelError(
+                f"model.name = {self.config.model.name!r}: {what} of an image of noise are not "
+                "finite (NaN or infinity), so nothing can be checked of them. Scale the initial "
+                "weights down, or keep divisors and logarithms away from 0"
             )
 
     # Inputs and outputs
@@ -376,13 +395,3 @@ class Rehearsal:
                 "A classifier returns one row of logits an image, in both modes",
             )
         return logits
-
-
-def _relative(expected: Tensor, found: Tensor) -> float:
-    """Largest difference over the largest entry; entries that are NaN in both are equal."""
-    differ = ~((expected == found) | (expected.isnan() & found.isnan()))
-    if not differ.any():
-        return 0.0
-    off = (expected - found).abs()[differ]
-    largest = expected.abs().nan_to_num(0.0).max().clamp(min=1e-20)
-    return float((off.nan_to_num(torch.inf).max() / largest).item())

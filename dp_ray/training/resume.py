@@ -7,7 +7,7 @@ from typing import Any
 
 from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.result_directory import refuse_changes
-from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
+from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields, declarations
 from dp_ray.artifacts.run_key import refuse_key_of_seed
 from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, LedgerError, RunError
@@ -18,6 +18,7 @@ from dp_ray.privacy.mechanism import Mechanism, check_description, mechanism_of
 from dp_ray.privacy.plan import PrivacyPlan, check_countable
 from dp_ray.training.optimizers import depends_on_length
 
+SEARCHED = "privacy.search_epsilon"
 _BUDGET = ("privacy.epsilon", "privacy.noise_multiplier", "privacy.steps")
 
 
@@ -29,16 +30,28 @@ class Resumption:
         config: as given, with the execution of the sessions before where it leaves that open.
         before: the plan that the run is held to so far.
         plan: the plan from here on: ``before`` itself, or with a larger T and ε.
+        declared: what the user declared before, by field.
     """
 
     config: Config
     before: PrivacyPlan
     plan: PrivacyPlan
+    declared: dict[str, Any]
 
     @property
     def adds_steps(self) -> bool:
         """Whether more steps were asked for."""
         return self.plan.steps > self.before.steps
+
+    @property
+    def redeclared(self) -> list[str]:
+        """What the user declares otherwise than before, a line for each."""
+        return [
+            f"{field}: {_plain(new)} from here on, and {_plain(self.declared[field])} before; both "
+            "are on record"
+            for field, new in declarations(self.config).items()
+            if new != self.declared[field]
+        ]
 
 
 def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resumption:
@@ -57,6 +70,8 @@ def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resump
     ledger.check_version()
     started, before = run.config(), ledger.plan
     _check_fields(started, config)
+    declared = ledger.declared or declarations(started)
+    _check_declared(declared, config)
     plan = before
     if any(_value(started, field) != _value(config, field) for field in _BUDGET):
         plan = _raise_steps(config, before, amended=ledger.amended)
@@ -67,7 +82,23 @@ def plan_resumption(run: RunDirectory, ledger: Ledger, config: Config) -> Resump
     _check_covered(config, plan, ledger)
     if ledger.sessions:
         config = _keep_execution(config, ledger.sessions[-1].execution)
-    return Resumption(config, before, plan)
+    return Resumption(config, before, plan, declared)
+
+
+def _check_declared(before: dict[str, Any], config: Config) -> None:
+    """Refuse to leave a search out of the statement that was in it."""
+    old, new = before[SEARCHED], config.privacy.search_epsilon
+    if old is not None and (new is None or new < old):
+        raise ConfigError(
+            SEARCHED,
+            new,
+            f"the run declares {old}, and what a search has spent stays spent",
+            f"Set it to {old}, or more",
+        )
+
+
+def _plain(value: Any) -> str:
+    return "null" if value is None else str(value)
 
 
 def _check_result(run: RunDirectory, ledger: Ledger) -> None:

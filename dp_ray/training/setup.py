@@ -174,6 +174,7 @@ def _rehearse(
             microbatch_size=size,
             device=device,
             evaluated=evaluation_sizes(tested, collective.rank, collective.world_size),
+            untrained=setup.untrained,
         )
 
     start_peak(device)

@@ -102,6 +102,16 @@ def same_bits(first: Tensor, second: Tensor) -> bool:
     return torch.equal(_bytes(first), _bytes(second))
 
 
+def relative_difference(expected: Tensor, found: Tensor) -> float:
+    """Largest difference over the largest entry; entries that are NaN in both are equal."""
+    differ = ~((expected == found) | (expected.isnan() & found.isnan()))
+    if not differ.any():
+        return 0.0
+    off = (expected - found).abs()[differ]
+    largest = expected.abs().nan_to_num(0.0).max().clamp(min=1e-20)
+    return float((off.nan_to_num(torch.inf).max() / largest).item())
+
+
 def _bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 

@@ -29,8 +29,10 @@ from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.privacy import accounting
 from dp_ray.privacy import plan as plan_module
+from dp_ray.reporting.ledger import describe_ledger, ledger_facts
 from dp_ray.reporting.make import write_report
 from dp_ray.training.evaluate_run import evaluate_run
+from dp_ray.training.opening import take_up
 from dp_ray.training.preparation import make_plan
 
 SOLVED = {"epsilon": 3.0, "noise_multiplier": None, "steps": 4, "accountant": "rdp"}
@@ -129,6 +131,36 @@ def test_what_is_declared_on_resume_is_what_every_document_says(make_config: Mak
     card = Path(told["report"]).read_text()
     assert f"{statement['epsilon_with_search']:.4f}" in card
     assert "declares public" in card
+
+
+def test_a_search_stays_in_the_statement_whatever_is_declared_on_resume(
+    make_config: MakeConfig,
+) -> None:
+    """Also one that was declared by a session that is over, and not when the run was started."""
+    start_and_stop(make_config(privacy={"search_epsilon": 0.5}), 1)
+    start_and_stop(make_config(privacy={"search_epsilon": 1.5}), 2, resume=True)
+    for forgotten in (None, 0.5, 1.4):
+        config = make_config(privacy={"search_epsilon": forgotten})
+        with pytest.raises(ConfigError, match=r"search_epsilon = .*declares 1\.5.*Set it to 1\.5"):
+            start(config, resume=True)
+    result = start(make_config(privacy={"search_epsilon": 1.5}), resume=True)
+    assert result["epsilon_with_search"] == pytest.approx(result["epsilon"] + 1.5)
+
+
+def test_what_is_declared_otherwise_on_resume_is_printed_and_recorded(
+    make_config: MakeConfig,
+) -> None:
+    start_and_stop(make_config(), 2)
+    config = make_config(data={"evaluation": "public"})
+    run, said = RunDirectory.of(config), list[str]()
+    take_up(run, config, "first", said.append)
+    told = "data.evaluation: public from here on, and held_out before; both are on record"
+    assert said == [told]
+    take_up(run, config, "second", said.append)
+    assert said == [told]
+    facts = ledger_facts(str(run.root))
+    assert facts["declared"]["data.evaluation"] == "public"
+    assert "data.evaluation = public" in describe_ledger(facts)
 
 
 def statement_of(config: Config) -> Statement:

@@ -240,6 +240,28 @@ def test_noise_hides_nothing_beside_an_exact_accuracy(
     assert statement["epsilon_of_test_accuracy"] is None
 
 
+@pytest.mark.parametrize("releases", [1, 2])
+def test_an_accuracy_that_an_earlier_version_replaced_counts_as_exact(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, releases: int
+) -> None:
+    """Its noise stands nowhere; that of the one in the release folder does."""
+
+    def publish(steps: int) -> dict[str, Any]:
+        config = make_config(data=NOISED, privacy={"accountant": "rdp", "steps": steps})
+        start(config, resume=steps > 1)
+        return dict(json.loads((folder(config) / "release/privacy.json").read_text()))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "charge_score", lambda *_: ((3.0, 1.0, 1),))
+        patch.setattr(Ledger, "charge_earlier_scores", lambda *_: None)
+        for steps in range(1, releases + 1):
+            publish(steps)
+    statement = publish(3)
+    assert statement["test_accuracies_published"] == releases + 1
+    both = pytest.approx(epsilon_of("rdp", ((3.0, 1.0, 2),), 1e-4))
+    assert statement["epsilon_of_test_accuracy"] == (both if releases == 1 else None)
+
+
 def test_what_a_release_folder_published_before(make_config: MakeConfig, tmp_path: Path) -> None:
     release = LocalFolder(tmp_path / "release")
     assert published_before(release) is None

@@ -104,6 +104,34 @@ def load_guarantees() -> list[Guarantee]:
     return [Guarantee(**yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files]
 
 
+class Exercised(BaseModel):
+    """Something that a user supplies, and how a run tries it before its first charge.
+
+    Attributes:
+        supplied: what.
+        exercised: how.
+        where: by which part of the run.
+        test: node id of a test in which a fault of it is refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    supplied: str
+    exercised: str
+    where: str
+    test: str
+
+
+def load_exercised() -> list[Exercised]:
+    """The table of what is exercised before the first charge.
+
+    Raises:
+        pydantic.ValidationError: the file is not as it should be.
+    """
+    text = (_FOLDER.parent / "exercised.yaml").read_text(encoding="utf-8")
+    return [Exercised(**values) for values in yaml.safe_load(text)]
+
+
 class _Token(NamedTuple):
     """A token and where it stands in the source."""
 

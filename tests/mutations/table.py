@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutations.catalogue import ROOT, Guarantee, Mutation
+from mutations.catalogue import ROOT, Exercised, Guarantee, Mutation, load_exercised
 
 DOCUMENT = ROOT / "docs" / "verification.md"
 
@@ -23,6 +23,17 @@ written by hand, with the one test that must see it, which neither of them can e
 """
 
 
+_EXERCISED = """
+## What is exercised before the first charge
+
+Whatever a user supplies is tried as the run will use it, on made-up inputs, before anything is
+charged. A fault ends the run in one line; the test of each row shows one.
+
+| supplied | exercised | where | test |
+| --- | --- | --- | --- |
+"""
+
+
 def render(guarantees: list[Guarantee], run: str) -> str:
     """The page.
 
@@ -37,6 +48,8 @@ def render(guarantees: list[Guarantee], run: str) -> str:
         )
         parts.append("| fault | put into | caught by |\n| --- | --- | --- |\n")
         parts += [_row(mutation) for mutation in guarantee.mutations]
+    parts.append(_EXERCISED)
+    parts += [_row_of(part) for part in load_exercised()]
     return "".join(parts)
 
 
@@ -55,3 +68,9 @@ def _row(mutation: Mutation) -> str:
     file, _, test = mutation.test.partition("::")
     place = mutation.file.removeprefix("dp_ray/")
     return f"| {mutation.name} | `{place}` | `{file.removeprefix('tests/')}` `{test}` |\n"
+
+
+def _row_of(part: Exercised) -> str:
+    file, _, test = part.test.partition("::")
+    shown = f"`{file.removeprefix('tests/')}` `{test}`"
+    return f"| {part.supplied} | {part.exercised.strip()} | {part.where} | {shown} |\n"

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
+import re
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 from helpers.searches import MakeSweep, made_up, made_up_trial
 from helpers.support import MakeConfig, key_of, start
 from rich.console import Console
+from typer.testing import CliRunner
 
-from dp_ray.artifacts.notes import PhaseNote
+from dp_ray import cli
+from dp_ray.artifacts.notes import DataNote, PhaseNote
 from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.artifacts.times import roughly
+from dp_ray.config.yaml_text import write_yaml
+from dp_ray.on_ray.job import IN_JOB
 from dp_ray.reporting import live
 from dp_ray.reporting.run_progress import ProgressLine, describe_progress
 from dp_ray.reporting.search_progress import SweepProgress
@@ -40,7 +48,7 @@ def test_a_run_tells_step_epsilon_and_time_left(make_config: MakeConfig) -> None
     run, plan = RunDirectory.of(config), make_plan(config)
     PhaseNote(text="rehearsing the network").write(run.private)
     shown = ProgressLine(run, plan, Console(file=io.StringIO()))
-    assert shown.log_line() == "rehearsing the network … 0 s"
+    assert shown.log_line().startswith("rehearsing the network … about ")
     progress = Progress(
         step=11,
         steps=40,
@@ -89,7 +97,24 @@ def test_a_search_tells_no_number_of_trials_that_is_secret(
     if mode == "compose":
         assert first_line(shown, log).startswith("starting Ray")
     else:
-        assert shown.log_line() == "searching … 0 s"
+        assert shown.log_line().startswith("searching … about ")
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:6379", None])
+def test_a_search_tells_once_what_workers_elsewhere_left_out(
+    make_sweep: MakeSweep, address: str | None
+) -> None:
+    """Here the driver has read the data itself, and has said so."""
+    sweep = make_sweep(training={"cluster": {"address": address, "num_workers": 1}})
+    search = Search.draw(sweep, key_of(1), tell=lambda _: None)
+    for name in ("0000", "0001"):
+        DataNote(skipped={"pdf": 3}).write(RunDirectory(search.directory.trials / name).private)
+    log = io.StringIO()
+    shown = SweepProgress(search, 6.0, Console(file=log))
+    shown.lines()
+    shown.tell_skipped()
+    told = "data.root: 3 entries skipped: 3 pdf; dp-ray data names them\n"
+    assert log.getvalue() == (told if address else "")
 
 
 @pytest.mark.parametrize(
@@ -128,6 +153,68 @@ def test_a_log_does_not_tell_draws_apart(make_config: MakeConfig) -> None:
             shown.add(describe_progress(progress, plan))
     assert len(lines) <= 2  # ε is that of the next twentieth
     assert len(shown) > 50
+
+
+OWN_IMAGES = """
+import os
+import numpy as np
+
+def load(config):
+    images = np.random.default_rng(0).integers(256, size=(200, 1, 8, 8), dtype=np.uint8)
+    images[0] = int(os.environ["FIRST_IMAGE"])
+    labels = np.arange(200) % 10
+    return (images, labels), (images[:50], labels[:50])
+"""
+
+ACCURACY = r"(?<=accuracy)( +)[01]\.\d{3,4}"
+ONE_DIGIT = r"about (?:\d0*|0\.\d)(?: images/s| s| min| h)"
+
+
+def test_the_logs_of_two_jobs_differ_in_what_is_public_or_rounded(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole outputs, with other draws and another example; only accuracies are exact."""
+    monkeypatch.setenv(IN_JOB, "1")
+    monkeypatch.setattr(live, "_LOG_INTERVAL_S", 0.05)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "job_images.py").write_text(OWN_IMAGES)
+    shape = {"num_examples": 200, "num_classes": 10, "channels": 1, "image_size": 8}
+    config = make_config(
+        data={"name": "job_images:load", "expected_batch_size": 20, **shape},
+        privacy={"steps": 40, "delta": 1e-4, "accountant": "rdp"},
+        augment={"views": 1, "rotation": 0.0, "shift": 0.0},
+        train={"evaluate_every": 20},
+        seed=None,
+    )
+    (tmp_path / "job.yaml").write_text(write_yaml(config.dump()))
+    plan = make_plan(config)
+    fixed, moving = [], set[str]()
+    for first in ("0", "255"):
+        monkeypatch.setenv("FIRST_IMAGE", first)
+        done = CliRunner().invoke(cli.app, ["train", str(tmp_path / "job.yaml"), "--json"])
+        assert done.exit_code == 0, done.output
+        *lines, values = done.output.splitlines()
+        said = [re.sub(ONE_DIGIT, "…", re.sub(ACCURACY, " …", line)) for line in lines]
+        passing = ("step ", "starting")
+        moving |= {line for line in said if line.startswith(passing)}
+        result = json.loads(values)
+        assert result.pop("seconds") == roughly(Result.read(RunDirectory.of(config).root).seconds)
+        figures = [result.pop(name) for name in ("metrics", "test_accuracy", "test_loss")]
+        assert None not in figures  # they are exact
+        fixed.append(([line for line in said if not line.startswith(passing)], result))
+        shutil.rmtree(tmp_path / "runs")
+    assert fixed[0] == fixed[1]
+    grid = {step: f"{plan.epsilon_after(step):.2f}" for step in range(0, 41, 2)}
+    allowed = {
+        f"step {step}/40{speed}, ε ≤ {grid[at]} of {plan.epsilon:.2f}{accuracy}{left}"
+        for step in grid
+        for at in (step, min(step + 2, 40))
+        for speed in ("", ", …")
+        for accuracy in ("", ", accuracy …")
+        for left in ("", ", … left")
+    }
+    assert moving - {"starting … …"} <= allowed
+    assert len(moving) > 1
 
 
 def test_the_seconds_of_a_run_are_rounded_where_others_may_read_them(

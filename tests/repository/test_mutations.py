@@ -9,7 +9,14 @@ import ast
 from functools import cache
 
 import pytest
-from mutations.catalogue import ROOT, Mutation, OutOfDateError, load_guarantees
+from mutations.catalogue import (
+    ROOT,
+    Exercised,
+    Mutation,
+    OutOfDateError,
+    load_exercised,
+    load_guarantees,
+)
 from mutations.judge import CAUGHT, PASSED, verdict
 from mutations.table import DOCUMENT, render, run_line
 
@@ -37,6 +44,12 @@ def test_a_fault_fits_the_source_and_its_test_exists(mutation: Mutation) -> None
     assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
     file, _, function = mutation.test.partition("::")
     assert function.partition("[")[0] in functions(file)
+
+
+@pytest.mark.parametrize("part", load_exercised(), ids=lambda part: part.test)
+def test_what_is_exercised_before_the_first_charge_has_its_test(part: Exercised) -> None:
+    file, _, function = part.test.partition("::")
+    assert function in functions(file)
 
 
 def test_the_page_is_of_this_list() -> None:

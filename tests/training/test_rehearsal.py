@@ -16,10 +16,12 @@ from dp_ray.config.run import Config
 from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError, DpRayError, ModelError
 from dp_ray.gradients.engines.registry import build_engine
+from dp_ray.gradients.layout import ParameterLayout
 from dp_ray.models.build import build_model
 from dp_ray.objectives.single_label import SingleLabel
 from dp_ray.training.preparation import make_plan
 from dp_ray.training.rehearsal import Rehearsal, rehearse
+from dp_ray.training.untrained import Untrained
 
 FACTS = DataFacts(100, 3, 4, 1, (0.5,), (0.5,))
 CPU = torch.device("cpu")
@@ -161,6 +163,27 @@ class CentersTheBatch(Plain):
         return super().forward(x if self.training else x - x.mean(0))
 
 
+class HidesBehindZeros(CentersTheBatch):
+    """Starts from a head of zeros, as fine-tuning does: all logits are 0 at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.b.weight)
+        nn.init.zeros_(self.b.bias)
+
+
+class GivesNaN(Plain):
+    """Divides 0 by 0, in one of the modes."""
+
+    def __init__(self, *, training: bool) -> None:
+        super().__init__()
+        self.mode = training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return super().forward(x / x.sub(x).abs() if self.training == self.mode else x)
+
+
 class KeepsOnes(Plain):
     """Keeps a helper tensor as long as the shape stays: a function all the same."""
 
@@ -275,6 +298,9 @@ REFUSED = {
     ),
     "place": (Mixes("place", 1e-3), "depends on its place in the microbatch"),
     "images of a batch": (CentersTheBatch(), "depend on the other images of the batch"),
+    "zeros": (HidesBehindZeros(), "depend on the other images of the batch"),
+    "NaN": (GivesNaN(training=True), "the gradients of an image of noise are not finite"),
+    "NaN in evaluation": (GivesNaN(training=False), "logits.* of an image of noise are not finite"),
 }
 
 
@@ -294,6 +320,32 @@ def test_a_network_that_is_no_function_is_refused(make_config: MakeConfig, kind:
 def test_a_function_is_taken(make_config: MakeConfig, model: nn.Module, size: int) -> None:
     """Also one that keeps what is the same for equal shapes; whatever the microbatch size."""
     rehearsal(make_config, model, size=size)
+
+
+def test_a_buffer_that_changed_before_the_rehearsal_is_noticed(make_config: MakeConfig) -> None:
+    """An engine that is tried out calls the network first, at sizes that no rehearsal has."""
+    model = Plain().train()
+    model.register_buffer("seen", torch.zeros(()))
+    before = Untrained.of(model, ParameterLayout.of(model))
+    model.get_buffer("seen").add_(1)
+    found = Rehearsal(make_config(), FACTS, model, SingleLabel(3), untrained=before)
+    with pytest.raises(ModelError, match="the buffer seen is changed by a call of the network"):
+        found.try_out()
+
+
+@pytest.mark.parametrize("kept", ["1.0", "torch.randn(())"])
+def test_what_a_head_of_zeros_hides_is_found_by_the_second_instance(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    init = f"nn.init.zeros_(self.head.weight); self.kept = {kept}"
+    config = own(
+        make_config, tmp_path, monkeypatch, NET.format(init=init, forward="x = x * self.kept")
+    )
+    if kept == "1.0":
+        assert make_plan(config).steps == 4
+        return
+    with pytest.raises(ModelError, match=r"\.kept differs, and is outside its state_dict"):
+        make_plan(config)
 
 
 def test_place_within_rounding_is_noted(make_config: MakeConfig) -> None:

@@ -1,0 +1,134 @@
+"""Reading what somebody else wrote: no code that its files name runs without its reader's word."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import two_bands
+from helpers.support import config_maker, folder, start
+from typer.testing import CliRunner
+
+from dp_ray import cli, imports
+from dp_ray.errors import OwnCodeError, RunError
+from dp_ray.imports import import_object, may_import, reading
+from dp_ray.reporting.ledger import ledger_facts
+from dp_ray.reporting.make import write_report
+from dp_ray.training.evaluate_run import evaluate_run
+
+MODULE = "code_of_the_run"
+NETWORK = """
+from torch import nn
+
+def build(*, num_classes, channels, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
+"""
+RAN = "\nopen('ran', 'a').close()\n"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with code, and with a run whose network and mechanism that code is."""
+    root = tmp_path_factory.mktemp("trained")
+    code = Path(two_bands.__file__).read_text() + NETWORK + RAN
+    (root / f"{MODULE}.py").write_text(code)
+    config = config_maker(root)(
+        name="theirs",
+        privacy={"mechanism": f"{MODULE}:TwoBands", "steps": 2},
+        augment={"views": 1, "rotation": 0.0, "shift": 0.0},
+        model={"name": f"{MODULE}:build"},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert start(config)["status"] == "finished"
+    assert folder(config) == root / "runs/theirs"
+    return root
+
+
+@pytest.fixture
+def received(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run, with its private part and its code, where it was never trained."""
+    place = tmp_path / "received"
+    shutil.copytree(trained, place, ignore=shutil.ignore_patterns("ran"))
+    monkeypatch.chdir(place)
+    forget_the_code(monkeypatch)
+    return place
+
+
+def forget_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another process, in the current folder, would not know."""
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    elsewhere = [p for p in sys.path if (Path(p) / f"{MODULE}.py").exists()]
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in elsewhere])
+
+
+Read = Callable[..., Any]
+
+READERS: dict[str, Read] = {
+    "ledger": lambda run, **own: ledger_facts(run, **own)["charges"],
+    "evaluate": lambda run, **own: evaluate_run(run, [], **own)["test_accuracy"],
+    "release": lambda run, **own: evaluate_run(f"{run}/release", [], **own)["test_accuracy"],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_code_of_a_run_from_elsewhere_is_refused_until_its_reader_agrees(
+    received: Path, reader: str
+) -> None:
+    run = str(received / "runs/theirs")
+    with pytest.raises(OwnCodeError, match=rf"= '{MODULE}:\w+': is code that .*--own-code\.$"):
+        READERS[reader](run)
+    assert not (received / "ran").exists()
+    READERS[reader](run, own_code=True)
+    assert (received / "ran").exists()
+    with pytest.raises(OwnCodeError):  # it was agreed to once
+        READERS[reader](run)
+
+
+@pytest.mark.parametrize("public", [False, True])
+def test_a_report_of_a_run_from_elsewhere_calls_no_mechanism_of_its_own(
+    received: Path, public: bool
+) -> None:
+    run = str(received / "runs/theirs")
+    if public:
+        with pytest.raises(RunError, match=r"cannot be reported on in public.*--own-code"):
+            write_report(run, public=True, form="html", output=None)
+    else:
+        told = write_report(run, public=False, form="html", output=None)
+        page = Path(told["report"]).read_text()
+        assert "nothing bears the numbers out" in page
+        assert "--own-code" in page
+    assert not (received / "ran").exists()
+    told = write_report(run, public=public, form="html", output=None, own_code=True)
+    assert "nothing bears" not in Path(told["report"]).read_text()
+
+
+def test_one_s_own_code_needs_no_option(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    for command in ("evaluate", "ledger", "report"):
+        done = CliRunner().invoke(cli.app, [command, "runs/theirs", "--json"])
+        assert done.exit_code == 0, (command, done.output)
+    assert json.loads(done.output.splitlines()[-1])["report"]
+
+
+def test_agreement_is_to_code_at_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imports, "_AGREED", str(tmp_path / "state/own_code"))
+    for place in ("mine", "theirs"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / f"{MODULE}.py").write_text("def f(): pass\ndef g(): pass\n")
+
+    def agreed(place: str, name: str) -> bool:
+        monkeypatch.chdir(tmp_path / place)
+        forget_the_code(monkeypatch)
+        with reading(own_code=False):
+            return may_import(f"{MODULE}:{name}")
+
+    assert not agreed("mine", "f")
+    import_object(f"{MODULE}:f", "model.name")
+    assert [agreed("mine", "f"), agreed("mine", "g"), agreed("theirs", "f")] == [True, False, False]
+    assert (tmp_path / "state/own_code").stat().st_mode & 0o777 == 0o600
