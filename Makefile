@@ -64,7 +64,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "installing into $(VENV): about 6 GB, some minutes"
-	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
 # An S3 server for the tests: what it needs contradicts constraints.txt.
@@ -74,5 +74,5 @@ $(VENV)/s3-server/.installed: tests/helpers/s3_server.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@

@@ -58,17 +58,21 @@ def train(
     Ctrl-C stops after the step at hand, with a checkpoint and exit code 130; --resume goes on.
     More privacy.steps (and the privacy.epsilon that they cost) may be given with it.
     """
-    from dp_ray.api.train import run_training
-    from dp_ray.artifacts.run_key import read_replay_key
+    from dp_ray.api.checks import check_run
     from dp_ray.config.files import load_config
-    from dp_ray.reporting.summary import describe_result
 
-    loaded = load_config(config, overrides or (), name=name)
     check_break_lock(break_lock, resume)
     if resume and replay_key is not None:
         raise typer.BadParameter(
             "--replay-key starts a run; --resume continues with the run's own key"
         )
+    loaded = load_config(config, overrides or (), name=name)
+    check_run(loaded)
+    # These import torch, which takes seconds.
+    from dp_ray.api.train import run_training
+    from dp_ray.artifacts.run_key import read_replay_key
+    from dp_ray.reporting.summary import describe_result
+
     result = run_training(
         loaded,
         resume=resume,
@@ -85,7 +89,8 @@ def train(
 
 def tune(
     config: Annotated[
-        Path, typer.Argument(help="A YAML search, such as configs/sweeps/digits.yaml.")
+        Path,
+        typer.Argument(help="A YAML file, or a built-in search by name, such as sweeps/digits."),
     ],
     overrides: Overrides = None,
     name: Name = None,
@@ -105,19 +110,24 @@ def tune(
 
     Ctrl-C stops with exit code 130; --resume goes on, without running a finished trial again.
     """
-    from dp_ray.api.tune import plan_sweep, run_sweep
+    from dp_ray.api.checks import check_search
     from dp_ray.config.search import load_sweep
+
+    check_break_lock(break_lock, resume)
+    loaded, console = load_sweep(config, overrides or (), name=name), Console(stderr=True)
+    if not dry_run:
+        check_search(loaded)
+    # These import torch, which takes seconds.
+    from dp_ray.api.tune import plan_sweep, run_sweep
     from dp_ray.reporting.search import describe_search, describe_sweep_result, search_facts
     from dp_ray.search.cost import search_cost
 
-    loaded, console = load_sweep(config, overrides or (), name=name), Console(stderr=True)
     if dry_run:
         search, _ = plan_sweep(loaded, console)
         cost = search_cost(search)
         print_text(describe_search(search, cost))
         print_json(search_facts(search, cost), as_json)
         return
-    check_break_lock(break_lock, resume)
     result = run_sweep(loaded, resume=resume, break_lock=break_lock, console=console)
     print_text(describe_sweep_result(result))
     print_json(result.dump(), as_json)
@@ -174,14 +184,19 @@ def audit(
 
     It trains on the data: all that it leaves in <train.storage_path>/<name> must stay secret.
     """
-    from dp_ray.api.audit import run_audit
-    from dp_ray.auditing.report import describe_audit, describe_verdict
+    from dp_ray.api.checks import check_run
     from dp_ray.config.files import load_config
     from dp_ray.on_ray.job import in_job
 
     check_break_lock(break_lock, resume)
+    loaded = load_config(config, overrides or (), name=name or f"{config.stem}-audit")
+    check_run(loaded)
+    # These import torch, which takes seconds.
+    from dp_ray.api.audit import run_audit
+    from dp_ray.auditing.report import describe_audit, describe_verdict
+
     outcome = run_audit(
-        load_config(config, overrides or (), name=name or f"{config.stem}-audit"),
+        loaded,
         kind=kind.value,
         canaries=canaries,
         significance=significance,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dp_ray.config.cluster import ClusterConfig
 from dp_ray.errors import ConfigError, RunError
+from dp_ray.extras import require
 
 
 def prepare_environment(cluster: ClusterConfig) -> None:
@@ -52,8 +53,14 @@ def check_environment(cluster: ClusterConfig) -> None:
         cluster: with the address that :func:`cluster_address` gave.
 
     Raises:
+        MissingExtraError: Ray is not installed.
         RunError: the temporary folder cannot be used, or nothing listens at the address.
     """
+    require(
+        "ray",
+        f"cluster.num_workers = {cluster.num_workers}",
+        "train in this process with cluster.num_workers=0",
+    )
     if cluster.address is None:
         _check_temporary_folder()
     elif cluster.address != "auto":

@@ -14,6 +14,7 @@ PACKAGE = Path(dp_ray.__file__).parent
 # The subjects, and what each imports stands before it in this list.
 ORDER = [
     "errors",
+    "extras",
     "keys",
     "json_text",
     "imports",

@@ -40,6 +40,18 @@ def source_of(config: DataConfig) -> Source:
     return kind(config)
 
 
+def check_place(config: DataConfig) -> None:
+    """Check, within moments, the facts of the configured data and that it is there.
+
+    Raises:
+        DpRayError: see :meth:`~dp_ray.data.source.Source.facts` and
+            :meth:`~dp_ray.data.source.Source.check_place`.
+    """
+    source = source_of(config)
+    source.facts()
+    source.check_place()
+
+
 def load_splits(config: DataConfig) -> Splits:
     """Open the configured data set; images may be decoded only when walked through.
 
