@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -20,6 +20,9 @@ from dp_ray.cli.options import (
     print_json,
     print_text,
 )
+
+if TYPE_CHECKING:
+    from dp_ray.config.run import Config
 
 REFUTED = 1
 """Exit code of an audit that refutes what a run claims."""
@@ -58,16 +61,12 @@ def train(
     Ctrl-C stops after the step at hand, with a checkpoint and exit code 130; --resume goes on.
     More privacy.steps (and the privacy.epsilon that they cost) may be given with it.
     """
-    from dp_ray.api.checks import check_run
-    from dp_ray.config.files import load_config
-
     check_break_lock(break_lock, resume)
     if resume and replay_key is not None:
         raise typer.BadParameter(
             "--replay-key starts a run; --resume continues with the run's own key"
         )
-    loaded = load_config(config, overrides or (), name=name)
-    check_run(loaded)
+    loaded = _load(config, overrides, name)
     # These import torch, which takes seconds.
     from dp_ray.api.train import run_training
     from dp_ray.artifacts.run_key import read_replay_key
@@ -85,6 +84,16 @@ def train(
     print_json(result.dump(), as_json)
     if result.status == "stopped":
         raise typer.Exit(STOPPED)
+
+
+def _load(config: Path, overrides: list[str] | None, name: str | None) -> Config:
+    """Load a configuration, and check what takes moments."""
+    from dp_ray.api.checks import check_run
+    from dp_ray.config.files import load_config
+
+    loaded = load_config(config, overrides or (), name=name)
+    check_run(loaded)
+    return loaded
 
 
 def tune(
@@ -184,16 +193,12 @@ def audit(
 
     It trains on the data: all that it leaves in <train.storage_path>/<name> must stay secret.
     """
-    from dp_ray.api.checks import check_run
-    from dp_ray.config.files import load_config
-    from dp_ray.on_ray.job import in_job
-
     check_break_lock(break_lock, resume)
-    loaded = load_config(config, overrides or (), name=name or f"{config.stem}-audit")
-    check_run(loaded)
+    loaded = _load(config, overrides, name or f"{config.stem}-audit")
     # These import torch, which takes seconds.
     from dp_ray.api.audit import run_audit
     from dp_ray.auditing.report import describe_audit, describe_verdict
+    from dp_ray.on_ray.job import in_job
 
     outcome = run_audit(
         loaded,
