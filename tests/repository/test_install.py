@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -260,7 +261,11 @@ def test_mistakes_in_files_and_folders_are_reported_before_torch_is_imported(
     assert not imported
 
 
-# The wheel
+# The package as others see it
+
+
+def test_the_type_checked_example_runs() -> None:
+    runpy.run_path(str(Path(__file__).parent / "typed_use.py"), run_name="__main__")
 
 
 def test_the_wheel_has_all_that_is_no_code(tmp_path: Path) -> None:
