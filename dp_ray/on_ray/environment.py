@@ -67,9 +67,14 @@ def check_environment(cluster: ClusterConfig) -> None:
         _check_listens(cluster.address)
 
 
-def _check_temporary_folder() -> None:
+def temporary_folder() -> tuple[str | None, Path]:
+    """Return the folder below which Ray keeps its sessions, and the variable that names it."""
     name = next((n for n in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(n)), None)
-    folder = Path(os.environ[name] if name else "/tmp")
+    return name, Path(os.environ[name] if name else "/tmp")
+
+
+def _check_temporary_folder() -> None:
+    name, folder = temporary_folder()
     place = f"{name} = {folder}" if name else str(folder)
     remedy = "Set RAY_TMPDIR to a short path of a folder that can be written to, such as /tmp"
     room = _LONGEST_SOCKET - len(_BELOW)

@@ -24,7 +24,7 @@ from dp_ray.api.tune import run_sweep
 from dp_ray.config.builtin import builtin_names
 from dp_ray.config.search import load_sweep
 from dp_ray.errors import MissingExtraError
-from dp_ray.extras import EXTRAS, require
+from dp_ray.extras import EXTRAS, missing, require
 from dp_ray.storage import open_folder
 
 ROOT = Path(__file__).parents[2]
@@ -196,6 +196,14 @@ def test_the_other_extras_are_named_before_anything_is_written(
     ):
         run_sweep(sweep, resume=False, console=None)  # type: ignore[arg-type]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.usefixtures("bare")
+def test_missing_libraries_are_named() -> None:
+    assert missing("digits") == ["scikit-learn"]
+    assert missing("tune") == ["Ray", "Optuna", "matplotlib"]
+    with pytest.raises(MissingExtraError, match=r"^x: needs PyArrow, .* or do without\.$"):
+        require("storage", "x", "do without")
 
 
 def test_what_is_installed_is_required_in_silence() -> None:
