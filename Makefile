@@ -57,7 +57,8 @@ check: $(VENV)/.installed-dev  ## Lint, format and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --config-file= --strict --cache-dir .mypy_cache/outside tests/repository/typed_use.py
+	cd tests/repository && $(abspath $(BIN))/mypy --config-file= --strict \
+		--cache-dir $(abspath .mypy_cache)/outside typed_use.py
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=…" >&2; exit 1; }

@@ -38,7 +38,7 @@ def clean(
     Decoded copies of data, compiled graphs, and the sessions of Rays that have ended: all can be
     made again. Releases, ledgers and keys stay, and so does what a process of this machine uses.
     """
-    from dp_ray.api.clean import find_leftovers, size_in_words
+    from dp_ray.api.clean import Leftover, find_leftovers, size_in_words
     from dp_ray.data.cache import DEFAULT
     from dp_ray.storage import user_path
 
@@ -46,14 +46,15 @@ def clean(
     for left in found:
         print_text(f"{left.kind:15} {size_in_words(left.size):>9}  {left.path}  ({left.cost})")
     total = size_in_words(sum(left.size for left in found))
-    removed, kept = [], []
+    removed: list[Leftover] = []
     if not found:
         print_text("nothing is left to remove")
     elif yes or (in_terminal() and typer.confirm(f"Remove {total}?")):
         for left in found:
-            (removed if left.remove() else kept).append(left)
-        for left in kept:
-            print_text(f"kept          {left.path}: a process uses it, or it cannot be removed")
+            if left.remove():
+                removed.append(left)
+            else:
+                print_text(f"kept          {left.path}: a process uses it, or it cannot be removed")
         print_text(f"removed       {size_in_words(sum(left.size for left in removed))}")
     else:
         print_text(f"removed       nothing; --yes removes {total}")
