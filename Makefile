@@ -58,14 +58,16 @@ check: $(VENV)/.installed-dev  ## Lint, format and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	cd tests/repository && $(abspath $(BIN))/mypy --config-file= --strict \
+		--cache-dir $(abspath .mypy_cache)/outside typed_use.py
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=…" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "installing into $(VENV): about 6 GB, some minutes"
-	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable .
+	@echo "installing into $(VENV): about 7 GB, some minutes"
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[all]'
 	@touch $@
 
 # An S3 server for the tests: what it needs contradicts constraints.txt.
@@ -75,5 +77,5 @@ $(VENV)/s3-server/.installed: tests/helpers/s3_server.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@

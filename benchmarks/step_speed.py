@@ -1,6 +1,6 @@
 """The private step beside the non-private one and beside other libraries, in one run.
 
-    python -m pip install --constraint constraints.txt -e '.[peers]'
+    python -m pip install --constraint constraints.txt -e '.[all,peers]'
     python benchmarks/step_speed.py --out docs/step_speed
 
 All contenders of a case are built in one process and called in turn, round by round, so that a

@@ -189,3 +189,31 @@ class LedgerError(RunError):
 
 class StorageError(DpRayError):
     """A folder that cannot be opened."""
+
+
+class MissingExtraError(DpRayError):
+    """An optional library that is needed and not installed.
+
+    Args:
+        purpose: what needs it.
+        libraries: the names of those that are missing.
+        extra: the extra of dp-ray that installs them.
+        otherwise: another way out, if there is one.
+    """
+
+    def __init__(self, purpose: str, libraries: list[str], extra: str, otherwise: str = "") -> None:
+        super().__init__(purpose, libraries, extra, otherwise)
+        self.purpose = purpose
+        self.libraries = libraries
+        self.extra = extra
+        self.otherwise = otherwise
+
+    def __str__(self) -> str:
+        verb = "is" if len(self.libraries) == 1 else "are"
+        remedy = f"Run pip install 'dp-ray[{self.extra}]'"
+        if self.otherwise:
+            remedy += f", or {self.otherwise}"
+        return (
+            f"{self.purpose}: needs {' and '.join(self.libraries)}, which {verb} not installed. "
+            f"{remedy}."
+        )

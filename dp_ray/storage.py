@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dp_ray.errors import StorageError
+from dp_ray.extras import require
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -248,6 +249,7 @@ def open_folder(location: str) -> Folder:
 
     Raises:
         StorageError: pyarrow knows no such file system, or this is half a URI.
+        MissingExtraError: a URI needs pyarrow, which is not installed.
     """
     if re.match(r"[a-z][a-z0-9+]+:/(?!/)", location):
         raise StorageError(
@@ -265,6 +267,7 @@ def open_folder(location: str) -> Folder:
 @cache
 def _open(uri: str) -> tuple[FileSystem, str]:
     """pyarrow's file system for a URI, and the path in it."""
+    require("storage", uri, "give a path on this machine")
     import pyarrow
     from pyarrow.fs import FileSystem
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dp_ray.api.checks import check_look
 from dp_ray.artifacts.result_directory import IGNORE
 from dp_ray.config.run import Config
 from dp_ray.data.cache import cache_path
@@ -37,8 +38,10 @@ def look_at_data(config: Config, out: str | None, tell: Callable[[str], None]) -
         The report and where its files are; in a job, only where they are.
 
     Raises:
-        DpRayError: a run would refuse the data, or others could read the folder.
+        DpRayError: a run would refuse the data, others could read the folder, or matplotlib is
+            missing.
     """
+    check_look(config)
     if out is None:
         check_storage_path(config.train.storage_path)
         folder = open_folder(config.train.storage_path) / f"{config.name}-data"

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dp_ray.api.checks import check_search
 from dp_ray.artifacts.result_directory import refuse_changes
 from dp_ray.config.cluster import ClusterConfig
 from dp_ray.config.files import set_field, validate
@@ -21,7 +22,7 @@ from dp_ray.errors import ConfigError, DataError, RunError
 from dp_ray.keys import RunKey
 from dp_ray.ledger.lock import OWNER_ENDS_S, WriterLock
 from dp_ray.on_ray.environment import check_environment, located, prepare_environment
-from dp_ray.on_ray.job import check_storage_path, errors_for_log
+from dp_ray.on_ray.job import errors_for_log
 from dp_ray.reporting.live import say
 from dp_ray.reporting.make import search_report
 from dp_ray.reporting.search import describe_search
@@ -98,7 +99,7 @@ def run_sweep(
     Raises:
         DpRayError: before anything is started where possible; see the message.
     """
-    check_storage_path(sweep.storage_path)
+    check_search(sweep)
     sweep = _located(sweep)
     directory = SweepDirectory.of(sweep)
     if resume:

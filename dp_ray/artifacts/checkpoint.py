@@ -11,6 +11,7 @@ from __future__ import annotations
 import hmac
 import io
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -111,6 +112,16 @@ class Checkpoints:
         there = self._folder.names()
         recorded = [name for name in self._ledger.checkpoints if name in there]
         self._remove_all_but(recorded[-self._keep :])
+
+    def keep_newest(self) -> None:
+        """Remove all but the newest checkpoint, from which a finished run can be given more steps.
+
+        Does nothing if that one is not whole.
+        """
+        name = next(reversed(self._ledger.checkpoints), None)
+        if name is not None and self._load(name) is not None:
+            with suppress(OSError):  # the run is finished; dp-ray clean removes what stays
+                self._remove_all_but([name])
 
     def newest(self) -> Checkpoint | None:
         """The newest one on record that is whole; None if the run had not come to its first.

@@ -13,7 +13,8 @@ STOPPED = 130
 """Exit code of a run that was stopped by the user and can be resumed."""
 
 ConfigFile = Annotated[
-    Path, typer.Argument(help="A YAML configuration, such as configs/digits.yaml.")
+    Path,
+    typer.Argument(help="A YAML file, or a built-in configuration by name, such as digits."),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -44,15 +44,17 @@ def plan(
     printed here, with the ε curve over the steps.
     """
     from dp_ray.config.files import load_config
-    from dp_ray.on_ray.environment import located
-    from dp_ray.reporting.plan import describe_plan, plan_facts
-    from dp_ray.reporting.scaling import describe_scaling, scaling_facts
 
     counts = _worker_counts(workers or [])
     for option, value in (("--latency-us", latency_us), ("--bandwidth-gbit", bandwidth_gbit)):
         if not 0 < value < math.inf:
             raise typer.BadParameter(f"{option} {value}: a finite number above 0 is needed")
     loaded = load_config(config, overrides or ())
+    # These import torch, which takes seconds.
+    from dp_ray.on_ray.environment import located
+    from dp_ray.reporting.plan import describe_plan, plan_facts
+    from dp_ray.reporting.scaling import describe_scaling, scaling_facts
+
     facts = plan_facts(loaded.model_copy(update={"cluster": located(loaded.cluster)}))
     print_text(describe_plan(facts))
     if counts:
@@ -82,10 +84,14 @@ def data(
     Draws a contact sheet: examples of each class, and their K views. Trains nothing and costs no
     privacy budget. What it prints and draws shows private data, and must not be published.
     """
-    from dp_ray.api.data import look_at_data
+    from dp_ray.api.checks import check_look
     from dp_ray.config.files import load_config
 
-    facts = look_at_data(load_config(config, overrides or (), name=name), out, print_text)
+    loaded = load_config(config, overrides or (), name=name)
+    check_look(loaded)
+    from dp_ray.api.data import look_at_data  # imports torch, which takes seconds
+
+    facts = look_at_data(loaded, out, print_text)
     print_json(facts, as_json)
 
 
@@ -125,6 +131,11 @@ def evaluate(
     Prints accuracy in all and for each class, with 95% intervals, the calibration error and the
     largest confusions, and draws the confusion matrix.
     """
+    from dp_ray.api.checks import check_run_exists
+    from dp_ray.extras import missing
+
+    check_run_exists(run)
+    # These import torch, which takes seconds.
     from dp_ray.reporting.confusion import picture_file, save_confusion
     from dp_ray.reporting.evaluation import describe_evaluation
     from dp_ray.training.evaluate_run import evaluate_run
@@ -132,7 +143,9 @@ def evaluate(
     file = picture_file(run, picture)
     result = evaluate_run(run, overrides or [], own_code=own_code)
     print_text(describe_evaluation(result))
-    if "confusion_matrix" in result:
+    if "confusion_matrix" in result and missing("report"):
+        print_text("picture       none: matplotlib is not installed; pip install 'dp-ray[report]'")
+    elif "confusion_matrix" in result:
         result["picture"] = save_confusion(result, file)
         print_text(f"picture       {result['picture']}")
     elif picture is not None:
@@ -154,6 +167,10 @@ def ledger(
     as_json: Json = False,
 ) -> None:
     """Verify a run's ledger and show what was spent: steps, repeats, ε by each accountant."""
+    from dp_ray.api.checks import check_run_exists
+
+    check_run_exists(run)
+    # These import torch, which takes seconds.
     from dp_ray.reporting.ledger import describe_ledger, ledger_facts, repair_ledger
 
     if repair:
@@ -202,7 +219,10 @@ def report(
 
     The page is one file, without scripts, and loads nothing.
     """
-    from dp_ray.reporting.make import write_report
+    from dp_ray.api.checks import check_run_exists
+
+    check_run_exists(location)
+    from dp_ray.reporting.make import write_report  # imports torch, which takes seconds
 
     result = write_report(
         location, public=public, form=form.value, output=output, own_code=own_code
@@ -214,14 +234,29 @@ def report(
 
 
 def config(
-    file: Annotated[Path | None, typer.Argument(help="Show this file's values.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="Show the values of this file, or of a built-in configuration."),
+    ] = None,
     overrides: Overrides = None,
+    names: Annotated[
+        bool, typer.Option("--list", help="Print the names of the built-in configurations.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Print every field with its meaning, and its default or a file's value."""
+    from dp_ray.config.builtin import describe_builtins
     from dp_ray.config.files import load_config
     from dp_ray.reporting.fields import describe_config, field_reference
 
+    if names:
+        if file is not None or overrides:
+            raise typer.BadParameter("--list takes no file and no --set")
+        found = describe_builtins()
+        width = max(map(len, found))
+        print_text("\n".join(f"{name:{width}}  {line}" for name, line in found.items()))
+        print_json(found, as_json)
+        return
     if file is None and overrides:
         raise typer.BadParameter("--set changes a file's values: name the file")
     loaded = None if file is None else load_config(file, overrides or ())

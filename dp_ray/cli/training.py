@@ -6,7 +6,7 @@ import sys
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -24,6 +24,9 @@ from dp_ray.cli.options import (
     print_text,
 )
 from dp_ray.errors import ChargesError
+
+if TYPE_CHECKING:
+    from dp_ray.config.run import Config
 
 REFUTED = 1
 """Exit code of an audit that refutes what a run claims."""
@@ -63,12 +66,6 @@ def train(
     Ctrl-C stops after the step at hand, with a checkpoint and exit code 130; --resume goes on.
     More privacy.steps (and the privacy.epsilon that they cost) may be given with it.
     """
-    from dp_ray.api.train import run_training
-    from dp_ray.artifacts.run_key import read_replay_key
-    from dp_ray.config.files import load_config
-    from dp_ray.reporting.summary import describe_result
-
-    loaded = load_config(config, overrides or (), name=name)
     check_break_lock(break_lock, resume)
     if resume and replay_key is not None:
         raise typer.BadParameter(
@@ -76,6 +73,12 @@ def train(
         )
     if accept_charges is not None and not resume:
         raise typer.BadParameter("--accept-charges goes with --resume")
+    loaded = _load(config, overrides, name)
+    # These import torch, which takes seconds.
+    from dp_ray.api.train import run_training
+    from dp_ray.artifacts.run_key import read_replay_key
+    from dp_ray.reporting.summary import describe_result
+
     run = partial(
         run_training,
         loaded,
@@ -99,9 +102,20 @@ def train(
         raise typer.Exit(STOPPED)
 
 
+def _load(config: Path, overrides: list[str] | None, name: str | None) -> Config:
+    """Load a configuration, and check what takes moments."""
+    from dp_ray.api.checks import check_run
+    from dp_ray.config.files import load_config
+
+    loaded = load_config(config, overrides or (), name=name)
+    check_run(loaded)
+    return loaded
+
+
 def tune(
     config: Annotated[
-        Path, typer.Argument(help="A YAML search, such as configs/sweeps/digits.yaml.")
+        Path,
+        typer.Argument(help="A YAML file, or a built-in search by name, such as sweeps/digits."),
     ],
     overrides: Overrides = None,
     name: Name = None,
@@ -121,19 +135,24 @@ def tune(
 
     Ctrl-C stops with exit code 130; --resume goes on, without running a finished trial again.
     """
-    from dp_ray.api.tune import plan_sweep, run_sweep
+    from dp_ray.api.checks import check_search
     from dp_ray.config.search import load_sweep
+
+    check_break_lock(break_lock, resume)
+    loaded, console = load_sweep(config, overrides or (), name=name), Console(stderr=True)
+    if not dry_run:
+        check_search(loaded)
+    # These import torch, which takes seconds.
+    from dp_ray.api.tune import plan_sweep, run_sweep
     from dp_ray.reporting.search import describe_search, describe_sweep_result, search_facts
     from dp_ray.search.cost import search_cost
 
-    loaded, console = load_sweep(config, overrides or (), name=name), Console(stderr=True)
     if dry_run:
         search, _ = plan_sweep(loaded, console)
         cost = search_cost(search)
         print_text(describe_search(search, cost))
         print_json(search_facts(search, cost), as_json)
         return
-    check_break_lock(break_lock, resume)
     result = run_sweep(loaded, resume=resume, break_lock=break_lock, console=console)
     print_text(describe_sweep_result(result))
     print_json(result.dump(), as_json)
@@ -190,14 +209,15 @@ def audit(
 
     It trains on the data: all that it leaves in <train.storage_path>/<name> must stay secret.
     """
+    check_break_lock(break_lock, resume)
+    loaded = _load(config, overrides, name or f"{config.stem}-audit")
+    # These import torch, which takes seconds.
     from dp_ray.api.audit import run_audit
     from dp_ray.auditing.report import describe_audit, describe_verdict
-    from dp_ray.config.files import load_config
     from dp_ray.on_ray.job import in_job
 
-    check_break_lock(break_lock, resume)
     outcome = run_audit(
-        load_config(config, overrides or (), name=name or f"{config.stem}-audit"),
+        loaded,
         kind=kind.value,
         canaries=canaries,
         significance=significance,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from dp_ray.config.builtin import find_config
 from dp_ray.config.run import Config
 from dp_ray.config.yaml_text import MOST_CHARACTERS, read_yaml
 from dp_ray.errors import ConfigError, DpRayError, shown
@@ -19,10 +20,10 @@ from dp_ray.errors import ConfigError, DpRayError, shown
 def load_config(
     path: str | Path, overrides: Sequence[str] = (), *, name: str | None = None
 ) -> Config:
-    """Reads a YAML file, applies ``a.b=value`` overrides, validates.
+    """Reads a configuration, applies ``a.b=value`` overrides, validates.
 
     Args:
-        path: the file.
+        path: a YAML file, or the name of a built-in configuration, such as ``digits``.
         overrides: strings ``dotted.field=value``; the value is read as YAML.
         name: the run's name; default the file's ``name``, else the file's own name.
 
@@ -40,15 +41,15 @@ def read_values(
     path: str | Path, overrides: Sequence[str] = (), name: str | None = None
 ) -> dict[str, Any]:
     """A file's plain values with overrides applied and a name; see :func:`load_config`."""
-    path = Path(path)
+    file_path = find_config(path)
     try:
-        with path.open(encoding="utf-8") as file:
+        with file_path.open(encoding="utf-8") as file:
             text = file.read(MOST_CHARACTERS + 1)
     except (OSError, ValueError) as error:  # no UTF-8, or no path
         reason = getattr(error, "strerror", None) or error
         raise DpRayError(
-            f"cannot read the configuration {path}: {reason}. Give a YAML file, such as "
-            "configs/digits.yaml"
+            f"cannot read the configuration {path}: {reason}. Give a YAML file, or a name that "
+            "dp-ray config --list prints"
         ) from error
     try:
         values = read_yaml(text)
@@ -60,7 +61,7 @@ def read_values(
         apply_override(values, override)
     if name is not None:
         values["name"] = name
-    values.setdefault("name", path.stem)
+    values.setdefault("name", file_path.stem)
     return values
 
 

@@ -217,11 +217,12 @@ class SweepConfig:
 def load_sweep(
     path: str | Path, overrides: Sequence[str] = (), *, name: str | None = None
 ) -> SweepConfig:
-    """Reads a search from a YAML file; arguments and errors as of ``load_config``."""
+    """Reads a search, a file or a built-in one; arguments and errors as of ``load_config``."""
     values = read_values(path, overrides, name)
     if "tune" not in values:
         raise DpRayError(
-            f"{path} has no tune section, which says what to search: see configs/sweeps/digits.yaml"
+            f"{path} has no tune section, which says what to search: see sweeps/digits, which is "
+            "built in"
         )
     return parse_sweep(values)
 

@@ -15,13 +15,16 @@ from dp_ray.config.data import DataConfig
 from dp_ray.errors import DataError
 from dp_ray.storage import OWNER_ONLY, LocalFolder, user_path
 
+DEFAULT = "~/.cache/dp-ray"
+"""Where decoded copies are kept unless data.cache says otherwise."""
+
 KEY = "key"
 _KEY_BYTES = 32
 
 
 def cache_path(config: DataConfig) -> Path:
     """Where decoded copies are kept on this machine."""
-    return user_path(config.cache or "~/.cache/dp-ray")
+    return user_path(config.cache or DEFAULT)
 
 
 @dataclass(frozen=True, repr=False)

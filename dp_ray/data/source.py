@@ -115,6 +115,18 @@ class Source(ABC):
             DataError: the data is missing or cannot be read.
         """
 
+    def check_place(self) -> None:
+        """Check that what the data is read from is there; open no file and import no user's code.
+
+        It is called before anything that takes time, such as solving the budget.
+
+        Raises:
+            ConfigError: a field that says where the data lies cannot be used.
+            DataError: the data is not there.
+            MissingExtraError: a library that reads it is not installed.
+        """
+        return  # not abstract: a source may find out only when it is read
+
     def unread(self) -> Unread:
         """List what is not read; open no file.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dp_ray.config.cluster import ClusterConfig
 from dp_ray.errors import ConfigError, RunError
+from dp_ray.extras import require
 
 
 def prepare_environment(cluster: ClusterConfig) -> None:
@@ -52,17 +53,28 @@ def check_environment(cluster: ClusterConfig) -> None:
         cluster: with the address that :func:`located` gave.
 
     Raises:
+        MissingExtraError: Ray is not installed.
         RunError: the temporary folder cannot be used, or nothing listens at the address.
     """
+    require(
+        "ray",
+        f"cluster.num_workers = {cluster.num_workers}",
+        "train in this process with cluster.num_workers=0",
+    )
     if cluster.address is None:
         _check_temporary_folder()
     elif cluster.address != "auto":
         _check_listens(cluster.address)
 
 
-def _check_temporary_folder() -> None:
+def temporary_folder() -> tuple[str | None, Path]:
+    """Return the folder below which Ray keeps its sessions, and the variable that names it."""
     name = next((n for n in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(n)), None)
-    folder = Path(os.environ[name] if name else "/tmp")
+    return name, Path(os.environ[name] if name else "/tmp")
+
+
+def _check_temporary_folder() -> None:
+    name, folder = temporary_folder()
     place = f"{name} = {folder}" if name else str(folder)
     remedy = "Set RAY_TMPDIR to a short path of a folder that can be written to, such as /tmp"
     room = _LONGEST_SOCKET - len(_BELOW)

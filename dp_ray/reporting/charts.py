@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 from markupsafe import Markup
 
+from dp_ray.extras import require
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -86,6 +88,7 @@ def draw(title: str, note: str, paint: Callable[[Axes], None], *, height: float 
         paint: draws into the axes.
         height: in inches, of which the width has 5.
     """
+    require("report", "drawing")
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

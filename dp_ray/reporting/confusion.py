@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dp_ray.artifacts.run_directory import RELEASE
+from dp_ray.extras import require
 from dp_ray.reporting.output import OutputFile
 from dp_ray.storage import open_folder
 
@@ -34,11 +35,13 @@ def picture_file(run: str, given: str | None) -> OutputFile:
 
     Raises:
         ConfigError: no such kind of picture can be written.
+        MissingExtraError: a picture was asked for, and nothing can draw it.
     """
     if given is None:
         folder = open_folder(run)
         place = folder if folder.exists(RELEASE) else open_folder(".")
         return OutputFile(place, "confusion.png", "--picture")
+    require("report", f"--picture {given}", "leave it out")
     return OutputFile.given(given, "--picture", _FORMATS)
 
 
@@ -58,6 +61,7 @@ def draw_confusion(result: dict[str, Any], form: str) -> bytes:
         result: as :func:`~dp_ray.training.evaluate_run.evaluate_run` has it.
         form: ``png``, ``svg`` or ``pdf``.
     """
+    require("report", "drawing")
     from matplotlib import colormaps
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure  # without pyplot: no screen, no state

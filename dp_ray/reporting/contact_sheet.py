@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dp_ray.config.data import AugmentConfig
 from dp_ray.data.store import Dataset, Examples
 from dp_ray.data.views import ViewMaker
+from dp_ray.extras import require
 from dp_ray.keys import KeyedStream
 
 _ROWS = 24
@@ -149,6 +150,7 @@ def _tile(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _png(sheet: _Sheet, width: int, height: int) -> bytes:
+    require("report", "drawing")
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # without pyplot: no screen, no state
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from dp_ray.artifacts.run_directory import RELEASE, RunDirectory
 from dp_ray.artifacts.statement import Statement
 from dp_ray.errors import RunError
+from dp_ray.extras import require
 from dp_ray.reporting.output import OutputFile
 from dp_ray.reporting.run_facts import RunFacts, read_release, read_run
 from dp_ray.reporting.run_page import model_card, run_page
@@ -41,8 +42,10 @@ def write_report(
 
     Raises:
         DpRayError: there is nothing to report, or nothing that may be published; or the file
-            cannot be written.
+            cannot be written; or a page is wanted, and nothing can draw its charts.
     """
+    if form == "html":
+        require("report", "dp-ray report", "write a model card with --format markdown")
     given = None if output is None else OutputFile.given(output, "--output", _ENDINGS[form])
     folder, public = open_folder(location), public or form == "markdown"
     try:

@@ -282,6 +282,10 @@ class Coordinator:
             )
         )
 
+    def keep_newest_checkpoint(self) -> None:
+        """Remove the older checkpoints of a run whose release is published."""
+        self._checkpoints.keep_newest()
+
     def _warm_decay(self) -> float:
         """min(μ, (1+t)/(10+t)): De et al. 2022, arXiv 2204.13650, appendix."""
         assert self._ema_decay is not None

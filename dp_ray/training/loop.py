@@ -199,3 +199,5 @@ def _finish(session: Session, lead: Lead) -> None:
         test_digest=session.dataset.test_digest,
         charge_score=lead.ledger.charge_score,
     )
+    if assignment.done:
+        coordinator.keep_newest_checkpoint()

@@ -19,6 +19,7 @@ from dp_ray.artifacts.score import published_before
 from dp_ray.config.run import Config
 from dp_ray.data.facts import data_facts
 from dp_ray.data.files import skipped_line
+from dp_ray.data.sources.registry import check_place
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import RunError
 from dp_ray.keys import RunKey
@@ -52,6 +53,8 @@ def begin(
         DpRayError: it cannot start; see the message.
     """
     run.check_free()
+    if config.cluster.address is None:
+        check_place(config.data)  # before the budget is solved, which takes seconds
     plan = make_plan(config)
     try_data(config, tell)
     run.create(config, plan, replay=replay)

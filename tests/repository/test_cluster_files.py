@@ -76,7 +76,9 @@ def test_ray_up_installs_what_is_pinned_and_listens_to_nobody(path: Path) -> Non
             assert (ROOT / source).exists()
             assert target == f"~/dp-ray/{source}"
     installed = [c for c in values["setup_commands"] if "pip install" in c]
-    assert installed == ["~/venv/bin/pip install -q --constraint ~/dp-ray/constraints.txt ~/dp-ray"]
+    assert installed == [
+        '~/venv/bin/pip install -q --constraint ~/dp-ray/constraints.txt "$HOME/dp-ray[all]"'
+    ]
     for command in values["head_setup_commands"]:
         packages = [w for w in command.split("install")[1].split() if "==" in w]
         assert packages

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dp_ray.api import train as run_module
-from dp_ray.artifacts.checkpoint import Checkpoint
+from dp_ray.artifacts.checkpoint import Checkpoint, Checkpoints
 from dp_ray.artifacts.notes import StartNote
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import Config
@@ -32,6 +33,7 @@ from dp_ray.errors import ChargesError, ConfigError, DpRayError, LedgerError, Ru
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.privacy.noise import StepNoises
 from dp_ray.reporting.ledger import repair_ledger
+from dp_ray.storage import LocalFolder
 from dp_ray.training.preparation import make_plan
 from dp_ray.training.step import Assignment, ShardSum, ShardWorker
 
@@ -353,10 +355,32 @@ def test_an_orphan_is_removed_and_never_gone_on_from(make_config: MakeConfig) ->
     result = start(config, resume=True)
     assert (result["steps"], result["charges"]) == (6, 6)
     assert all(float(t.abs().max()) < 50 for t in released(config).values())
-    assert [f.name[:19] for f in checkpoints(config)] == [
-        "checkpoint_00000005",
-        "checkpoint_00000006",
-    ]
+    assert [f.name[:19] for f in checkpoints(config)] == ["checkpoint_00000006"]
+
+
+def test_a_finished_run_keeps_its_newest_checkpoint(make_config: MakeConfig) -> None:
+    """It can be given more steps; a stopped one keeps another, should that be damaged."""
+    config = make_config(train={"checkpoint_every": 1}, privacy={"steps": 4})
+    start_and_stop(config, 3)
+    assert len(checkpoints(config)) == 2
+    start(config, resume=True)
+    assert [f.name[:19] for f in checkpoints(config)] == ["checkpoint_00000004"]
+    more = make_config(train={"checkpoint_every": 1}, privacy={"steps": 5})
+    assert start(more, resume=True)["charges"] == 5
+
+
+def test_older_checkpoints_stay_beside_one_that_is_damaged(tmp_path: Path) -> None:
+    folder = LocalFolder(tmp_path)
+    ledger = SimpleNamespace(checkpoints={}, position="")
+    ledger.add_checkpoint = ledger.checkpoints.__setitem__
+    kept = Checkpoints(folder, cast(Ledger, ledger), bytes(32))
+    vector = torch.zeros(3)
+    for step in (1, 2):
+        kept.save(Checkpoint(step, vector, None, {}, None, 1.0, ""))
+    older, newest = folder.names()
+    folder.write(newest, flip_a_bit(folder.read(newest)))
+    kept.keep_newest()
+    assert folder.names() == [older, newest]
 
 
 def test_checkpoints_are_read_without_running_code(tmp_path: Path) -> None:

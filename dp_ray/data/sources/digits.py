@@ -8,6 +8,7 @@ import numpy as np
 
 from dp_ray.data.source import DataFacts, Source, known_facts
 from dp_ray.data.splits import ArraySplit, Splits
+from dp_ray.extras import require
 
 _FACTS = DataFacts(1437, 10, 8, 1, (0.3,), (0.37,))
 
@@ -21,12 +22,18 @@ class Digits(Source):
         """See :class:`~dp_ray.data.source.Source`."""
         return known_facts(self.config, _FACTS)
 
+    def check_place(self) -> None:
+        """See :class:`~dp_ray.data.source.Source`."""
+        require("digits", "data.name = 'digits'", "choose another data set")
+
     def stamp(self) -> str:
         """See :class:`~dp_ray.data.source.Source`."""
+        self.check_place()
         return f"scikit-learn {version('scikit-learn')}"
 
     def splits(self) -> Splits:
         """See :class:`~dp_ray.data.source.Source`."""
+        self.check_place()
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 

@@ -38,6 +38,10 @@ class ImageFolder(Source):
         """See :class:`~dp_ray.data.source.Source`."""
         return given_facts(self.config)
 
+    def check_place(self) -> None:
+        """See :class:`~dp_ray.data.source.Source`."""
+        _split_folders(self.config)
+
     def stamp(self) -> str:
         """See :class:`~dp_ray.data.source.Source`."""
         background = f"background {self.config.background}"
@@ -206,8 +210,12 @@ def scan_splits(config: DataConfig) -> tuple[Scan, Scan]:
         ConfigError: data.root is not set, or not there.
         DataError: one of them is missing, or see :func:`scan`.
     """
+    train, test = _split_folders(config)
+    return scan(train), scan(test)
+
+
+def _split_folders(config: DataConfig) -> list[Path]:
     root = _root(config)
-    scans = []
     for name in _SPLITS:
         folder = root / name
         if not folder.is_dir():
@@ -219,8 +227,7 @@ def scan_splits(config: DataConfig) -> tuple[Scan, Scan]:
                 f"data.root = {config.root!r}: expected {name}/<class>/<image> below it{instead}",
                 shared=f"data.root: expected {name}/<class>/<image> below it",
             )
-        scans.append(scan(folder))
-    return scans[0], scans[1]
+    return [root / name for name in _SPLITS]
 
 
 def _root(config: DataConfig) -> Path:

@@ -36,6 +36,18 @@ def source_of(config: DataConfig) -> Source:
     return kind(config)
 
 
+def check_place(config: DataConfig) -> None:
+    """Check, within moments, the facts of the configured data and that it is there.
+
+    Raises:
+        DpRayError: see :meth:`~dp_ray.data.source.Source.facts` and
+            :meth:`~dp_ray.data.source.Source.check_place`.
+    """
+    source = source_of(config)
+    source.facts()
+    source.check_place()
+
+
 def is_self_contained(name: str) -> bool:
     """Whether a data set of this name needs no file of the user's; false for unknown names."""
     kind = _kind(name)

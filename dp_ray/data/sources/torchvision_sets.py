@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,9 +28,13 @@ class TorchvisionSet(Source):
         """See :class:`~dp_ray.data.source.Source`."""
         return known_facts(self.config, self._known)
 
+    def check_place(self) -> None:
+        """See :class:`~dp_ray.data.source.Source`."""
+        self._root()
+
     def stamp(self) -> str:
         """See :class:`~dp_ray.data.source.Source`; download the files first if they may be."""
-        root = root_of(self.config, holds=self._folder, may_download=True)
+        root = self._root()
         if self.config.download and not (root / self._folder).exists():
             self.splits()
         return stamp_of_files(root, [self._folder])
@@ -38,7 +43,7 @@ class TorchvisionSet(Source):
         """See :class:`~dp_ray.data.source.Source`."""
         dataset = getattr(import_torchvision().datasets, self._dataset)
         config, folder = self.config, self._folder
-        root = root_of(config, holds=folder, may_download=True)
+        root = self._root()
         try:
             parts = [
                 dataset(root, train=train, download=config.download) for train in (True, False)
@@ -55,6 +60,9 @@ class TorchvisionSet(Source):
                 f"{remedy}",
                 shared=f"data.root: {problem}. {remedy}",
             ) from error
+
+    def _root(self) -> Path:
+        return root_of(self.config, holds=self._folder, may_download=True)
 
 
 # Mean and std are the published constants of public data.
