@@ -201,7 +201,12 @@ def deciding_fields(config: Config) -> dict[str, Any]:
         for name, value in values[section].items()
     }
     # By the user, about the run.
-    said = ("data.evaluation", "data.evaluation_noise", "privacy.search_epsilon")
+    said = (
+        "data.class_names",
+        "data.evaluation",
+        "data.evaluation_noise",
+        "privacy.search_epsilon",
+    )
     del fields["model.pretrained_norm"]  # follows from the weights, whose digest counts
     for may_change in ("data.root", "data.cache", "data.download", *said):
         del fields[may_change]

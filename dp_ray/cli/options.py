@@ -29,6 +29,14 @@ BreakLock = Annotated[
         help="With --resume: take what is resumed over from a process that is known to be gone.",
     ),
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Import the code that a release folder names, if you know whose it is. A run's own "
+        "folder needs no such word.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
 
