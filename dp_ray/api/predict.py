@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,7 +71,7 @@ class Predictions(Sequence[Prediction]):
 
 def predict(
     run_or_release: str | os.PathLike[str] | Any,
-    images: ImageLike | Iterable[ImageLike],
+    images: ImageLike | Iterable[Any],
     *,
     trust: bool = False,
 ) -> Predictions:
@@ -97,7 +98,7 @@ def predict(
             "the outputs of this model are no probabilities of classes",
             "Use dp_ray.load_model, which gives the outputs themselves",
         )
-    given = [images] if _is_one(images) else list(images)
+    given: list[Any] = [images] if _is_one(images) else list(images)  # type: ignore[arg-type]
     pictures: list[tuple[str, Any]] = []
     skipped: list[str] = []
     for number, image in enumerate(given):
@@ -139,7 +140,8 @@ def _predictions(
             try:
                 inputs.append(_one_input(preprocess(picture)))
             except DataError as error:
-                broken.append(str(error) if name in str(error) else f"image {name}: {error}")
+                where = "" if isinstance(picture, Path) else f"image {name}: "
+                broken.append(f"{where}{error}")
         if broken:
             continue  # all that are broken are named, and nothing is predicted
         logits = network(torch.cat(inputs)).double()

@@ -57,7 +57,8 @@ def release_card(values: dict[str, Any], statement: Statement, class_names: Sequ
         usage(values, class_names),
         "## Privacy",
         "",
-        f"{as_markdown(statement.mechanism)}. privacy.json is the statement in figures. It rests on:",
+        f"{as_markdown(statement.mechanism)}. {Statement.FILE} is the statement in figures. It "
+        "rests on:",
         "",
         *(f"* {as_markdown(text)}" for text in statement.assumptions),
     ]

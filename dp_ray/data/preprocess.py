@@ -64,7 +64,7 @@ class Preprocess:
         Raises:
             DataError: it is none of these, or cannot be read.
         """
-        if isinstance(image, list | tuple):
+        if isinstance(image, list | tuple) and image:
             return torch.cat([self(one) for one in image])
         if not isinstance(image, np.ndarray | Tensor):
             return self._normalized(self._decoded(image)[None])
@@ -79,21 +79,21 @@ class Preprocess:
         return ViewMaker(AugmentConfig(), self.facts, torch.device("cpu"))
 
     def _normalized(self, pixels: NDArray[np.uint8]) -> Tensor:
-        return self._views.normalize(torch.from_numpy(pixels))
+        return self._views.normalize(torch.tensor(pixels))
 
     def _decoded(self, image: Any) -> NDArray[np.uint8]:
         """Pixels [C, S, S] of a file or a Pillow image."""
         from PIL.Image import Image
 
-        how = {
-            "channels": self.facts.channels,
-            "image_size": self.facts.image_size,
-            "background": self.background,
-        }
         if isinstance(image, str | os.PathLike):
             path = Path(image)
             try:
-                return read_picture(path, **how).pixels
+                return read_picture(
+                    path,
+                    channels=self.facts.channels,
+                    image_size=self.facts.image_size,
+                    background=self.background,
+                ).pixels
             except OSError as error:
                 reason = error.strerror or error
                 raise DataError(f"{path} is no readable image: {reason}") from error
@@ -102,7 +102,12 @@ class Preprocess:
         if not isinstance(image, Image):
             raise DataError(f"an object of type {type(image).__name__} is no image. {_TAKEN}")
         try:
-            return picture_of(image, **how).pixels
+            return picture_of(
+                image,
+                channels=self.facts.channels,
+                image_size=self.facts.image_size,
+                background=self.background,
+            ).pixels
         except Exception as error:
             raise DataError(f"the image cannot be used: {error}. {_TAKEN}") from error
 
@@ -120,9 +125,9 @@ class Preprocess:
                 f"{_TAKEN}"
             )
         if images.shape[1:] == self.facts.shape:
-            return np.array(images)
-        rows = [i[0] if len(i) == 1 else i.permute(1, 2, 0) for i in images]
-        return np.stack([self._decoded(Image.fromarray(np.array(row))) for row in rows])
+            return images.numpy()
+        rows = [i[0] if len(i) == 1 else i.transpose(1, 2, 0) for i in images.numpy()]
+        return np.stack([self._decoded(Image.fromarray(row)) for row in rows])
 
     def _checked_fractions(self, values: Tensor) -> Tensor:
         """Fractions [n, C, S, S] as float32."""

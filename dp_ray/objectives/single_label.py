@@ -51,7 +51,7 @@ class SingleLabel(Objective):
         return cross_entropy(outputs, labels, weights)
 
     def new_state(self) -> Tensor:
-        """Return zeros [2 + 2 · classes]: right answers, losses, labels and predictions by class."""
+        """Return zeros [2 + 2 · classes]: right answers, losses, labels, predictions by class."""
         return torch.zeros(2 + 2 * self.num_classes, dtype=torch.float64)
 
     def update(self, state: Tensor, outputs: Tensor, labels: Tensor) -> Tensor:

@@ -21,7 +21,20 @@ from dp_ray.reporting.run_progress import describe_progress
 from dp_ray.reporting.words import duration
 from dp_ray.training.preparation import make_plan
 
-COMMANDS = ("plan", "data", "train", "tune", "audit", "evaluate", "ledger", "report", "config")
+COMMANDS = (
+    *(
+        "plan",
+        "data",
+        "train",
+        "tune",
+        "audit",
+        "evaluate",
+        "predict",
+        "ledger",
+        "report",
+        "config",
+    ),
+)
 
 
 @pytest.fixture
