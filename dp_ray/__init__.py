@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dp_ray.api.export import export as export
     from dp_ray.api.model import LoadedModel as LoadedModel
     from dp_ray.api.model import load_model as load_model
     from dp_ray.api.predict import Prediction as Prediction
@@ -33,6 +34,7 @@ _HOME = {
     "Predictions": "dp_ray.api.predict",
     "Preprocess": "dp_ray.data.preprocess",
     "clipped_gradient_sum": "dp_ray.gradients.clipped_sum",
+    "export": "dp_ray.api.export",
     "load_config": "dp_ray.config.files",
     "load_model": "dp_ray.api.model",
     "predict": "dp_ray.api.predict",
@@ -47,6 +49,7 @@ __all__ = [
     "Predictions",
     "Preprocess",
     "clipped_gradient_sum",
+    "export",
     "load_config",
     "load_model",
     "predict",

@@ -90,7 +90,8 @@ def usage(values: dict[str, Any], class_names: Sequence[str]) -> str:
     construction = construction_of(config.model, facts)
     if construction is None:
         parts.append(
-            f"Loading {as_markdown(config.model.name)} needs dp-ray, which has its layers."
+            f"Loading {as_markdown(config.model.name)} needs dp-ray, which has its layers; "
+            "`dp-ray export` makes a program of it that torch alone runs."
         )
     else:
         parts += [

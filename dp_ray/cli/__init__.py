@@ -7,7 +7,7 @@ import sys
 import typer
 from rich.console import Console
 
-from dp_ray.cli.reading import config, data, evaluate, ledger, plan, predict, report
+from dp_ray.cli.reading import config, data, evaluate, export, ledger, plan, predict, report
 from dp_ray.cli.training import audit, train, tune
 from dp_ray.errors import DpRayError
 
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (plan, data, train, tune, audit, evaluate, predict, ledger, report, config):
+for _command in (plan, data, train, tune, audit, evaluate, predict, export, ledger, report, config):
     app.command()(_command)
 
 

@@ -195,6 +195,30 @@ def predict(
         print_text(f"written       {files[1].write(content)}")
 
 
+def export(
+    run: Annotated[str, typer.Argument(help="A run, such as runs/digits, or its release folder.")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to: .pt2. Default model.pt2 in the run's folder; of a release folder, "
+            "which stays as it is, in the current one.",
+        ),
+    ] = None,
+    trust: Trust = False,
+    as_json: Json = False,
+) -> None:
+    """Save a released model as a program that torch alone runs: uint8 pixels to logits.
+
+    torch.export.load(FILE).module() takes pixels [n, C, S, S]; the normalisation is part of it.
+    """
+    from dp_ray.api.export import export as export_model
+
+    result = {"exported": export_model(run, output, trust=trust)}
+    print_text(f"exported      {result['exported']}")
+    print_json(result, as_json)
+
+
 def ledger(
     run: Annotated[str, typer.Argument(help="A run, such as runs/digits.")],
     repair: Annotated[

@@ -130,6 +130,7 @@ def test_public_surface() -> None:
         "Predictions",
         "Preprocess",
         "clipped_gradient_sum",
+        "export",
         "load_config",
         "load_model",
         "predict",
