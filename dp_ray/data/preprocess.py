@@ -68,7 +68,7 @@ class Preprocess:
             return torch.cat([self(one) for one in image])
         if not isinstance(image, np.ndarray | Tensor):
             return self._normalized(self._decoded(image)[None])
-        values = torch.as_tensor(image)
+        values = image if isinstance(image, Tensor) else _as_tensor(image)
         if values.is_floating_point():
             return self._views.standardize(self._checked_fractions(values))
         return self._normalized(self._pixels(values))
@@ -143,3 +143,10 @@ class Preprocess:
                 f"from 0 to 1; the mean is subtracted here. {_TAKEN}"
             )
         return images.cpu().float()
+
+
+def _as_tensor(values: NDArray[Any]) -> Tensor:
+    """A copy of an array, which may be read-only, flipped, or of the other byte order."""
+    if values.dtype.kind not in "uif":
+        raise DataError(f"{values.dtype} of shape {values.shape} is no image. {_TAKEN}")
+    return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))

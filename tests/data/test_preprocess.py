@@ -77,6 +77,11 @@ def test_arrays_and_tensors_are_taken_as_pictures_are(facts: DataFacts) -> None:
     assert torch.equal(preprocess(torch.from_numpy(channels_first.copy())[None]), expected)
     grey = PIXELS[..., 0]
     assert torch.equal(preprocess(grey), preprocess(Image.fromarray(grey)))
+    flipped = grey[:, ::-1]
+    flipped.flags.writeable = False
+    assert torch.equal(preprocess(flipped), preprocess(np.ascontiguousarray(flipped)))
+    swapped = np.zeros(facts.shape, dtype=">f8") + 0.25
+    assert torch.equal(preprocess(swapped), preprocess(torch.full(facts.shape, 0.25)))
     exact = torch.randint(0, 256, (2, *facts.shape), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (facts.mean, facts.std))
     assert torch.equal(preprocess(exact), (exact / 255 - mean) / std)
@@ -92,6 +97,9 @@ def test_arrays_and_tensors_are_taken_as_pictures_are(facts: DataFacts) -> None:
         (np.zeros((2, 4, 4), np.uint8), "has 2 channels"),
         (np.zeros((1, 4, 4), np.int64), "int64 of shape .* is no image"),
         (np.zeros((0, 3, 4, 4), np.uint8), "is no image"),
+        (np.zeros((3, 4, 4), object), "object of shape .* is no image"),
+        (np.zeros((3, 4, 4), np.complex64), "complex64 of shape .* is no image"),
+        ([], "type list is no image"),
         (np.zeros((3, 5, 4)), r"fractions of shape \(3, 5, 4\) .* takes \[n, 3, 4, 4\]"),
         (np.full((3, 4, 4), 255.0), "values from 255 to 255 are no fractions"),
         (np.full((3, 4, 4), np.nan), "are no fractions"),
