@@ -61,9 +61,10 @@ def export(
     files with versions near the one that wrote them, not with all.
 
     Args:
-        run_or_release, trust: see :func:`dp_ray.load_model`.
+        run_or_release: a run or a release; see :func:`dp_ray.load_model`.
         output: a .pt2 file; by default model.pt2 in the run's folder, or for a release folder by
             itself, which stays as it was published, in the current one.
+        trust: whether to import code that a release folder names; see :func:`dp_ray.load_model`.
 
     Returns:
         Where the file is.

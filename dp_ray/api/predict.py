@@ -18,6 +18,7 @@ from dp_ray.artifacts.released_model import ReleasedModel
 from dp_ray.data.images import find_images
 from dp_ray.data.preprocess import Preprocess
 from dp_ray.errors import ConfigError, DataError, ModelError
+from dp_ray.objectives.registry import build_objective
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,9 +82,13 @@ def predict(
     evaluation mode, in batches.
 
     Args:
-        run_or_release, trust: see :func:`dp_ray.load_model`.
+        run_or_release: a run or a release; see :func:`dp_ray.load_model`.
         images: files, folders (searched with all below them), Pillow images, or uint8 arrays or
             tensors [H, W] or [C, H, W]; one or any number.
+        trust: whether to import code that a release folder names; see :func:`dp_ray.load_model`.
+
+    Returns:
+        The class of each image with all probabilities, in the order of the images.
 
     Raises:
         DataError: some are no images that the model takes; the message names them, and nothing is
@@ -91,13 +96,7 @@ def predict(
         DpRayError: there is no release, or it predicts no classes.
     """
     release = ReleasedModel.open(location_of(run_or_release), trust=trust)
-    if release.config.objective.name != "single_label":
-        raise ConfigError(
-            "objective.name",
-            release.config.objective.name,
-            "the outputs of this model are no probabilities of classes",
-            "Use dp_ray.load_model, which gives the outputs themselves",
-        )
+    _check_predicts_classes(release)
     given: list[Any] = [images] if _is_one(images) else list(images)  # type: ignore[arg-type]
     pictures: list[tuple[str, Any]] = []
     skipped: list[str] = []
@@ -114,6 +113,20 @@ def predict(
     names = preprocess.class_names or tuple(map(str, range(preprocess.facts.num_classes)))
     items = tuple(_predictions(release.network(), preprocess, pictures, names))
     return Predictions(names, items, tuple(skipped))
+
+
+def _check_predicts_classes(release: ReleasedModel) -> None:
+    """Refuse a model whose outputs are no logits of classes."""
+    release.check_code("objective.name")
+    config, num_classes = release.config.objective, release.preprocess.facts.num_classes
+    objective = build_objective(config, num_classes)
+    if not objective.labels.is_class or objective.output_shape != (num_classes,):
+        raise ConfigError(
+            "objective.name",
+            config.name,
+            "the outputs of this model are no probabilities of classes",
+            "Use dp_ray.load_model, which gives the outputs themselves",
+        )
 
 
 def _is_one(images: Any) -> bool:

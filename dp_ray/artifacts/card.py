@@ -88,7 +88,12 @@ def usage(values: dict[str, Any], class_names: Sequence[str]) -> str:
         _block(_with_dp_ray(config)),
     ]
     construction = construction_of(config.model, facts)
-    if construction is None:
+    if construction is None and is_users_own(config.model):
+        parts.append(
+            "Its network was built by its author's own code, which config.yaml does not name. With "
+            f'that network as `model`: `model.load_state_dict(load_file("{MODEL}"))`.'
+        )
+    elif construction is None:
         parts.append(
             f"Loading {as_markdown(config.model.name)} needs dp-ray, which has its layers; "
             "`dp-ray export` makes a program of it that torch alone runs."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -59,13 +59,19 @@ class ReleasedModel:
 
     @classmethod
     def open(
-        cls, location: str, overrides: Sequence[str] = (), *, trust: bool = False
+        cls,
+        location: str,
+        overrides: Sequence[str] = (),
+        put_objects: Callable[[Config], Config] = lambda config: config,
+        *,
+        trust: bool = False,
     ) -> ReleasedModel:
         """Read a release; import nothing that it names.
 
         Args:
             location: path or URI of a run, of a search, or of a release folder that was copied.
             overrides: ``a.b=value``, for example where the data is on this machine.
+            put_objects: puts what was passed as Python objects into the configuration.
             trust: whether code that a release folder names may be imported. A run's own folder,
                 with its private part, needs no such word.
 
@@ -75,7 +81,7 @@ class ReleasedModel:
         folder = open_folder(location)
         inside = folder.exists(RELEASE)
         release = folder / RELEASE if inside else folder
-        config = _config(folder, overrides, released=inside)
+        config = put_objects(_config(folder, overrides, released=inside))
         found = ClassNames.find(release)
         names = tuple(config.data.class_names or ()) if found is None else tuple(found.names)
         outputs = Preprocess.of(config.data).facts.num_classes

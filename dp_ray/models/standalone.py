@@ -20,6 +20,9 @@ from dp_ray.models.build import (
     torchvision_network,
 )
 
+_IN_SEQUENCE = ("gn_cnn", "tanh_cnn")
+"""Networks of dp-ray's that are torch's layers in sequence; the others have layers of their own."""
+
 _GROUP = """\
 for parent in list(model.modules()):  # group norm in the place of batch norm
     for name, layer in list(parent.named_children()):
@@ -68,17 +71,20 @@ def construction_of(config: ModelConfig, facts: DataFacts) -> Construction | Non
 
 
 def _of_dp_ray(config: ModelConfig, facts: DataFacts) -> Construction | None:
+    if config.name not in _IN_SEQUENCE:
+        return None
     shape = {"channels": facts.channels, "image_size": facts.image_size}
-    model = OWN[config.name](num_classes=facts.num_classes, **shape, **config.arguments)
-    text = _expression(model)
+    text = _expression(OWN[config.name](num_classes=facts.num_classes, **shape, **config.arguments))
     if text is None:
         return None
     imports = ("collections", "torch") if "collections." in text else ("torch",)
     return Construction(imports, (f"model = {text}",))
 
 
-def _of_user(config: ModelConfig, facts: DataFacts) -> Construction:
+def _of_user(config: ModelConfig, facts: DataFacts) -> Construction | None:
     module, _, name = config.name.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), *name.split("."))):
+        return None  # it would stand in the code as it is
     arguments = {
         "num_classes": facts.num_classes,
         "channels": facts.channels,

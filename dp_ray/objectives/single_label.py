@@ -60,7 +60,7 @@ class SingleLabel(Objective):
         right = float((predicted == labels).sum())
         losses = float(F.cross_entropy(outputs, labels, reduction="sum"))
         counts = [found.cpu().bincount(minlength=self.num_classes) for found in (labels, predicted)]
-        return state + torch.cat([torch.tensor([right, losses]).double(), *counts])
+        return state + torch.cat([torch.tensor([right, losses], dtype=torch.float64), *counts])
 
     def compute(self, state: Tensor, examples: int) -> dict[str, float]:
         """Return accuracy and mean loss."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dp_ray.artifacts.released_model import ReleasedModel
+from dp_ray.config.run import Config
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import DataError, DpRayError
@@ -34,30 +36,43 @@ class ScoredRun:
     examples: dict[str, NDArray[Any]]
 
 
-def evaluate_run(location: str, overrides: list[str], *, trust: bool = False) -> dict[str, Any]:
+def evaluate_run(
+    location: str,
+    overrides: list[str],
+    put_objects: Callable[[Config], Config] = lambda config: config,
+    *,
+    trust: bool = False,
+) -> dict[str, Any]:
     """Evaluate on the test split what a run released: its metrics, and the objective's details.
 
     Args:
-        location, overrides, trust: see :func:`score_run`.
+        location, overrides, put_objects, trust: see :func:`score_run`.
 
     Raises:
         DpRayError: there is no release, or the data cannot be read.
     """
-    return score_run(location, overrides, trust=trust).figures
+    return score_run(location, overrides, put_objects, trust=trust).figures
 
 
-def score_run(location: str, overrides: list[str], *, trust: bool = False) -> ScoredRun:
+def score_run(
+    location: str,
+    overrides: list[str],
+    put_objects: Callable[[Config], Config] = lambda config: config,
+    *,
+    trust: bool = False,
+) -> ScoredRun:
     """Evaluate on the test split what a run released, and keep what is known of each example.
 
     Args:
         location: path or URI of a run, or of a release folder that was copied elsewhere.
         overrides: ``a.b=value``, for example where the data is on this machine.
+        put_objects: puts what was passed as Python objects into the configuration.
         trust: whether to import code that a release folder names; a run's own needs no such word.
 
     Raises:
         DpRayError: there is no release, or the data cannot be read.
     """
-    release = ReleasedModel.open(location, overrides, trust=trust)
+    release = ReleasedModel.open(location, overrides, put_objects, trust=trust)
     release.check_code("model.name", "objective.name", "data.name")
     config, facts = release.config, release.preprocess.facts
     objective = build_objective(config.objective, facts.num_classes)

@@ -131,6 +131,7 @@ def test_a_card_says_what_the_model_takes_and_what_its_statement_says(
     [
         ({"name": "wrn_16_4"}, r"Loading wrn\_16\_4 needs dp-ray"),
         ({"name": "resnet18", "arguments": {"nonsense": 1}}, "Loading resnet18 needs dp-ray"),
+        ({"name": "os; os.abort():build"}, "which config.yaml does not name. With that network"),
         ({"name": "no_module:build"}, "where no\\_module, its author's own code, can be imported"),
     ],
 )

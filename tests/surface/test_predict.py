@@ -160,13 +160,48 @@ def test_a_folder_without_images_is_refused(release: Path, tmp_path: Path) -> No
         dp_ray.predict(release, tmp_path / "empty")
 
 
+FINDINGS = """
+import torch.nn.functional as F
+from dp_ray.objectives.objective import LabelSpec, Objective
+
+class Findings(Objective):
+    metrics = {"test_wrong": "min"}
+    output_shape = (10,)
+    labels = None
+
+    def __init__(self, labels):
+        self.labels = labels
+
+    def losses(self, outputs, labels):
+        if labels.ndim == 1:
+            return F.cross_entropy(outputs, labels, reduction="none")
+        return F.binary_cross_entropy_with_logits(outputs, labels, reduction="none").mean(1)
+
+    def update(self, state, outputs, labels):
+        return state + 1
+
+def several(num_classes):
+    return Findings(LabelSpec(0, 1, (10,), "float32"))
+
+def one(num_classes):
+    return Findings(LabelSpec(0, 9))
+"""
+
+
 def test_outputs_that_are_no_probabilities_are_refused(
-    make_config: MakeConfig, tmp_path: Path
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(objective={"name": "somewhere:make"})
-    release = write_release(tmp_path / "release", config)
-    with pytest.raises(ConfigError, match=r"objective.name = 'somewhere:make': the outputs"):
-        dp_ray.predict(release, np.zeros((8, 8), np.uint8))
+    (tmp_path / "my_objective.py").write_text(FINDINGS)
+    monkeypatch.syspath_prepend(tmp_path)
+    image = np.zeros((8, 8), np.uint8)
+    for name in ("one", "several"):
+        config = make_config(objective={"name": f"my_objective:{name}"})
+        release = write_release(tmp_path / name, config)
+    with pytest.raises(ConfigError, match=r"my_objective:several.*--trust"):
+        dp_ray.predict(release, image)
+    with pytest.raises(ConfigError, match=r"my_objective:several': the outputs of this model are"):
+        dp_ray.predict(release, image, trust=True)
+    assert len(dp_ray.predict(tmp_path / "one", image, trust=True)) == 1
 
 
 def test_outputs_that_are_no_numbers_are_refused(
