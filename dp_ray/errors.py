@@ -112,7 +112,7 @@ class OwnCodeError(ConfigError):
             path,
             "is code that the files name, and that no configuration of yours has run on this "
             "machine, so it was not imported",
-            "If you trust who wrote the files and the code, give --own-code",
+            "If you trust who wrote files and code, give --own-code (own_code=True in Python)",
         )
 
     def __reduce__(self) -> tuple[Any, ...]:

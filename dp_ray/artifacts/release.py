@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
+from dp_ray.artifacts.card import CARD, release_card
 from dp_ray.artifacts.claim import privacy_statement
 from dp_ray.artifacts.consistency import disagreement
 from dp_ray.artifacts.public_config import published_config
+from dp_ray.artifacts.released_model import MODEL, ClassNames
 from dp_ray.artifacts.result import Outcome, Result
 from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
 from dp_ray.artifacts.score import published_score
@@ -22,8 +24,6 @@ from dp_ray.errors import RunError
 from dp_ray.privacy.history import History
 from dp_ray.privacy.plan import PrivacyPlan
 
-MODEL = "model.safetensors"
-
 
 def publish(
     run: RunDirectory,
@@ -32,6 +32,7 @@ def publish(
     *,
     tensors: dict[str, Tensor],
     outcome: Outcome,
+    class_names: Sequence[str],
     test_digest: str,
     charge_score: Callable[[str, float], History],
 ) -> None:
@@ -43,6 +44,7 @@ def publish(
         plan: the privacy plan.
         tensors: what the file of the model holds, by name.
         outcome: how the run ended.
+        class_names: by label; empty if the classes have no names.
         test_digest: digest of the test split that the outcome's evaluation is of.
         charge_score: of the run's ledger; pays for a figure of the test split.
 
@@ -68,12 +70,15 @@ def publish(
         statement = privacy_statement(config, plan, outcome, replay=replay, score=score)
         published = published_config(config, plan)
         check_agreement(statement, published, outcome.history)
-        run.root.publish(RELEASE, release_files(model, published, statement))
+        run.root.publish(RELEASE, release_files(model, published, statement, class_names))
     result.write(run.root)
 
 
 def release_files(
-    model: bytes, published: dict[str, Any], statement: Statement
+    model: bytes,
+    published: dict[str, Any],
+    statement: Statement,
+    class_names: Sequence[str] = (),
 ) -> dict[str, bytes]:
     """Return the files of a release by name; the statement is the last.
 
@@ -81,10 +86,16 @@ def release_files(
         model: the content of its file.
         published: the contents of config.yaml.
         statement: what is claimed.
+        class_names: by label; empty if the classes have no names.
     """
+    names = {}
+    if class_names:
+        names[ClassNames.FILE] = ClassNames(names=list(class_names)).encode()
     return {
         MODEL: model,
         CONFIG: write_yaml(published).encode(),
+        **names,
+        CARD: release_card(published, statement, class_names).encode(),
         Statement.FILE: statement.encode(),
     }
 

@@ -56,6 +56,11 @@ class Outcome:
             return dict.fromkeys(self.metric_names)
         return {name: finite(value) for name, value in self.evaluation.metrics.items()}
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the evaluation warns of."""
+        return () if self.evaluation is None else self.evaluation.warnings
+
 
 class Ending(Document):
     """What the result of a run, of a search and of an audit all say.
@@ -103,6 +108,7 @@ class Result(Ending, Scored):
         delta_with_search: δ of that; not given without a search.
         seconds: of the last session, to one digit.
         replay: whether the run repeats the draws and the noise of another one.
+        warnings: of predictions that are of no use; exact figures of the test split, in words.
     """
 
     steps: int
@@ -114,6 +120,7 @@ class Result(Ending, Scored):
     delta_with_search: float | None = None
     seconds: float
     replay: bool
+    warnings: list[str] = Field(default_factory=list)
 
     @classmethod
     def of(
@@ -141,6 +148,7 @@ class Result(Ending, Scored):
             metrics=outcome.metrics,
             seconds=roughly(outcome.seconds),
             replay=replay,
+            **({"warnings": list(outcome.warnings)} if outcome.warnings else {}),
         )
 
     def running(self, charges: int) -> Result:
@@ -151,6 +159,7 @@ class Result(Ending, Scored):
                 "charges": charges,
                 "epsilon": None,
                 "metrics": dict.fromkeys(self.metrics),
+                "warnings": [],
             }
         )
 

@@ -211,7 +211,8 @@ def deciding_fields(config: Config) -> dict[str, Any]:
         for name, value in values[section].items()
     }
     del fields["model.pretrained_norm"]  # follows from the weights, whose digest counts
-    for may_change in ("data.root", "data.cache", "data.download", *DECLARED):
+    may_differ = ("data.root", "data.cache", "data.download", "data.class_names", *DECLARED)
+    for may_change in may_differ:
         del fields[may_change]
     for name in unheeded_fields(config.data):
         del fields[f"data.{name}"]

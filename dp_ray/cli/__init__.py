@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from dp_ray.cli.leftovers import clean
-from dp_ray.cli.reading import config, data, evaluate, ledger, plan, report
+from dp_ray.cli.reading import config, data, evaluate, export, ledger, plan, predict, report
 from dp_ray.cli.training import audit, train, tune
 from dp_ray.errors import DpRayError
 
@@ -18,14 +18,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (plan, data, train, tune, audit, evaluate, ledger, report, clean, config):
+_COMMANDS = (
+    *(plan, data, train, tune, audit),
+    *(evaluate, predict, export, ledger, report, clean, config),
+)
+for _command in _COMMANDS:
     app.command()(_command)
 
 
 def _in_one_line(text: str) -> str:
     """Without line breaks, and without what would steer a terminal, as a file's name could."""
-    line = " ".join(part.strip() for part in text.splitlines())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    from dp_ray.reporting.words import printable
+
+    return printable(" ".join(part.strip() for part in text.splitlines()))
 
 
 def main() -> None:

@@ -123,13 +123,22 @@ def evaluate(
             "in the run's folder; for a release folder, which stays as it is, in the current one.",
         ),
     ] = None,
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write label, prediction, confidence and loss of each test example, as .csv: a "
+            "name by itself goes into the run's private part, and nothing into a release.",
+        ),
+    ] = None,
     own_code: OwnCode = False,
     as_json: Json = False,
 ) -> None:
     """Evaluate a released model on the test split.
 
     Prints accuracy in all and for each class, with 95% intervals, the calibration error and the
-    largest confusions, and draws the confusion matrix.
+    largest confusions, and draws the confusion matrix. Warns of a model that predicts one class
+    only or never predicts one, or that is no better than the most frequent class.
     """
     from dp_ray.api.checks import check_run_exists
     from dp_ray.extras import missing
@@ -138,11 +147,17 @@ def evaluate(
     # These import torch, which takes seconds.
     from dp_ray.reporting.confusion import picture_file, save_confusion
     from dp_ray.reporting.evaluation import describe_evaluation
-    from dp_ray.training.evaluate_run import evaluate_run
+    from dp_ray.reporting.scores import scores_file, scores_table
+    from dp_ray.training.evaluate_run import score_run
 
     file = picture_file(run, picture)
-    result = evaluate_run(run, overrides or [], own_code=own_code)
+    table = None if scores is None else scores_file(run, scores)
+    found = score_run(run, overrides or [], own_code=own_code)
+    result = found.figures
     print_text(describe_evaluation(result))
+    if table is not None:
+        result["scores"] = table.write(scores_table(found.examples, result["class_names"]))
+        print_text(f"scores        {result['scores']} (private: of single test examples)")
     if "confusion_matrix" in result and missing("report"):
         print_text("picture       none: matplotlib is not installed; pip install 'dp-ray[report]'")
     elif "confusion_matrix" in result:
@@ -150,6 +165,79 @@ def evaluate(
         print_text(f"picture       {result['picture']}")
     elif picture is not None:
         print_text(f"picture       none: {result['objective']} has no confusion matrix")
+    print_json(result, as_json)
+
+
+def predict(
+    run: Annotated[str, typer.Argument(help="A run, such as runs/digits, or its release folder.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE…", help="Image files, or folders of them.")
+    ],
+    csv: Annotated[
+        str | None, typer.Option("--csv", metavar="FILE", help="Write all probabilities as .csv.")
+    ] = None,
+    json: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Write all probabilities as .json.")
+    ] = None,
+    own_code: OwnCode = False,
+) -> None:
+    """Predict the classes of images with a released model.
+
+    Images are decoded, resized and normalised as in training. Prints the class of each image with
+    its probability, and the next likely class. Files that are no images are named, and nothing is
+    predicted.
+    """
+    from dp_ray.api.checks import check_run_exists
+
+    check_run_exists(run)
+    # These import torch, which takes seconds.
+    from dp_ray.api.predict import predict as predict_images
+    from dp_ray.reporting.output import OutputFile
+    from dp_ray.reporting.predictions import (
+        describe_predictions,
+        predictions_csv,
+        predictions_json,
+    )
+
+    given = [(csv, "--csv", ".csv"), (json, "--json", ".json")]
+    files = [
+        None if place is None else OutputFile.given(place, option, (ending,)).check_unpublished()
+        for place, option, ending in given
+    ]
+    found = predict_images(run, images, own_code=own_code)
+    names = found.class_names
+    print_text(describe_predictions(found, names, found.skipped))
+    if files[0] is not None:
+        print_text(f"written       {files[0].write(predictions_csv(found, names))}")
+    if files[1] is not None:
+        content = predictions_json(found, names, found.skipped)
+        print_text(f"written       {files[1].write(content)}")
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A run, such as runs/digits, or its release folder.")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to: .pt2. Default model.pt2 in the run's folder; of a release folder, "
+            "which stays as it is, in the current one.",
+        ),
+    ] = None,
+    own_code: OwnCode = False,
+    as_json: Json = False,
+) -> None:
+    """Save a released model as a program that torch alone runs: uint8 pixels to logits.
+
+    torch.export.load(FILE).module() takes pixels [n, C, S, S]; the normalisation is part of it.
+    """
+    from dp_ray.api.checks import check_run_exists
+
+    check_run_exists(run)
+    from dp_ray.api.export import export as export_model  # imports torch, which takes seconds
+
+    result = {"exported": export_model(run, output, own_code=own_code)}
+    print_text(f"exported      {result['exported']}")
     print_json(result, as_json)
 
 

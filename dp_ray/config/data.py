@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dp_ray.config.section import Colour, Count, NonNegative, Positive, Probability, Section
+
+
+def _check_name(name: str) -> str:
+    if not name or not name.isprintable():
+        raise ValueError(f"a name must have printable characters, and no others: {name!a}")
+    return name
+
+
+ClassName = Annotated[str, AfterValidator(_check_name)]
 
 
 class DataConfig(Section):
@@ -53,6 +62,11 @@ class DataConfig(Section):
         description="What shows through transparent parts of the images in an image_folder: white, "
         "black, or [red, green, blue], each from 0 to 255.",
     )
+    class_names: Annotated[list[ClassName], Field(min_length=2)] | None = Field(
+        None,
+        description="Names of the classes in the order of labels, for people: they go into the "
+        "release. Public. By default those that the data has, such as an image_folder's.",
+    )
     evaluation: Literal["held_out", "public"] = Field(
         "held_out",
         description="What you declare the test split to be; accuracy is computed on it and is "
@@ -76,6 +90,11 @@ class DataConfig(Section):
             values = getattr(self, name)
             if values is not None and self.channels is not None and len(values) != self.channels:
                 raise ValueError(f"{name} has {len(values)} values for {self.channels} channels")
+        names = self.class_names or []
+        if len(set(names)) < len(names):
+            raise ValueError("class_names has a name twice")
+        if names and self.num_classes is not None and len(names) != self.num_classes:
+            raise ValueError(f"class_names has {len(names)} names for {self.num_classes} classes")
         if self.evaluation_noise is not None and self.evaluation == "public":
             raise ValueError("evaluation_noise is for figures of held_out data: set it to null")
         return self

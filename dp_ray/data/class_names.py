@@ -1,12 +1,49 @@
-"""Class folders of train/ and test/: which of them are the same class, and how names differ."""
+"""Names of classes: those of a run, and which folders of train/ and test/ are the same class."""
 
 from __future__ import annotations
 
+import os
 import unicodedata
 
-from dp_ray.errors import DataError
+from dp_ray.config.data import DataConfig
+from dp_ray.errors import ConfigError, DataError
 
 _SHOWN = 10
+
+
+def names_of_classes(config: DataConfig, found: list[str], num_classes: int) -> tuple[str, ...]:
+    """Return the names of the classes by label, as they are published; empty if there are none.
+
+    Args:
+        config: its ``class_names`` count before those of the data.
+        found: names that the data has, by label; empty if it has none.
+        num_classes: of the data.
+
+    Raises:
+        ConfigError: the configuration gives the data's own names in another order, so that a
+            prediction would have the name of another class.
+        DataError: the data has another number of names than of classes.
+    """
+    theirs = [os.fsencode(name).decode(errors="backslashreplace") for name in found]
+    if theirs and len(theirs) != num_classes:
+        raise DataError(
+            f"data.name = {config.name!r}: its notes have {len(theirs)} names of classes, and "
+            f"data.num_classes is {num_classes}. Make them agree"
+        )
+    ours = config.class_names
+    if ours is None:
+        return tuple(theirs)
+    labels = {unicodedata.normalize("NFC", name): label for label, name in enumerate(theirs)}
+    for label, name in enumerate(ours):
+        other = labels.get(unicodedata.normalize("NFC", name), label)
+        if other != label:
+            raise ConfigError(
+                "data.class_names",
+                ours,
+                f"{shown_name(name)} stands at label {label}, and is label {other} of the data",
+                "Give the names in the order of labels, or leave them out",
+            )
+    return tuple(ours)
 
 
 def match_classes(where: str, train: list[str], test: list[str]) -> list[tuple[str, str]]:

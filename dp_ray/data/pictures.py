@@ -110,16 +110,33 @@ def read_picture(
 def _decode(
     source: str | Path | io.BytesIO, channels: int, image_size: int, background: Background
 ) -> Picture:
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     with Image.open(source, formats=_formats()) as file:
-        rawmode = _rawmode(file)
-        file.load()  # turns a TIFF; the others are turned below
-        orientation = _orientation(file)
-        colours, alpha = _eight_bit(file, rawmode)
-        kind = f"{file.format} {file.mode}"
-        profile = file.info.get("icc_profile")
-    srgb = _in_srgb(colours, profile)
+        return picture_of(file, channels=channels, image_size=image_size, background=background)
+
+
+def picture_of(
+    file: Image, *, channels: int, image_size: int, background: Background = "white"
+) -> Picture:
+    """Bring an image of Pillow's to the form of :func:`read_picture`.
+
+    Args:
+        file: as ``Image.open`` gives it, or what was made of that; pixels are loaded where they
+            are not yet.
+        channels, image_size, background: see :func:`read_picture`.
+
+    Raises:
+        Exception: Pillow raises a dozen kinds for files that are no whole picture.
+    """
+    from PIL import Image, ImageOps
+
+    rawmode = _rawmode(file)
+    file.load()  # turns a TIFF; the others are turned below
+    orientation = _orientation(file)
+    colours, alpha = _eight_bit(file, rawmode)
+    kind = f"{file.format} {file.mode}"
+    srgb = _in_srgb(colours, file.info.get("icc_profile"))
     image = colours if srgb is None else srgb
     if alpha is not None and alpha.getextrema()[0] == 255:
         alpha = None

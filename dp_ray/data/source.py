@@ -180,7 +180,19 @@ def given_facts(config: DataConfig) -> DataFacts:
 
 
 def _normalized_as_given(config: DataConfig, facts: DataFacts) -> DataFacts:
-    """Replace mean and std by those of the configuration, where it gives them."""
+    """Replace mean and std by those of the configuration, where it gives them.
+
+    Raises:
+        ConfigError: it gives another number of them than of channels, or of names than of classes.
+    """
+    names = config.class_names
+    if names is not None and len(names) != facts.num_classes:
+        raise ConfigError(
+            "data.class_names",
+            names,
+            f"{len(names)} names are given, and the data has {facts.num_classes} classes",
+            "Name each class once, in the order of labels",
+        )
     mean = tuple(config.mean or facts.mean)
     std = tuple(config.std or facts.std)
     for name, values in (("mean", mean), ("std", std)):

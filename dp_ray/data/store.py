@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dp_ray.config.data import DataConfig
 from dp_ray.data.cache import Cache, unwritable
+from dp_ray.data.class_names import names_of_classes
 from dp_ray.data.source import DataFacts, Source
 from dp_ray.data.sources.registry import source_of
 from dp_ray.data.splits import Notes, Piece, Split, Splits, added_up
@@ -64,6 +65,7 @@ class Dataset:
 
     Attributes:
         notes: what was noticed of the training and of the test split as they were read (private).
+        class_names: by label, public; empty where classes have no names.
     """
 
     train: Examples
@@ -72,6 +74,7 @@ class Dataset:
     digest: str
     test_digest: str
     notes: tuple[Notes, Notes] = field(default_factory=lambda: (Notes(), Notes()))
+    class_names: tuple[str, ...] = ()
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -117,7 +120,9 @@ def open_dataset(
                     )
     except (OSError, ValueError, OverflowError) as error:  # no room, or for nothing so large
         raise unwritable(cache.path, error) from error
-    return _open(folder, facts, spec)
+    dataset = _open(folder, facts, spec)
+    names = names_of_classes(config, dataset.notes[0].classes, facts.num_classes)
+    return replace(dataset, class_names=names)
 
 
 @dataclass(frozen=True)

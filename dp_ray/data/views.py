@@ -150,7 +150,11 @@ class ViewMaker:
 
     def normalize(self, images: Tensor) -> Tensor:
         """[B, C, H, W] uint8 → the same as float32, unchanged but for normalisation."""
-        return (images.to(self._device).float() / 255 - self._mean) / self._std
+        return self.standardize(images.to(self._device).float() / 255)
+
+    def standardize(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] from 0 to 1 on the device → the same less the mean, over the divisor."""
+        return (images - self._mean) / self._std
 
     def denormalize(self, images: Tensor) -> Tensor:
         """Normalised images [..., C, H, W] → uint8, as people see them."""

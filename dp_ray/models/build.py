@@ -28,7 +28,7 @@ from dp_ray.models.nf_resnet import NormFreeResNet
 from dp_ray.models.trainable import choose_trainable
 from dp_ray.models.wide_resnet import WideResNet
 
-_OWN: dict[str, Callable[..., nn.Module]] = {
+OWN: dict[str, Callable[..., nn.Module]] = {
     "gn_cnn": GroupNormCNN,
     "tanh_cnn": TanhCNN,
     "wrn_16_4": partial(WideResNet, depth=16, width=4),
@@ -36,7 +36,7 @@ _OWN: dict[str, Callable[..., nn.Module]] = {
     "wrn_28_10": partial(WideResNet, depth=28, width=10),
     "nf_resnet_50": NormFreeResNet,
 }
-
+"""Networks of dp-ray's by name."""
 
 _FROM_FACTS: dict[str, Callable[[DataFacts], dict[str, Any]]] = {
     # Their second heads give several rows of logits an image, in training only.
@@ -85,8 +85,8 @@ def is_users_own(config: ModelConfig) -> bool:
 def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
     shape = {"channels": facts.channels, "image_size": facts.image_size}
     try:
-        if config.name in _OWN:
-            return _OWN[config.name](num_classes=facts.num_classes, **shape, **config.arguments)
+        if config.name in OWN:
+            return OWN[config.name](num_classes=facts.num_classes, **shape, **config.arguments)
         if is_users_own(config):
             build = import_object(config.name, "model.name")
             model = build(num_classes=facts.num_classes, **shape, **config.arguments)
@@ -107,6 +107,18 @@ def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
 
 
 def _torchvision_model(config: ModelConfig, facts: DataFacts) -> nn.Module:
+    model = torchvision_network(config, facts)
+    if facts.channels != 3:
+        take_grey_images(model, facts.channels)
+    return _with_frozen_norm(model) if keeps_frozen_norm(config) else _with_group_norm(model)
+
+
+def torchvision_network(config: ModelConfig, facts: DataFacts) -> nn.Module:
+    """One of torchvision's networks as it is there.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
     torchvision = import_torchvision()
     names = torchvision.models.list_models(module=torchvision.models)
     if config.name not in names:
@@ -115,28 +127,39 @@ def _torchvision_model(config: ModelConfig, facts: DataFacts) -> nn.Module:
             "model.name",
             config.name,
             "no such network",
-            [*_OWN, *names],
-            listed=[*_OWN, f"one of torchvision's ({', '.join(near)}, …)"],
+            [*OWN, *names],
+            listed=[*OWN, f"one of torchvision's ({', '.join(near)}, …)"],
             own="my_pkg.my_module:build",
         )
+    arguments = torchvision_arguments(config, facts)
+    model: nn.Module = torchvision.models.get_model(config.name, weights=None, **arguments)
+    return model
+
+
+def torchvision_arguments(config: ModelConfig, facts: DataFacts) -> dict[str, Any]:
+    """Arguments of torchvision's builder: those that suit the images, and those that are given."""
     arguments = {"num_classes": facts.num_classes, **config.arguments}
     for pattern, from_facts in _FROM_FACTS.items():
         if fnmatchcase(config.name, pattern):
             arguments = {**from_facts(facts), **arguments}
-    model = torchvision.models.get_model(config.name, weights=None, **arguments)
-    if facts.channels != 3:
-        _take_grey_images(model, facts.channels)
-    frozen = config.pretrained is not None and config.pretrained_norm != "group"
-    return _with_frozen_norm(model) if frozen else _with_group_norm(model)
+    return arguments
 
 
-def _take_grey_images(model: nn.Module, channels: int) -> None:
-    """Gives the first convolution as many input channels as images have.
+def keeps_frozen_norm(config: ModelConfig) -> bool:
+    """Whether batch norm of torchvision's networks is frozen, and not replaced by group norm."""
+    return config.pretrained is not None and config.pretrained_norm != "group"
+
+
+def take_grey_images(model: nn.Module, channels: int) -> str | None:
+    """Give the first convolution as many input channels as images have.
 
     Weights for RGB are added up over the channels when they are loaded, so the network computes
     what it would of a grey image that is repeated in all three.
+
+    Returns:
+        The name of that layer; None if there is none for RGB.
     """
-    for parent in model.modules():
+    for place, parent in model.named_modules():
         for name, child in parent.named_children():
             if isinstance(child, nn.Conv2d) and child.in_channels == 3:
                 kernel, stride, padding = child.kernel_size, child.stride, child.padding
@@ -154,12 +177,13 @@ def _take_grey_images(model: nn.Module, channels: int) -> None:
                     if child.bias is not None and first.bias is not None:
                         first.bias.copy_(child.bias)
                 setattr(parent, name, first)
-                return
+                return f"{place}.{name}" if place else name
+    return None
 
 
 def _larger_images(config: ModelConfig, facts: DataFacts) -> str:
     """A way out for images that are too small for a network, tried; empty if there is none."""
-    if config.name in _OWN or ":" in config.name:
+    if config.name in OWN or ":" in config.name:
         return ""
     for size in (size for size in _SIZES if size > facts.image_size):
         try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from collections import OrderedDict
+
+from torch import nn
 
 
 class GroupNormCNN(nn.Sequential):
@@ -35,7 +36,7 @@ class GroupNormCNN(nn.Sequential):
         super().__init__(*layers)
 
 
-class TanhCNN(nn.Module):
+class TanhCNN(nn.Sequential):
     """The tanh networks of Papernot et al. 2021 (arXiv 2007.14191, section 5), by image size.
 
     Grey images get the two-convolution network (26,010 parameters at 28×28 with 10 classes),
@@ -49,9 +50,11 @@ class TanhCNN(nn.Module):
     """
 
     def __init__(self, channels: int, image_size: int, num_classes: int) -> None:
-        super().__init__()
+        side = image_size
         if channels == 1:
-            self.features = nn.Sequential(
+            for kernel, stride, padding in ((8, 2, 3), (2, 1, 0), (4, 2, 0), (2, 1, 0)):
+                side = (side + 2 * padding - kernel) // stride + 1
+            features = nn.Sequential(
                 nn.Conv2d(1, 16, 8, stride=2, padding=3),
                 nn.Tanh(),
                 nn.MaxPool2d(2, stride=1),
@@ -59,23 +62,19 @@ class TanhCNN(nn.Module):
                 nn.Tanh(),
                 nn.MaxPool2d(2, stride=1),
             )
-            hidden = 32
+            hidden, flat = 32, 32 * side**2
         else:
             blocks: list[nn.Module] = []
             for width in (32, 64, 128):
                 blocks += [nn.Conv2d(channels, width, 3, padding=1), nn.Tanh()]
                 blocks += [nn.Conv2d(width, width, 3, padding=1), nn.Tanh(), nn.MaxPool2d(2)]
                 channels = width
-            self.features = nn.Sequential(*blocks)
-            hidden = 128
-        with torch.no_grad():
-            example = torch.zeros(1, 1 if hidden == 32 else 3, image_size, image_size)
-            flat = self.features(example).numel()
-        self.head = nn.Sequential(
+            features = nn.Sequential(*blocks)
+            side //= 8
+            hidden, flat = 128, 128 * side**2
+        if side < 1:
+            raise ValueError(f"images of {image_size} pixels a side are too small for its layers")
+        head = nn.Sequential(
             nn.Flatten(), nn.Linear(flat, hidden), nn.Tanh(), nn.Linear(hidden, num_classes)
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[n, C, H, W] images to [n, num_classes] logits."""
-        logits: Tensor = self.head(self.features(x))
-        return logits
+        super().__init__(OrderedDict(features=features, head=head))

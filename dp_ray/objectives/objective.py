@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -129,6 +129,16 @@ class Objective(Protocol):
         By default entry i of the state over the number of examples is metric i.
         """
         return dict(zip(self.metrics, (state / examples).tolist(), strict=True))
+
+    def warnings(self, state: Tensor, names: Sequence[str]) -> list[str]:
+        """Return what is wrong with predictions as a whole, in words; by default nothing.
+
+        Args:
+            state: [S], merged, of at least one example.
+            names: of the classes by label; empty if they have none.
+        """
+        del state, names
+        return []
 
     def columns(self, outputs: Tensor, labels: Tensor) -> dict[str, NDArray[Any]]:
         """Return numbers [n] of each example that :meth:`details` needs; by default none."""

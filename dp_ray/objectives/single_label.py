@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dp_ray.objectives.objective import Direction, LabelSpec, Objective, weighted_mean
+from dp_ray.objectives.useless import useless_predictions
 
 METRICS: Mapping[str, Direction] = {"test_accuracy": "max", "test_loss": "min"}
 
@@ -49,11 +50,26 @@ class SingleLabel(Objective):
         """Return the cross-entropy [] of one unit; see :class:`Objective`."""
         return cross_entropy(outputs, labels, weights)
 
+    def new_state(self) -> Tensor:
+        """Return zeros [2 + 2 · classes]: right answers, losses, labels, predictions by class."""
+        return torch.zeros(2 + 2 * self.num_classes, dtype=torch.float64)
+
     def update(self, state: Tensor, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Add the number of right answers and the sum of losses."""
-        right = float((outputs.argmax(dim=1) == labels).sum())
+        """Add the number of right answers, the sum of losses, and counts by class."""
+        predicted = outputs.argmax(dim=1)
+        right = float((predicted == labels).sum())
         losses = float(F.cross_entropy(outputs, labels, reduction="sum"))
-        return state + torch.tensor([right, losses], dtype=torch.float64)
+        counts = [found.cpu().bincount(minlength=self.num_classes) for found in (labels, predicted)]
+        return state + torch.cat([torch.tensor([right, losses], dtype=torch.float64), *counts])
+
+    def compute(self, state: Tensor, examples: int) -> dict[str, float]:
+        """Return accuracy and mean loss."""
+        return dict(zip(METRICS, (state[: len(METRICS)] / examples).tolist(), strict=True))
+
+    def warnings(self, state: Tensor, names: Sequence[str]) -> list[str]:
+        """Return what :func:`~dp_ray.objectives.useless.useless_predictions` finds."""
+        labels, predicted = state[len(METRICS) :].long().numpy().reshape(2, -1)
+        return useless_predictions(labels, predicted, right=int(state[0]), names=names)
 
     def columns(self, outputs: Tensor, labels: Tensor) -> dict[str, NDArray[Any]]:
         """Return label, predicted class and its probability of each example."""

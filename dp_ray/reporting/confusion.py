@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dp_ray.artifacts.run_directory import RELEASE
 from dp_ray.extras import require
+from dp_ray.objectives.useless import class_label
 from dp_ray.reporting.output import OutputFile
 from dp_ray.storage import open_folder
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 _FORMATS = (".png", ".svg", ".pdf")
 _NUMBERED = 20
 """So many classes get a tick each, and a number in each cell; more would be too small to read."""
+
+_LONGEST_NAME = 24
+"""Characters of a class's name at a tick."""
 
 _CELLS = 250
 """So many cells a side stay visible; more classes share them."""
@@ -85,13 +90,17 @@ def draw_confusion(result: dict[str, Any], form: str) -> bytes:
     axes.locator_params(integer=True)
     if len(counts) <= _NUMBERED:
         _number(axes, counts, shares)
+        if names := result.get("class_names"):
+            _name(axes, names)
     bar = figure.colorbar(image, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], shrink=0.8)
     bar.ax.yaxis.set_major_formatter("{x:.0%}")
     many = f", the largest of each {width} × {width} classes" if width > 1 else ""
     bar.set_label(f"share of the true class{many}")
 
     file = io.BytesIO()
-    figure.savefig(file, format=form, dpi=150, bbox_inches="tight")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # boxes, in names of classes
+        figure.savefig(file, format=form, dpi=150, bbox_inches="tight")
     return file.getvalue()
 
 
@@ -109,6 +118,18 @@ def _fewer(shares: NDArray[np.float64]) -> tuple[NDArray[np.float64], int]:
     starts = range(0, len(shares), width)
     # fmax passes over NaN where there is a number.
     return np.fmax.reduceat(np.fmax.reduceat(shares, starts, axis=0), starts, axis=1), width
+
+
+def _name(axes: Axes, names: list[str]) -> None:
+    """Put the names of classes at the ticks, as they are: a $ in one is no formula."""
+    labels = range(len(names))
+    shown = [class_label(names, label) for label in labels]
+    shown = [n if len(n) <= _LONGEST_NAME else f"{n[: _LONGEST_NAME - 1]}…" for n in shown]
+    turn = any(len(name) > 2 for name in shown)
+    axes.set_xticks(labels, shown, rotation=45 if turn else 0, ha="right" if turn else "center")
+    axes.set_yticks(labels, shown)
+    for tick in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        tick.set_parse_math(False)
 
 
 def _number(axes: Axes, counts: NDArray[np.int64], shares: NDArray[np.float64]) -> None:

@@ -96,8 +96,8 @@ def draw_contact_sheet(dataset: Dataset, augment: AugmentConfig) -> bytes:
 
 def class_names(dataset: Dataset) -> list[str]:
     """Names by label; numbers where the data has no names."""
-    given, count = dataset.notes[0].classes, dataset.facts.num_classes
-    return given if len(given) == count else [str(label) for label in range(count)]
+    count = dataset.facts.num_classes
+    return list(dataset.class_names) or [str(label) for label in range(count)]
 
 
 def _head(sheet: _Sheet, views: int, shown: int, train_left: int, test_left: int) -> None:

@@ -16,7 +16,7 @@ from dp_ray.data.source import Unread
 from dp_ray.data.splits import Notes
 from dp_ray.data.store import Dataset
 from dp_ray.reporting.contact_sheet import class_names
-from dp_ray.reporting.words import count
+from dp_ray.reporting.words import count, printable
 
 _SHOWN_CLASSES = 30
 _SHOWN_NAMES = 20
@@ -83,11 +83,11 @@ def describe_unread(unread: Unread, *, whole: bool = False) -> str:
     for reason, names in paths.items():
         lines.append(f"skipped       {len(names):,} {reason}:")
         shown = names if whole else names[:_SHOWN_NAMES]
-        lines += [f"              {_on_one_line(name)}" for name in shown]
+        lines += [f"              {printable(name)}" for name in shown]
         if len(shown) < len(names):
             lines.append(f"              and {len(names) - len(shown):,} more")
     if beside := unread.beside:
-        others = ", ".join(map(_on_one_line, beside if whole else beside[:_SHOWN_NAMES]))
+        others = ", ".join(map(printable, beside if whole else beside[:_SHOWN_NAMES]))
         lines.append(f"not read      {others}: only {unread.read} are")
     return "\n".join(lines)
 
@@ -129,7 +129,7 @@ def _range(ends: tuple[int, int]) -> str:
 
 def _classes(classes: list[dict[str, Any]], *, whole: bool) -> list[str]:
     shown = classes if whole else classes[:_SHOWN_CLASSES]
-    names = [_on_one_line(entry["name"]) for entry in shown]
+    names = [printable(entry["name"]) for entry in shown]
     width = max(map(len, [*names, "class"]))
     lines = [f"label  {'class':{width}s}  {'train':>9s}  {'test':>9s}"]
     lines += [
@@ -138,8 +138,3 @@ def _classes(classes: list[dict[str, Any]], *, whole: bool) -> list[str]:
     ]
     rest = len(classes) - len(shown)
     return [*lines, f"       and {rest:,} more"] if rest else lines
-
-
-def _on_one_line(text: str) -> str:
-    """Without what would steer a terminal."""
-    return "".join(c if c.isprintable() else f"{c!a}"[1:-1] for c in text)

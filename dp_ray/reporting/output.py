@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dp_ray.artifacts.released_model import MODEL
+from dp_ray.artifacts.statement import Statement
 from dp_ray.errors import ConfigError, StorageError
-from dp_ray.storage import Folder, open_folder
+from dp_ray.storage import Folder, LocalFolder, open_folder
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,23 @@ class OutputFile:
                 option, location, "no such file can be written", f"End it in {', '.join(endings)}"
             )
         return cls(open_folder(head + slash or "."), name, option)
+
+    def check_unpublished(self) -> OutputFile:
+        """Return the file; refuse one in a release folder, all of which is published.
+
+        Raises:
+            ConfigError: it lies there.
+        """
+        path = self.folder.path
+        places = [self.folder]
+        if path is not None:
+            real = path.resolve()
+            places = [LocalFolder(place) for place in (real, *real.parents)]
+        if any(place.exists(MODEL) and place.exists(Statement.FILE) for place in places):
+            raise ConfigError(
+                self.option, str(self), "lies in a release, which is published", "Put it elsewhere"
+            )
+        return self
 
     def write(self, content: bytes) -> str:
         """Writes it, whole or not at all; returns where it is.

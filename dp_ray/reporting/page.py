@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import html
-import re
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
+from dp_ray.artifacts.card import as_markdown
 from dp_ray.artifacts.statement import Statement
 from dp_ray.reporting.charts import palette_css
 from dp_ray.reporting.statement import (
@@ -65,14 +64,8 @@ def _templates() -> Environment:
         undefined=StrictUndefined,
         keep_trailing_newline=True,
     )
-    environment.filters.update(md=_as_markdown, block=_as_block)
+    environment.filters.update(md=as_markdown, block=_as_block)
     return environment
-
-
-def _as_markdown(text: str) -> str:
-    """Text that Markdown shows as it is: no markup of its own, no HTML, one line."""
-    plain = " ".join(str(text).split())
-    return re.sub(r"([\\`*_{}\[\]#|~!$])", r"\\\1", html.escape(plain, quote=False))
 
 
 def _as_block(text: str) -> str:

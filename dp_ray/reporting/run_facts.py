@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
+from dp_ray.artifacts.card import usage
 from dp_ray.artifacts.claim import privacy_statement
 from dp_ray.artifacts.consistency import can_compare_sums, disagreement
 from dp_ray.artifacts.course import Evaluated, Stepped, read_course
 from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.public_config import published_config
+from dp_ray.artifacts.released_model import ClassNames
 from dp_ray.artifacts.result import Outcome, Result
 from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
 from dp_ray.artifacts.statement import Statement
@@ -68,6 +70,9 @@ class RunFacts:
         notices: what the reader must know before all else.
         evaluations: over the steps.
         private: None in what may be published.
+        class_names: by label; empty if the classes have no names.
+        use: how the released model is used, in Markdown; empty where nothing is released.
+        warnings: of predictions that are of no use: exact figures of the test split.
     """
 
     name: str
@@ -79,6 +84,9 @@ class RunFacts:
     notices: list[str]
     evaluations: list[Evaluated]
     private: PrivateFacts | None
+    class_names: tuple[str, ...] = ()
+    use: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def read_run(folder: Folder, *, public: bool, own_code: bool = False) -> RunFacts:
@@ -111,7 +119,9 @@ def read_run(folder: Folder, *, public: bool, own_code: bool = False) -> RunFact
     evaluations = facts.evaluations
     if facts.statement.test_accuracy_noise is not None:  # those of other steps have none
         evaluations = [replace(e, metrics=dict.fromkeys(e.metrics)) for e in evaluations]
-    return replace(facts, evaluations=evaluations, private=None)
+    # They say more of a test split than its declared metrics do.
+    warnings = facts.warnings if facts.statement.data_evaluation == "public" else ()
+    return replace(facts, evaluations=evaluations, private=None, warnings=warnings)
 
 
 def read_release(release: Folder, *, own_code: bool = False) -> RunFacts:
@@ -140,6 +150,7 @@ def read_release(release: Folder, *, own_code: bool = False) -> RunFacts:
             ],
             evaluations=[],
             private=None,
+            **_use(release, values),
         )
 
 
@@ -191,6 +202,8 @@ def _read_run(run: RunDirectory) -> RunFacts:
             sessions=[] if ledger is None else ledger.sessions,
             seconds=_read_seconds(run),
         ),
+        warnings=tuple(result.warnings) if result is not None and finished else (),
+        **(_use(release, values) if finished else {}),
     )
 
 
@@ -198,6 +211,16 @@ def _config(values: dict[str, Any]) -> dict[str, Any]:
     """What is said of a public configuration."""
     needs_data = not is_self_contained(values["data"]["name"])
     return {"config": without_paths(write_yaml(values)), "needs_data": needs_data}
+
+
+def _use(release: Folder, values: dict[str, Any]) -> dict[str, Any]:
+    """What is said of how a release is used."""
+    found = ClassNames.find(release)
+    names = () if found is None else tuple(found.names)
+    try:
+        return {"class_names": names, "use": usage(values, names)}
+    except ConfigError:  # which is a contradiction by itself
+        return {"class_names": names}
 
 
 _UNFINISHED = (

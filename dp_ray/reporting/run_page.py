@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dp_ray.artifacts.course import Evaluated
 from dp_ray.artifacts.statement import Statement
 from dp_ray.ledger.execution import Execution
+from dp_ray.objectives.useless import class_label
 from dp_ray.reporting.charts import BLUE, MUTED, ORANGE, Chart, draw, line_chart
 from dp_ray.reporting.page import cost_in_words, render, said_of
 from dp_ray.reporting.run_facts import PrivateFacts, RunFacts
@@ -16,6 +17,8 @@ from dp_ray.reporting.words import count, duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_SHOWN_CLASSES = 100
 
 
 def run_page(facts: RunFacts) -> str:
@@ -43,7 +46,9 @@ def _common(facts: RunFacts, profile: list[tuple[float, float]]) -> dict[str, An
         "accuracy": accuracy_in_words(facts.statement),
         "notices": facts.notices,
         "said": said_of(facts.statement, profile),
-        "figures": figures(facts.statement),
+        "figures": [*figures(facts.statement), *_classes(facts)],
+        "use": facts.use,
+        "warnings": [f"{text[0].upper()}{text[1:]}." for text in facts.warnings],
         "faults": _faults(facts),
         "again": (
             "With config.yaml, which lies beside the released model, and the versions below"
@@ -54,6 +59,15 @@ def _common(facts: RunFacts, profile: list[tuple[float, float]]) -> dict[str, An
         "config": facts.config,
         "versions": list(facts.statement.versions.items()),
     }
+
+
+def _classes(facts: RunFacts) -> list[tuple[str, str]]:
+    names = [class_label(facts.class_names, label) for label in range(len(facts.class_names))]
+    if not names:
+        return []
+    shown = ", ".join(names[:_SHOWN_CLASSES])
+    more = len(names) - _SHOWN_CLASSES
+    return [("classes", f"{shown} and {more} more" if more > 0 else shown)]
 
 
 def _faults(facts: RunFacts) -> str:

@@ -21,6 +21,7 @@ def describe_result(result: Result) -> str:
         f"({count(result.charges, 'noised sum')})",
         *_with_search(result),
         *(_metric(name, value, tested=bool(known)) for name, value in shown.items()),
+        *(f"warning       {text}" for text in result.warnings),
     ]
     if result.status == "finished" and steps < planned:
         lines.append(

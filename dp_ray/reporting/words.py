@@ -68,6 +68,11 @@ def noise_in_words(facts: dict[str, Any]) -> str:
     return f"σ = {sigma:.4f}{falls}, C = {facts['max_grad_norm']:g}{follows}{clipping}"
 
 
+def printable(text: str) -> str:
+    """A text on one line, without what would steer a terminal, as a file's name could."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def without_paths(text: str) -> str:
     """A text in which paths and URIs are replaced by …: they say where private data lies."""
     return _PATH.sub("…", text)

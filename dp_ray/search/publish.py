@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dp_ray.artifacts.claim import CHOICE
-from dp_ray.artifacts.release import MODEL, check_agreement, release_files
+from dp_ray.artifacts.release import check_agreement, release_files
+from dp_ray.artifacts.released_model import MODEL, ClassNames
 from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
 from dp_ray.artifacts.statement import OwnCost, SearchNote, Statement
 from dp_ray.config.yaml_text import read_yaml, write_yaml
@@ -168,11 +169,13 @@ def _release(search: Search, result: SearchResult, best_trial: str) -> None:
         config = read_yaml(source.read(CONFIG).decode()) | {"name": search.sweep.name}
         model = source.read(MODEL)
         alone = Statement.read(source)
+        found = ClassNames.find(source)
     except (OSError, ValueError, TypeError, RunError) as error:
         raise RunError(f"{source} is damaged: {error}. {_RESTORE}") from error
     statement = _statement(search, alone, result)
     check_agreement(statement, config)
-    search.directory.root.publish(RELEASE, release_files(model, config, statement))
+    names = [] if found is None else found.names
+    search.directory.root.publish(RELEASE, release_files(model, config, statement, names))
 
 
 def _statement(search: Search, alone: Statement, result: SearchResult) -> Statement:

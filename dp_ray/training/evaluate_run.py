@@ -2,40 +2,73 @@
 
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load
+from numpy.typing import NDArray
 
-from dp_ray.artifacts.release import MODEL
-from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
-from dp_ray.config.files import apply_override, check_keys, parse_config
+from dp_ray.artifacts.released_model import ReleasedModel
 from dp_ray.config.run import Config
-from dp_ray.config.yaml_text import read_yaml
-from dp_ray.data.facts import data_facts
-from dp_ray.data.store import open_dataset
+from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.data.views import ViewMaker
-from dp_ray.errors import ConfigError, DpRayError, RunError
-from dp_ray.gradients.engines.engine import in_one_line
+from dp_ray.errors import DataError, DpRayError
 from dp_ray.imports import reading
 from dp_ray.json_text import finite
-from dp_ray.models.build import build_model
 from dp_ray.objectives.registry import build_objective
 from dp_ray.privacy.sampling import Shard
-from dp_ray.storage import Folder, open_folder
 from dp_ray.training.evaluation import evaluation_of, outputs_by_batch
 
-_MAY_CHANGE = ("data.root", "data.cache", "data.download", "data.evaluation")
-"""Where the data is; what a model was trained as cannot be changed afterwards."""
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """An evaluation of the test split, exact.
+
+    Attributes:
+        figures: metrics, the objective's details and warnings, as plain values.
+        examples: columns [N] or [N, …] by name, a row for each test example in the order of the
+            source: what the objective notes of it, and its loss.
+    """
+
+    figures: dict[str, Any]
+    examples: dict[str, NDArray[Any]]
 
 
-def evaluate_run(location: str, overrides: list[str], *, own_code: bool = False) -> dict[str, Any]:
+def evaluate_run(
+    location: str,
+    overrides: list[str],
+    put_objects: Callable[[Config], Config] = lambda config: config,
+    *,
+    own_code: bool = False,
+) -> dict[str, Any]:
     """Evaluate on the test split what a run released: its metrics, and the objective's details.
+
+    Args:
+        location, overrides, put_objects, own_code: see :func:`score_run`.
+
+    Raises:
+        OwnCodeError: network, objective or data are code that the user did not agree to run.
+        DpRayError: there is no release, or the data cannot be read.
+    """
+    return score_run(location, overrides, put_objects, own_code=own_code).figures
+
+
+def score_run(
+    location: str,
+    overrides: list[str],
+    put_objects: Callable[[Config], Config] = lambda config: config,
+    *,
+    own_code: bool = False,
+) -> ScoredRun:
+    """Evaluate on the test split what a run released, and keep what is known of each example.
 
     Args:
         location: path or URI of a run, or of a release folder that was copied elsewhere.
         overrides: ``a.b=value``, for example where the data is on this machine.
+        put_objects: puts what was passed as Python objects into the configuration.
         own_code: see :func:`~dp_ray.imports.reading`.
 
     Raises:
@@ -43,66 +76,56 @@ def evaluate_run(location: str, overrides: list[str], *, own_code: bool = False)
         DpRayError: there is no release, or the data cannot be read.
     """
     with reading(own_code=own_code):
-        return _evaluate(location, overrides)
+        return _score(location, ReleasedModel.open(location, overrides, put_objects))
 
 
-def _evaluate(location: str, overrides: list[str]) -> dict[str, Any]:
-    folder = open_folder(location)
-    inside = folder.exists(RELEASE)
-    release = folder / RELEASE if inside else folder
-    config = _config(folder, overrides, released=inside)
-    objective = build_objective(config.objective, data_facts(config.data).num_classes)
+def _score(location: str, release: ReleasedModel) -> ScoredRun:
+    config, facts = release.config, release.preprocess.facts
+    objective = build_objective(config.objective, facts.num_classes)
     dataset = open_dataset(config.data, objective.labels)
-    model = build_model(config.model, dataset.facts)
-    try:
-        model.load_state_dict(load(release.read(MODEL)))
-    except Exception as error:  # a damaged file, or another network's, fails in any way
-        raise RunError(
-            f"{release}/{MODEL} cannot be loaded: {in_one_line(error)}. Copy the release anew"
-        ) from error
+    names = _same_classes(release, dataset)
+    model = release.network()
     if len(dataset.test) == 0:
         raise DpRayError("the data set has no test examples to evaluate on")
     device = torch.device("cpu")
-    views = ViewMaker(config.augment, dataset.facts, device)
+    views = ViewMaker(config.augment, facts, device)
     state, parts = objective.new_state(), []
     everything = Shard(0, len(dataset.test))
     for outputs, labels in outputs_by_batch(model, {}, dataset.test, views, device, everything):
         state = objective.update(state, outputs, labels)
-        parts.append(objective.columns(outputs, labels))
-    evaluation = evaluation_of(objective, state, len(dataset.test))
-    return {
+        losses = {"loss": objective.losses(outputs, labels).double().numpy()}
+        parts.append({**objective.columns(outputs, labels), **losses})
+    evaluation = evaluation_of(objective, state, len(dataset.test), names)
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    noted = {name: values for name, values in columns.items() if name != "loss"}
+    figures = {
         "run": location,
         "objective": config.objective.name,
         "data_evaluation": config.data.evaluation,
         **{name: finite(value) for name, value in evaluation.metrics.items()},
         "test_examples": evaluation.examples,
         "skipped": dataset.notes[1].skipped,
-        **objective.details({n: np.concatenate([p[n] for p in parts]) for n in parts[0]}),
+        "warnings": list(evaluation.warnings),
+        "class_names": list(names),
+        **objective.details(noted),
     }
+    return ScoredRun(figures, columns)
 
 
-def _config(folder: Folder, overrides: list[str], *, released: bool) -> Config:
-    run = RunDirectory(folder)
-    if not folder.names():
-        raise RunError(f"there is no run {folder}: give its folder, such as runs/digits")
-    kept = run.private.exists(CONFIG)  # a search has only what its best trial released
-    if kept and not released:
-        raise RunError(f"{folder} is unfinished: go on with dp-ray train … --resume")
-    try:
-        release = folder / RELEASE if released else folder
-        values = read_yaml(release.read(CONFIG).decode())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{folder} holds no finished run: {error}") from error
-    check_keys(Config, values)
-    if kept:  # where the data is, which is not published
-        data = run.config().data
-        values["data"].update({name: getattr(data, name) for name in ("root", "cache")})
-        values["model"]["pretrained"] = run.config().model.pretrained
-    for override in overrides:
-        field = override.partition("=")[0].strip()
-        if field not in _MAY_CHANGE:
-            raise ConfigError(
-                "--set", override, "not for evaluate", f"It takes {', '.join(_MAY_CHANGE)}"
+def _same_classes(release: ReleasedModel, dataset: Dataset) -> tuple[str, ...]:
+    """Return the names of the classes by label.
+
+    Raises:
+        DataError: the data has other names, or the same in another order, than the model's outputs.
+    """
+    ours, theirs = release.class_names, dataset.class_names
+    for label, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if unicodedata.normalize("NFC", one) != unicodedata.normalize("NFC", other):
+            raise DataError(
+                f"data.name = {release.config.data.name!r}: class {label} of the data is "
+                f"{other!r}, and class {label} of the model is {one!r}. Give the data that it was "
+                "trained for",
+                shared=f"class {label} of the data has another name than class {label} of the "
+                "model",
             )
-        apply_override(values, override)
-    return parse_config(values)
+    return ours or theirs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -70,6 +70,7 @@ def shared_evaluation(
     views: ViewMaker,
     objective: Objective,
     collective: Collective,
+    class_names: Sequence[str] = (),
 ) -> Evaluation | None:
     """Evaluates parameters [P] with ``untrained`` tensors, as a release has them.
 
@@ -83,13 +84,16 @@ def shared_evaluation(
     for outputs, labels in outputs_by_batch(model, params, data, views, vector.device, shard):
         state = objective.update(state, outputs, labels)
     collective.reduce_(state)
-    return evaluation_of(objective, state, len(data))
+    return evaluation_of(objective, state, len(data), class_names)
 
 
-def evaluation_of(objective: Objective, state: Tensor, examples: int) -> Evaluation:
+def evaluation_of(
+    objective: Objective, state: Tensor, examples: int, class_names: Sequence[str] = ()
+) -> Evaluation:
     """Return the metrics of a merged state [S]; one that is no number counts as the worst."""
     metrics = objective.compute(state, examples)
     for name, direction in objective.metrics.items():
         if math.isnan(metrics[name]):
             metrics[name] = worst(direction)
-    return Evaluation(metrics, examples)
+    warn = getattr(objective, "warnings", None)
+    return Evaluation(metrics, examples, () if warn is None else tuple(warn(state, class_names)))

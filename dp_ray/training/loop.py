@@ -147,6 +147,7 @@ def _evaluate(session: Session, step: int) -> None:
         worker.views,
         worker.objective,
         session.collective,
+        session.dataset.class_names,
     )
     _check_untrained(session, session.untrained.changed(untrained), "evaluation")
     if lead is not None:
@@ -196,6 +197,7 @@ def _finish(session: Session, lead: Lead) -> None:
             engines=lead.ledger.engines,
             charged=lead.ledger.charged,
         ),
+        class_names=session.dataset.class_names,
         test_digest=session.dataset.test_digest,
         charge_score=lead.ledger.charge_score,
     )

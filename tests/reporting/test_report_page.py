@@ -240,6 +240,31 @@ def test_what_is_public_does_not_depend_on_what_is_private(run: Path) -> None:
     assert "Private: not for publication" not in before[0]
 
 
+def test_warnings_are_as_private_as_a_confusion_matrix(run: Path) -> None:
+    """They are exact figures of the test split, beside those that the statement declares."""
+    changed(run, "result.json", warnings=["ash is predicted for every test image"])
+    told = "Ash is predicted for every test image."
+    assert told in text_of(private_page(run))
+    page, card = public_texts(run)
+    assert "ash is predicted" not in f"{page}{card}".lower()
+    changed(run, "release/privacy.json", data_evaluation="public")
+    config = yaml.safe_load((run / "release/config.yaml").read_text())
+    config["data"]["evaluation"] = "public"
+    (run / "release/config.yaml").write_text(yaml.safe_dump(config))
+    page, card = public_texts(run)
+    assert told in text_of(page)
+    assert told in card
+
+
+def test_classes_and_the_lines_that_load_the_model_are_in_what_is_published(run: Path) -> None:
+    names = ["ash", "<b>elm</b>", *"cdefghij"]
+    (run / "release/class_names.json").write_text(json.dumps({"format": 1, "names": names}))
+    page, card = public_texts(run)
+    assert "ash, <b>elm</b>, c, d, e, f, g, h, i, j" in text_of(page)
+    assert "1 &lt;b&gt;elm&lt;/b&gt;" in card
+    assert 'model.load_state_dict(load_file("model.safetensors"))' in card
+
+
 def test_no_page_says_where_the_run_lies_or_how_its_noise_was_drawn(run: Path) -> None:
     key = RunDirectory(open_folder(str(run))).key().secret.hex()
     assert key in (run / "private/run_key").read_text()

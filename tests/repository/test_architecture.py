@@ -131,8 +131,15 @@ def test_public_surface() -> None:
         "ClippedSum",
         "Config",
         "DpRayError",
+        "LoadedModel",
+        "Prediction",
+        "Predictions",
+        "Preprocess",
         "clipped_gradient_sum",
+        "export",
         "load_config",
+        "load_model",
+        "predict",
     ]
     for name in dp_ray.__all__:
         assert getattr(dp_ray, name).__doc__

@@ -117,10 +117,26 @@ def trained_run(folder: Path) -> None:
     shutil.copytree(folder / "runs/digits/release", folder / "path/to/release")
 
 
+def run_and_photos(folder: Path) -> None:
+    """A run, and pictures beside it."""
+    Reader.run("dp-ray train configs/digits.yaml")
+    photos(folder)
+
+
+def photos(folder: Path) -> None:
+    """Pictures, by themselves and in a folder."""
+    (folder / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    for name in ("photo.png", "photos/one.png", "photos/two.jpg"):
+        Image.fromarray(pixels).save(folder / name)
+
+
 PREPARE: dict[str, Callable[[Path], None]] = {
     "docs/extending.md": own_arrays,
     "docs/how_to/own_data.md": own_images,
     "docs/report.md": trained_run,
+    "docs/how_to/use_a_model.md": run_and_photos,
+    "README.md": photos,
 }
 RUN = [name for name, page in PAGES.items() if any(b.commands or b.file for b in page.blocks())]
 

@@ -28,6 +28,8 @@ COMMANDS = (
     "tune",
     "audit",
     "evaluate",
+    "predict",
+    "export",
     "ledger",
     "report",
     "clean",

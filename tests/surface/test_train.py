@@ -39,6 +39,7 @@ def test_a_run_leaves_what_it_says(make_config: MakeConfig) -> None:
     run = folder(config)
     assert sorted(p.name for p in run.iterdir()) == ["private", "release", "result.json"]
     assert sorted(p.name for p in (run / "release").iterdir()) == [
+        "README.md",
         "config.yaml",
         "model.safetensors",
         "privacy.json",
@@ -73,7 +74,8 @@ def test_nothing_private_is_released(make_config: MakeConfig, tmp_path: Path) ->
     start(config)
     run = folder(config)
     key = RunDirectory.of(config).key().secret.hex()
-    texts = [p.read_text() for p in (run / "release/privacy.json", run / "release/config.yaml")]
+    files = ("privacy.json", "config.yaml", "README.md")
+    texts = [(run / "release" / file).read_text().replace("\\", "") for file in files]
     for text in [*texts, (run / "result.json").read_text()]:
         for secret in (key, "loss", "norms", "clipped_fraction"):
             assert secret not in text.replace("test_loss", "")
