@@ -17,7 +17,6 @@ import torch
 from contenders import NETWORKS, Case, in_float64, ours
 from reference import drawn, fixed_key
 from results import Results, arguments, in_short
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -236,7 +235,7 @@ def _lost_at(step: int) -> Callable[..., Any]:
 def _train(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """With one key for all runs, so that they can be compared."""
     with patch.object(RunKey, "from_entropy", fixed_key):
-        return run_training(config, resume=resume, console=Console(quiet=True)).dump()
+        return run_training(config, resume=resume).dump()
 
 
 def _folder(config: Config) -> Path:

@@ -42,22 +42,20 @@ def plan(
     Of privacy.epsilon, privacy.noise_multiplier and privacy.steps two are given; the third is
     printed here, with the ε curve over the steps.
     """
-    from dp_ray.config.files import load_config
-    from dp_ray.reporting.plan import describe_plan, plan_facts
-    from dp_ray.reporting.scaling import describe_scaling, scaling_facts
+    import dp_ray
 
     counts = _worker_counts(workers or [])
     for option, value in (("--latency-us", latency_us), ("--bandwidth-gbit", bandwidth_gbit)):
         if not 0 < value < math.inf:
             raise typer.BadParameter(f"{option} {value}: a finite number above 0 is needed")
-    facts = plan_facts(load_config(config, overrides or ()))
-    print_text(describe_plan(facts))
-    if counts:
-        facts["scaling"] = scaling_facts(
-            facts, counts, latency_us=latency_us, bandwidth_gbit=bandwidth_gbit
-        )
-        print_text("\n" + describe_scaling(facts["scaling"]))
-    print_json(facts, as_json)
+    found = dp_ray.plan(
+        dp_ray.load_config(config, overrides or ()),
+        workers=counts,
+        latency_us=latency_us,
+        bandwidth_gbit=bandwidth_gbit,
+    )
+    print_text(str(found))
+    print_json(found.facts, as_json)
 
 
 def data(
@@ -79,10 +77,10 @@ def data(
     Draws a contact sheet: examples of each class, and their K views. Trains nothing and costs no
     privacy budget. What it prints and draws shows private data, and must not be published.
     """
+    import dp_ray
     from dp_ray.api.data import look_at_data
-    from dp_ray.config.files import load_config
 
-    facts = look_at_data(load_config(config, overrides or (), name=name), out, print_text)
+    facts = look_at_data(dp_ray.load_config(config, overrides or (), name=name), out, print_text)
     print_json(facts, as_json)
 
 
@@ -121,13 +119,13 @@ def evaluate(
     Prints accuracy in all and for each class, with 95% intervals, the calibration error and the
     largest confusions, and draws the confusion matrix.
     """
+    import dp_ray
     from dp_ray.reporting.confusion import picture_file, save_confusion
-    from dp_ray.reporting.evaluation import describe_evaluation
-    from dp_ray.training.evaluate_run import evaluate_run
 
     file = picture_file(run, picture)
-    result = evaluate_run(run, overrides or [])
-    print_text(describe_evaluation(result))
+    found = dp_ray.evaluate(run, overrides or ())
+    result = found.facts
+    print_text(str(found))
     if "confusion_matrix" in result:
         result["picture"] = save_confusion(result, file)
         print_text(f"picture       {result['picture']}")
@@ -149,13 +147,14 @@ def ledger(
     as_json: Json = False,
 ) -> None:
     """Verify a run's ledger and show what was spent: steps, repeats, ε by each accountant."""
-    from dp_ray.reporting.ledger import describe_ledger, ledger_facts, repair_ledger
+    import dp_ray
 
+    opened = dp_ray.open_run(run)
     if repair:
-        repair_ledger(run)
-    facts = ledger_facts(run)
-    print_text(describe_ledger(facts))
-    print_json(facts, as_json)
+        opened.repair_ledger()
+    found = opened.ledger()
+    print_text(str(found))
+    print_json(found.facts, as_json)
 
 
 class ReportFormat(StrEnum):
@@ -196,13 +195,13 @@ def report(
 
     The page is one file, without scripts, and loads nothing.
     """
-    from dp_ray.reporting.make import write_report
+    import dp_ray
 
-    result = write_report(location, public=public, form=form.value, output=output)
-    print_text(f"report        {result['report']}")
-    kept = "it holds nothing private" if result["public"] else "not to be published: see --public"
+    written = dp_ray.report(location, public=public, form=form.value, output=output)
+    print_text(f"report        {written.path}")
+    kept = "it holds nothing private" if written.public else "not to be published: see --public"
     print_text(f"publish       {kept}")
-    print_json(result, as_json)
+    print_json({"report": written.path, "public": written.public}, as_json)
 
 
 def config(
@@ -211,11 +210,11 @@ def config(
     as_json: Json = False,
 ) -> None:
     """Print every field with its meaning, and its default or a file's value."""
-    from dp_ray.config.files import load_config
+    import dp_ray
     from dp_ray.reporting.fields import describe_config, field_reference
 
     if file is None and overrides:
         raise typer.BadParameter("--set changes a file's values: name the file")
-    loaded = None if file is None else load_config(file, overrides or ())
+    loaded = None if file is None else dp_ray.load_config(file, overrides or ())
     print_text(describe_config(loaded))
     print_json(field_reference() if loaded is None else loaded.dump(), as_json)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from dp_ray.cli.options import (
     STOPPED,
@@ -17,6 +16,7 @@ from dp_ray.cli.options import (
     Name,
     Overrides,
     check_break_lock,
+    in_terminal,
     print_json,
     print_text,
 )
@@ -58,28 +58,25 @@ def train(
     Ctrl-C stops after the step at hand, with a checkpoint and exit code 130; --resume goes on.
     More privacy.steps (and the privacy.epsilon that they cost) may be given with it.
     """
-    from dp_ray.api.train import run_training
-    from dp_ray.artifacts.run_key import read_replay_key
-    from dp_ray.config.files import load_config
-    from dp_ray.reporting.summary import describe_result
+    import dp_ray
 
-    loaded = load_config(config, overrides or (), name=name)
+    loaded = dp_ray.load_config(config, overrides or (), name=name)
     check_break_lock(break_lock, resume)
     if resume and replay_key is not None:
         raise typer.BadParameter(
             "--replay-key starts a run; --resume continues with the run's own key"
         )
-    result = run_training(
+    run = dp_ray.train(
         loaded,
+        callbacks=[in_terminal()],
         resume=resume,
         break_lock=break_lock,
         profile=profile,
-        replay=None if replay_key is None else read_replay_key(replay_key, loaded.seed),
-        console=Console(stderr=True),
+        replay_key=replay_key,
     )
-    print_text(describe_result(result))
-    print_json(result.dump(), as_json)
-    if result.status == "stopped":
+    print_text(str(run))
+    print_json(run.result.dump(), as_json)
+    if run.status == "stopped":
         raise typer.Exit(STOPPED)
 
 
@@ -105,20 +102,20 @@ def tune(
 
     Ctrl-C stops with exit code 130; --resume goes on, without running a finished trial again.
     """
-    from dp_ray.api.tune import plan_sweep, run_sweep
-    from dp_ray.config.search import load_sweep
+    import dp_ray
+    from dp_ray.api.tune import plan_sweep
     from dp_ray.reporting.search import describe_search, describe_sweep_result, search_facts
     from dp_ray.search.cost import search_cost
 
-    loaded, console = load_sweep(config, overrides or (), name=name), Console(stderr=True)
+    loaded = dp_ray.load_sweep(config, overrides or (), name=name)
     if dry_run:
-        search, _ = plan_sweep(loaded, console)
+        search, _ = plan_sweep(loaded, [in_terminal()])
         cost = search_cost(search)
         print_text(describe_search(search, cost))
         print_json(search_facts(search, cost), as_json)
         return
     check_break_lock(break_lock, resume)
-    result = run_sweep(loaded, resume=resume, break_lock=break_lock, console=console)
+    result = dp_ray.tune(loaded, callbacks=[in_terminal()], resume=resume, break_lock=break_lock)
     print_text(describe_sweep_result(result))
     print_json(result.dump(), as_json)
     if result.status == "stopped":
@@ -174,21 +171,20 @@ def audit(
 
     It trains on the data: all that it leaves in <train.storage_path>/<name> must stay secret.
     """
-    from dp_ray.api.audit import run_audit
+    import dp_ray
     from dp_ray.auditing.report import describe_audit, describe_verdict
-    from dp_ray.config.files import load_config
     from dp_ray.on_ray.job import in_job
 
     check_break_lock(break_lock, resume)
-    outcome = run_audit(
-        load_config(config, overrides or (), name=name or f"{config.stem}-audit"),
+    outcome = dp_ray.audit(
+        dp_ray.load_config(config, overrides or (), name=name or f"{config.stem}-audit"),
+        callbacks=[in_terminal()],
         kind=kind.value,
         canaries=canaries,
         significance=significance,
         runs=runs,
         resume=resume,
         break_lock=break_lock,
-        console=Console(stderr=True),
     )
     values = outcome.dump()
     if in_job():

@@ -6,10 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dp_ray.config.section import Colour, Count, NonNegative, Positive, Probability, Section
+from dp_ray.config.section import (
+    Colour,
+    Count,
+    Named,
+    NonNegative,
+    Positive,
+    Probability,
+    Section,
+)
 
 
-class DataConfig(Section):
+class DataConfig(Named):
     """Which examples, and how many are expected in a step."""
 
     name: str = Field(

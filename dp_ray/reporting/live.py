@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-_LOG_INTERVAL_S = 30.0
+LOG_INTERVAL_S = 30.0
+"""Between lines where there is no terminal."""
 
 
 def say(console: Console, text: str) -> None:
@@ -69,7 +70,7 @@ class LiveLines(ABC):
 
     def _log(self) -> None:
         last: str | None = None
-        while not self._ended.wait(_LOG_INTERVAL_S):
+        while not self._ended.wait(LOG_INTERVAL_S):
             line = self.log_line()
             if line is not None and line != last:
                 say(self._console, line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from safetensors.torch import load
 
 from dp_ray.artifacts.release import MODEL
 from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
-from dp_ray.config.files import apply_override, check_keys, parse_config
+from dp_ray.config.files import apply_override, parse_config
 from dp_ray.config.run import Config
+from dp_ray.config.validation import check_keys
 from dp_ray.config.yaml_text import read_yaml
 from dp_ray.data.facts import data_facts
 from dp_ray.data.store import open_dataset
@@ -29,12 +31,15 @@ _MAY_CHANGE = ("data.root", "data.cache", "data.download", "data.evaluation")
 """Where the data is; what a model was trained as cannot be changed afterwards."""
 
 
-def evaluate_run(location: str, overrides: list[str]) -> dict[str, Any]:
+def evaluate_run(
+    location: str, overrides: list[str], put_objects: Callable[[Config], Config] = lambda c: c
+) -> dict[str, Any]:
     """Evaluate on the test split what a run released: its metrics, and the objective's details.
 
     Args:
         location: path or URI of a run, or of a release folder that was copied elsewhere.
         overrides: ``a.b=value``, for example where the data is on this machine.
+        put_objects: puts what was passed as Python objects into the configuration.
 
     Raises:
         DpRayError: there is no release, or the data cannot be read.
@@ -42,7 +47,7 @@ def evaluate_run(location: str, overrides: list[str]) -> dict[str, Any]:
     folder = open_folder(location)
     inside = folder.exists(RELEASE)
     release = folder / RELEASE if inside else folder
-    config = _config(folder, overrides, released=inside)
+    config = put_objects(_config(folder, overrides, released=inside))
     objective = build_objective(config.objective, data_facts(config.data).num_classes)
     dataset = open_dataset(config.data, objective.labels)
     model = build_model(config.model, dataset.facts)

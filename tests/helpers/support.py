@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,8 +20,6 @@ from dp_ray.keys import RunKey
 
 MakeConfig = Callable[..., Config]
 """The type of the ``make_config`` fixture."""
-
-QUIET = Console(quiet=True)
 
 
 def config_maker(path: Path) -> MakeConfig:
@@ -69,11 +66,7 @@ def start(config: Config, *, resume: bool = False, break_lock: bool = False) -> 
     A new run has the key of its seed, to be comparable.
     """
     result = run_training(
-        config,
-        resume=resume,
-        break_lock=break_lock,
-        replay=None if resume else replay_of(config),
-        console=QUIET,
+        config, resume=resume, break_lock=break_lock, replay=None if resume else replay_of(config)
     )
     return result.dump()
 
