@@ -94,6 +94,7 @@ class Vandal(Callback):
     """Changes all that it can reach, and what a thread has of its own."""
 
     def on_start(self, path: str, plan: PrivacyPlan) -> None:
+        del path
         object.__setattr__(plan, "noise_multiplier", 0.0)
         object.__setattr__(plan, "max_grad_norm", 1e6)
         torch.set_grad_enabled(False)
