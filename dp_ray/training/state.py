@@ -2,8 +2,9 @@
 
 Python's own garbage collector knows how to walk objects, but not what is in them. This walk reads
 contents: attributes of modules and of what they refer to, their classes, the variables and defaults
-of functions, the globals of the user's modules, generators in both senses of the word. It does not
-enter installed packages, and cannot look into objects that have neither attributes nor a buffer.
+of functions, the globals of the user's modules (of a script or a notebook those that its code
+names), generators in both senses of the word. It does not enter installed packages, and cannot look
+into objects that have neither attributes nor a buffer.
 """
 
 from __future__ import annotations
@@ -144,7 +145,10 @@ class _Walk:
         """What a value holds, with how it is reached."""
         if isinstance(value, types.FunctionType):
             yield from _function_parts(value)
-            yield from self._globals(value.__globals__, value.__module__)
+            if value.__module__ == "__main__":  # which holds the user's data, or a whole notebook
+                yield from _named_globals(value)
+            else:
+                yield from self._globals(value.__globals__, value.__module__)
         elif isinstance(value, types.ModuleType):
             yield from self._globals(vars(value), value.__name__)
         elif isinstance(value, type):
@@ -244,7 +248,8 @@ def _is_closed(value: Any) -> bool:
     closed = (types.CodeType, types.BuiltinFunctionType, types.MethodDescriptorType)
     if isinstance(value, threading.Thread):
         return True
-    return isinstance(value, closed) or type(value).__module__.partition(".")[0] in _OPAQUE
+    package = str(type(value).__module__).partition(".")[0]  # a class may have none that is a text
+    return isinstance(value, closed) or package in _OPAQUE
 
 
 def _generator(value: Any) -> str | None:
@@ -289,6 +294,18 @@ def _tensor(value: Tensor) -> str:
 def _iterates(value: Any) -> bool:
     """Whether the items of a container from C can be read without using it up."""
     return type(value).__module__ == "collections" and hasattr(type(value), "__len__")
+
+
+def _named_globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """The globals that a function of a script or a notebook names, in order."""
+    for name in sorted(_names(function.__code__)):
+        if name in function.__globals__:
+            yield f"={name} of the module __main__", function.__globals__[name]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = (_names(part) for part in code.co_consts if isinstance(part, types.CodeType))
+    return set(code.co_names).union(*inner)
 
 
 def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
