@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 from dp_ray.errors import ConfigError
@@ -85,6 +86,18 @@ def imported_anew() -> Iterator[None]:
         for name in _users_modules():
             del sys.modules[name]
         sys.modules.update(before)
+
+
+def named_globals(function: FunctionType) -> dict[str, Any]:
+    """Return the globals that a function's code names, those within it included, in order."""
+    names, codes = set[str](), [function.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [part for part in code.co_consts if isinstance(part, CodeType)]
+    return {
+        name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())
+    }
 
 
 def _users_modules() -> dict[str, Any]:

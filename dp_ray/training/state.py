@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dp_ray.imports import is_users
+from dp_ray.imports import is_users, named_globals
 from dp_ray.training.kept_in_c import (
     belongs_to_an_object,
     lock_state,
@@ -146,7 +146,8 @@ class _Walk:
         if isinstance(value, types.FunctionType):
             yield from _function_parts(value)
             if value.__module__ == "__main__":  # which holds the user's data, or a whole notebook
-                yield from _named_globals(value)
+                named = named_globals(value).items()
+                yield from ((f"={name} of the module __main__", part) for name, part in named)
             else:
                 yield from self._globals(value.__globals__, value.__module__)
         elif isinstance(value, types.ModuleType):
@@ -246,10 +247,8 @@ def _is_closed(value: Any) -> bool:
     if belongs_to_an_object(value):
         return False
     closed = (types.CodeType, types.BuiltinFunctionType, types.MethodDescriptorType)
-    if isinstance(value, threading.Thread):
-        return True
-    package = str(type(value).__module__).partition(".")[0]  # a class may have none that is a text
-    return isinstance(value, closed) or package in _OPAQUE
+    package = str(type(value).__module__).partition(".")[0]
+    return isinstance(value, (*closed, threading.Thread)) or package in _OPAQUE
 
 
 def _generator(value: Any) -> str | None:
@@ -294,18 +293,6 @@ def _tensor(value: Tensor) -> str:
 def _iterates(value: Any) -> bool:
     """Whether the items of a container from C can be read without using it up."""
     return type(value).__module__ == "collections" and hasattr(type(value), "__len__")
-
-
-def _named_globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """The globals that a function of a script or a notebook names, in order."""
-    for name in sorted(_names(function.__code__)):
-        if name in function.__globals__:
-            yield f"={name} of the module __main__", function.__globals__[name]
-
-
-def _names(code: types.CodeType) -> set[str]:
-    inner = (_names(part) for part in code.co_consts if isinstance(part, types.CodeType))
-    return set(code.co_names).union(*inner)
 
 
 def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
@@ -358,10 +345,12 @@ _DESCRIPTORS = (
 
 
 @cache
-def _is_library(name: str | None) -> bool:
+def _is_library(name: Any) -> bool:
     """Whether a module is Python's, this package's or an installed one, and not the user's."""
-    if name is None or name.partition(".")[0] in _LIBRARIES:
-        return name not in (None, "__main__")
+    if not isinstance(name, str) or name == "__main__":  # a class may say anything
+        return False
+    if name.partition(".")[0] in _LIBRARIES:
+        return True
     file = getattr(sys.modules.get(name), "__file__", None)
     return file is not None and not is_users(file)
 

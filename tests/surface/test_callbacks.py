@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from helpers.support import MakeConfig, charged, key_of, released, same
 
 import dp_ray
+from dp_ray.api.dispatch import Dispatcher
 from dp_ray.api.train import run_training
 from dp_ray.artifacts.course import Stepped
 from dp_ray.artifacts.progress import Progress
@@ -168,6 +170,37 @@ def test_a_failure_at_an_evaluation_stops_a_long_run(make_config: MakeConfig) ->
     result = Result.read(RunDirectory.of(config).root)
     assert (result.status, failing.calls) == ("stopped", 1)
     assert 0 < result.steps < 20_000
+
+
+class Watch:
+    """A run whose storage has no news."""
+
+    def __init__(self) -> None:
+        self.stopped = 0
+
+    def news(self, *, at_once: bool = False) -> list[Any]:
+        del at_once
+        return []
+
+    def stop(self) -> None:
+        self.stopped += 1
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["before the run", "in the run"])
+def test_the_first_failure_stops_the_run_and_the_others_are_called_on(early: bool) -> None:
+    failing, recorder, watch = Failing("on_message"), Recorder(), Watch()
+    with Dispatcher([failing, recorder]) as dispatcher:
+        if early:
+            dispatcher.message("one")
+            while not recorder.told:
+                time.sleep(0.001)
+        dispatcher.follow(watch)  # type: ignore[arg-type]
+        dispatcher.message("two")
+        dispatcher.message("three")
+    assert (watch.stopped, failing.calls) == (1, 1)
+    assert len(recorder.told) == 3 - (not early)
+    with pytest.raises(RunError, match="on_message failed"):
+        dispatcher.check(finished=False)
 
 
 def test_a_failure_at_the_end_leaves_a_finished_run(make_config: MakeConfig) -> None:
