@@ -8,6 +8,7 @@ from typing import Any
 
 from dp_ray.api.objects import AnyObjective, Data, Model, Objects
 from dp_ray.objectives.objective import metrics_in
+from dp_ray.on_ray.job import errors_for_log
 from dp_ray.reporting.evaluation import describe_evaluation
 from dp_ray.training.evaluate_run import evaluate_run
 
@@ -63,5 +64,6 @@ def evaluate(
         DpRayError: there is no release, or the data cannot be read.
     """
     objects = Objects(model, data, objective)
-    facts = evaluate_run(run, list(overrides), objects.put_into_this_process)
+    with errors_for_log():
+        facts = evaluate_run(run, list(overrides), objects.put_into_this_process)
     return EvaluationResult(metrics_in(facts), facts["test_examples"], facts)

@@ -16,6 +16,8 @@ from dp_ray.artifacts.statement import Statement
 from dp_ray.config.files import apply_override, parse_config
 from dp_ray.config.run import Config
 from dp_ray.errors import RunError
+from dp_ray.json_text import finite
+from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.reporting.callbacks import Callback
 from dp_ray.reporting.ledger import describe_ledger, ledger_facts, repair_ledger
 from dp_ray.reporting.make import Format
@@ -103,8 +105,10 @@ class Run:
 
     @property
     def epsilon(self) -> float | None:
-        """ε spent, as the accountant says of the ledger; None without noise."""
-        return self.ledger().epsilon
+        """ε spent, as the run's accountant says of the ledger; None without noise."""
+        ledger = self._directory.read_ledger()
+        plan = ledger.plan
+        return finite(epsilon_of(plan.accountant, ledger.history, plan.delta))
 
     @property
     def delta(self) -> float:

@@ -22,6 +22,7 @@ from dp_ray.config.run import Config
 from dp_ray.errors import RunError
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.reporting.callbacks import Callback, PrivateValues, PublicValues
+from dp_ray.training.preparation import make_plan
 
 
 def trained(config: Config, *callbacks: Callback, resume: bool = False) -> Result:
@@ -125,6 +126,14 @@ def test_a_callback_that_changes_what_it_is_given_changes_nothing(
     assert found.epsilon == expected.epsilon
     assert recorder.of("start")[0][1].noise_multiplier == 1.0  # each gets copies of its own
     assert recorder.of("evaluation")[-1][0].accuracy == expected.metrics["test_accuracy"]
+
+
+def test_each_callback_gets_copies(make_config: MakeConfig) -> None:
+    plan, recorder = make_plan(make_config()), Recorder()
+    with Dispatcher([Vandal(), recorder]) as dispatcher:
+        dispatcher.send("on_start", "runs/a", plan)
+    assert (plan.noise_multiplier, plan.max_grad_norm) == (1.0, 1.0)
+    assert recorder.of("start")[0][1] == plan
 
 
 class Failing(Callback):
