@@ -60,6 +60,7 @@ check: $(VENV)/.installed-dev  ## Lint, format and type checks
 	$(BIN)/mypy
 	cd tests/repository && $(abspath $(BIN))/mypy --config-file= --strict \
 		--cache-dir $(abspath .mypy_cache)/outside typed_use.py
+	$(BIN)/mypy examples
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed; set PYTHON=…" >&2; exit 1; }

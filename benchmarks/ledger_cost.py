@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from dp_ray.api.train import run_training
 from dp_ray.artifacts.journal import Journal
@@ -83,7 +82,7 @@ def measure(config: Config) -> tuple[list[float], list[float]]:
 
     Coordinator._charge, Journal.stepped = timed_charge, noted  # type: ignore[method-assign]
     try:
-        run_training(config, resume=False, console=Console(quiet=True))
+        run_training(config)
     finally:
         Coordinator._charge, Journal.stepped = charge, stepped  # type: ignore[method-assign]
     return steps[1:], charges[1:]  # the first warms up

@@ -14,8 +14,6 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-
 from dp_ray.api.train import run_training
 from dp_ray.config.files import load_config
 
@@ -34,7 +32,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 fields = [f"train.precision={precision}", f"train.storage_path={folder}"]
                 config = load_config(options.config, [*options.set, *fields, f"seed={seed}"])
-                result = run_training(config, resume=False, console=Console(quiet=True)).dump()
+                result = run_training(config).dump()
                 curve = Path(folder) / config.name / "private/metrics.jsonl"
                 lines = [json.loads(line) for line in curve.read_text().splitlines()]
                 step = statistics.median(x["seconds"] for x in lines if "seconds" in x)

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from dp_ray.api.tune import run_sweep
 from dp_ray.config.search import parse_sweep
+from dp_ray.reporting.run_progress import TerminalProgress
 
 
 def sweep(folder: Path, trials: int, workers: int) -> dict[str, Any]:
@@ -56,7 +57,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         values = sweep(root, options.trials, options.workers)
-        run_sweep(parse_sweep(values), resume=False, console=Console(stderr=True))
+        run_sweep(
+            parse_sweep(values), resume=False, callbacks=[TerminalProgress(Console(stderr=True))]
+        )
         trials = sorted((root / "overhead/private/trials").iterdir())
         ends = [(trial / "trial.json").stat().st_mtime for trial in trials]
         begun = (trials[0] / "private/run_key").stat().st_mtime

@@ -14,8 +14,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from dp_ray.api.train import run_training
 from dp_ray.config.files import parse_config
 
@@ -63,7 +61,7 @@ def step_seconds(case: dict[str, Any], workers: int, threads: int) -> list[float
                 "seed": 1,
             }
         )
-        run_training(config, resume=False, console=Console(quiet=True))
+        run_training(config)
         curve = Path(folder) / config.name / "private/metrics.jsonl"
         lines = [json.loads(line) for line in curve.read_text().splitlines()]
     return [line["seconds"] for line in lines if "seconds" in line][1:]

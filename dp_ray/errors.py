@@ -137,6 +137,10 @@ class DataError(DpRayError):
         return str(self) if self._shared is None else self._shared
 
 
+class ArgumentError(DpRayError, ValueError):
+    """An argument of the functional step that cannot be used."""
+
+
 class ModelError(DpRayError):
     """A model that cannot be trained with per-example gradients."""
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any, TypeVar
 
 from dp_ray.errors import ConfigError, OwnCodeError
@@ -185,6 +186,18 @@ def imported_anew() -> Iterator[None]:
         for name in _users_modules():
             del sys.modules[name]
         sys.modules.update(before)
+
+
+def named_globals(function: FunctionType) -> dict[str, Any]:
+    """Return the globals that a function's code names, those within it included, in order."""
+    names, codes = set[str](), [function.__code__]
+    while codes:
+        code = codes.pop()
+        names.update(code.co_names)
+        codes += [part for part in code.co_consts if isinstance(part, CodeType)]
+    return {
+        name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())
+    }
 
 
 def _users_modules() -> dict[str, Any]:

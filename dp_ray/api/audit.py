@@ -1,14 +1,16 @@
-"""One audit from its configuration to its verdict: what ``dp-ray audit`` does."""
+"""``dp_ray.audit``: one audit from its configuration to its verdict."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
+from dp_ray.api.dispatch import Dispatcher
+from dp_ray.api.objects import AnyObjective, Data, Model, Objects
 from dp_ray.api.train import run_training
 from dp_ray.artifacts.result import Ending
 from dp_ray.artifacts.result_directory import refuse_changes
@@ -28,7 +30,7 @@ from dp_ray.on_ray.early import EarlyRay
 from dp_ray.on_ray.environment import check_environment, located
 from dp_ray.on_ray.job import check_storage_path
 from dp_ray.privacy.plan import PrivacyPlan, with_budget
-from dp_ray.reporting.live import say
+from dp_ray.reporting.callbacks import Callback
 from dp_ray.training.preparation import make_plan
 
 MOST_CANARIES = 4000
@@ -38,6 +40,57 @@ WARNING = (
     "Computed from the private data by a run with canaries in it: no ε that is stated elsewhere "
     "covers these numbers, and the models of this audit must not be published."
 )
+
+
+def audit(
+    config: Config,
+    *,
+    model: Model | None = None,
+    data: Data | None = None,
+    objective: AnyObjective | None = None,
+    callbacks: Sequence[Callback] = (),
+    kind: CanaryKind = "gradient",
+    canaries: int | None = None,
+    significance: float = 0.05,
+    runs: int = 1,
+    resume: bool = False,
+    break_lock: bool = False,
+) -> AuditOutcome | Ending:
+    """Attack a training run, and hold what that shows against the ε that it claims.
+
+    Canaries take the place of examples, each by a fair coin, and the attack sees every release. It
+    trains on the data: all that it leaves in ``<train.storage_path>/<name>`` must stay secret.
+
+    Args:
+        config: what to audit; its name is the audit's.
+        model: see :func:`dp_ray.train`, as for ``data``, ``objective`` and ``callbacks``.
+        data: likewise.
+        objective: likewise.
+        callbacks: likewise; they follow each run of the audit.
+        kind: ``gradient``, ``sample`` or another kind of canaries.
+        canaries: m; by default half of the examples, 4000 at most.
+        significance: probability that the bound may be wrong.
+        runs: 1; or more, with one canary, which every other run has.
+        resume: continue an audit that was stopped or that crashed, as it was started.
+        break_lock: with ``resume``, take a run over from a process that is known to be dead.
+
+    Returns:
+        The verdict, with ``refuted`` and ``epsilon_lower``; an ending whose ``status`` is
+        ``stopped`` if the audit can be resumed.
+
+    Raises:
+        DpRayError: before anything is started where possible; see the message.
+    """
+    return run_audit(
+        Objects(model, data, objective).put_into(config),
+        kind=kind,
+        canaries=canaries,
+        significance=significance,
+        runs=runs,
+        resume=resume,
+        break_lock=break_lock,
+        callbacks=callbacks,
+    )
 
 
 def run_audit(
@@ -50,7 +103,7 @@ def run_audit(
     resume: bool = False,
     break_lock: bool = False,
     replay: RunKey | None = None,
-    console: Console,
+    callbacks: Sequence[Callback] = (),
 ) -> AuditOutcome | Ending:
     """Train with canaries, attack, and hold what the attack shows against the ledger's ε.
 
@@ -63,7 +116,7 @@ def run_audit(
         resume: go on with an audit that was stopped or that crashed, as it was started.
         break_lock: with ``resume``, take a run over from a process that is known to be gone.
         replay: the key of another audit, to repeat its draws, coins and noise.
-        console: where progress is shown, if it is a terminal.
+        callbacks: what follows its runs.
 
     Returns:
         What outcome.json holds; an :class:`Ending` whose ``status`` is ``stopped`` if the audit
@@ -89,12 +142,14 @@ def run_audit(
     if not resume:
         directory.create(config, settings, replay=replay)
     config = with_budget(config, plan)  # solved once for all runs
-    say(console, describe_start(settings, str(directory.root)))
+    with Dispatcher(callbacks) as dispatcher:
+        dispatcher.message(describe_start(settings, str(directory.root)))
+    dispatcher.check(finished=False)
     # One Ray for all of the runs, if it is our own.
     with EarlyRay(cluster) as early:
         early.wait()
         for number in range(settings.runs):
-            if not _train(directory, config, settings, number, console, break_lock=break_lock):
+            if not _train(directory, config, settings, number, callbacks, break_lock=break_lock):
                 return Ending(name=config.name, path=str(directory.root), status="stopped")
     numbers = range(settings.runs)
     verdict = judge(
@@ -185,7 +240,7 @@ def _train(
     config: Config,
     settings: AuditSettings,
     number: int,
-    console: Console,
+    callbacks: Sequence[Callback],
     *,
     break_lock: bool,
 ) -> bool:
@@ -203,7 +258,7 @@ def _train(
         break_lock=begun and break_lock,
         accept_charges=math.inf,  # a step that is drawn again counts once in an audit
         replay=None if begun else directory.replay_of(f"run {number}"),
-        console=console,
+        callbacks=callbacks,
         probe=CanaryProbe(_draw(directory, config, settings, number)),
     )
     return result.status == "finished"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dp_ray.config.cluster import ClusterConfig
 from dp_ray.config.data import DataConfig
-from dp_ray.config.files import validate
 from dp_ray.config.run import Config
 from dp_ray.config.search import SweepConfig
+from dp_ray.config.validation import validate
 from dp_ray.data.sources.registry import check_place
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.extras import require

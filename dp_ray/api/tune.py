@@ -1,32 +1,33 @@
-"""One search from its configuration to its results: what ``dp-ray tune`` does."""
+"""``dp_ray.tune``: one search from its configuration to its results."""
 
 from __future__ import annotations
 
 import copy
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
-
 from dp_ray.api.checks import check_search
+from dp_ray.api.dispatch import Dispatcher
+from dp_ray.api.objects import AnyObjective, Data, Model, Objects
 from dp_ray.artifacts.result_directory import refuse_changes
 from dp_ray.config.cluster import ClusterConfig
-from dp_ray.config.files import set_field, validate
+from dp_ray.config.files import set_field
 from dp_ray.config.run import Config
 from dp_ray.config.search import SweepConfig
+from dp_ray.config.validation import validate
 from dp_ray.data.cache import cache_path
 from dp_ray.errors import ConfigError, DataError, RunError
 from dp_ray.keys import RunKey
 from dp_ray.ledger.lock import OWNER_ENDS_S, WriterLock
 from dp_ray.on_ray.environment import check_environment, located, prepare_environment
 from dp_ray.on_ray.job import errors_for_log
-from dp_ray.reporting.live import say
+from dp_ray.reporting.callbacks import Callback
 from dp_ray.reporting.make import search_report
 from dp_ray.reporting.search import describe_search
-from dp_ray.reporting.search_progress import SweepProgress
 from dp_ray.search.cost import search_cost
 from dp_ray.search.directory import REPORT, SweepDirectory
 from dp_ray.search.outcome import read_outcomes
@@ -49,14 +50,56 @@ _MAY_CHANGE = (
 """What a search may be resumed with otherwise."""
 
 
+def tune(
+    search: SweepConfig,
+    *,
+    model: Model | None = None,
+    data: Data | None = None,
+    objective: AnyObjective | None = None,
+    callbacks: Sequence[Callback] = (),
+    resume: bool = False,
+    break_lock: bool = False,
+) -> SearchSummary:
+    """Search fields of a configuration at an equal privacy budget, and count what it costs.
+
+    Results go to ``<train.storage_path>/<name>``: ``release/`` may be published, ``private/`` must
+    not be. The ε of the search is the cost; the best trial's own ε is not.
+
+    Args:
+        search: what to search; see :func:`dp_ray.load_sweep`.
+        model: a function or class that can be imported; see :func:`dp_ray.train`. Trials run in
+            other processes, so other objects are refused.
+        data: likewise.
+        objective: likewise.
+        callbacks: what follows the search; see :class:`dp_ray.Callback`. A search is not stopped
+            by one that fails, which is raised at its end.
+        resume: continue a search that was stopped or that crashed, without running a finished
+            trial again.
+        break_lock: with ``resume``, take the search over from a process that is known to be dead.
+
+    Returns:
+        What ``result.json`` holds; its ``status`` is ``stopped`` if the search can be resumed.
+
+    Raises:
+        DpRayError: before anything is started where possible; see the message.
+    """
+    training = Objects(model, data, objective).put_into_values(search.training)
+    return run_sweep(
+        replace(search, training=training),
+        resume=resume,
+        callbacks=callbacks,
+        break_lock=break_lock,
+    )
+
+
 def plan_sweep(
-    sweep: SweepConfig, console: Console, *, replay: RunKey | None = None
+    sweep: SweepConfig, callbacks: Sequence[Callback] = (), *, replay: RunKey | None = None
 ) -> tuple[Search, RunKey]:
     """Draws a search and checks its trials; reads no data and writes nothing.
 
     Args:
         sweep: what to search.
-        console: where progress is shown, if it is a terminal.
+        callbacks: what follows it.
         replay: see :func:`run_sweep`.
 
     Returns:
@@ -65,22 +108,32 @@ def plan_sweep(
     Raises:
         ConfigError: what cannot be searched; see the message.
     """
+    with Dispatcher(callbacks) as dispatcher:
+        drawn = _draw(sweep, dispatcher, replay)
+        dispatcher.send("on_end", None)
+    dispatcher.check(finished=False)
+    return drawn
+
+
+def _draw(
+    sweep: SweepConfig, dispatcher: Dispatcher, replay: RunKey | None
+) -> tuple[Search, RunKey]:
     seed = sweep.training.get("seed")
     if seed is not None and (not isinstance(seed, int) or seed < 0):
         raise ConfigError("seed", seed, "not a whole number from 0", "Leave it out, or give one")
     key = replay or RunKey.from_entropy()
-    with console.status("drawing trials", spinner_style="none") as status:
-        search = Search.draw(sweep, key, tell=lambda text: status.update(f"{text} …"))
-        status.update("checking trials …")
-        _check_trials(search)
+    dispatcher.send("on_status", "drawing trials")
+    search = Search.draw(sweep, key, tell=lambda text: dispatcher.send("on_status", text))
+    dispatcher.send("on_status", "checking trials")
+    _check_trials(search)
     return search, key
 
 
 def run_sweep(
     sweep: SweepConfig,
     *,
-    resume: bool,
-    console: Console,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
     break_lock: bool = False,
     replay: RunKey | None = None,
 ) -> SearchSummary:
@@ -89,7 +142,7 @@ def run_sweep(
     Args:
         sweep: what to search.
         resume: go on with a search that was stopped or that crashed.
-        console: where progress is shown, if it is a terminal.
+        callbacks: what follows the search.
         break_lock: with ``resume``, take the search over from a process that is known to be gone.
         replay: the key of another search, to repeat its trials with their draws and noise.
 
@@ -102,20 +155,31 @@ def run_sweep(
     check_search(sweep)
     sweep = _located(sweep)
     directory = SweepDirectory.of(sweep)
-    if resume:
-        _check_resumable(directory, sweep)
-        with _locked(directory, take_over=break_lock):
-            return _run(Search.read(sweep), console, break_lock=break_lock)
+    with Dispatcher(callbacks) as dispatcher:
+        if resume:
+            _check_resumable(directory, sweep)
+            with _locked(directory, take_over=break_lock):
+                summary = _run(Search.read(sweep), dispatcher, break_lock=break_lock)
+        else:
+            summary = _begin(directory, sweep, dispatcher, replay)
+        dispatcher.send("on_end", summary)
+    dispatcher.check(finished=summary.status == "finished")
+    return summary
+
+
+def _begin(
+    directory: SweepDirectory, sweep: SweepConfig, dispatcher: Dispatcher, replay: RunKey | None
+) -> SearchSummary:
     directory.check_free()
-    search, key = plan_sweep(sweep, console, replay=replay)
+    search, key = _draw(sweep, dispatcher, replay)
     example = search.example()
     with errors_for_log(LocalFolder(cache_path(example.data))):
-        _try_data(example, console)
+        _try_data(example, dispatcher.message)
     directory.lay_out()
     with _locked(directory):
         directory.check_free()  # still
         directory.create(sweep, key, search.points, search.budgets, replay=replay is not None)
-        return _run(search, console)
+        return _run(search, dispatcher)
 
 
 @contextmanager
@@ -129,23 +193,22 @@ def _locked(directory: SweepDirectory, *, take_over: bool = False) -> Iterator[N
         lock.release()
 
 
-def _run(search: Search, console: Console, *, break_lock: bool = False) -> SearchSummary:
+def _run(search: Search, dispatcher: Dispatcher, *, break_lock: bool = False) -> SearchSummary:
     result = read_decision(search)
     if result is None:
         spent = [outcome.history for outcome in read_outcomes(search)]
         cost = search_cost(search, spent if search.sweep.tune.is_adaptive else None)
-        say(console, describe_search(search, cost))
+        dispatcher.message(describe_search(search, cost))
         started = time.monotonic()
-        with SweepProgress(search, cost.epsilon, console) as progress:
-            ended = _run_trials(search, console, break_lock=break_lock)
-        progress.tell_skipped()  # without a terminal it was not printed during the search
+        dispatcher.send("on_search", search, cost.epsilon)
+        ended = _run_trials(search, dispatcher.message, break_lock=break_lock)
         if not ended:
             return _stopped(search)
         result = decide(search, seconds=time.monotonic() - started)
     return _conclude(search, result)
 
 
-def _run_trials(search: Search, console: Console, *, break_lock: bool) -> bool:
+def _run_trials(search: Search, tell: Callable[[str], None], *, break_lock: bool) -> bool:
     """False if some are left, because the search was stopped."""
     if search.points == []:
         return True
@@ -153,9 +216,7 @@ def _run_trials(search: Search, console: Console, *, break_lock: bool) -> bool:
     prepare_environment(example.cluster)
     from dp_ray.on_ray.tuner import tune_on_ray  # imports Ray
 
-    if not tune_on_ray(
-        search, example, tell=lambda text: say(console, text), break_lock=break_lock
-    ):
+    if not tune_on_ray(search, example, tell=tell, break_lock=break_lock):
         return False
     unfinished = any(outcome.status == "unfinished" for outcome in read_outcomes(search))
     return search.sweep.tune.scheduler != "none" or not unfinished
@@ -250,9 +311,9 @@ def _with_neighbours(search: Search, config: Config) -> Config:
     )
 
 
-def _try_data(config: Config, console: Console) -> None:
+def _try_data(config: Config, tell: Callable[[str], None]) -> None:
     """Check that trials can be compared, if they run on this machine."""
-    dataset = try_data(config, lambda text: say(console, text))
+    dataset = try_data(config, tell)
     if dataset is not None and len(dataset.test) == 0:
         raise DataError(
             f"data.name = {config.data.name!r} has no test examples, by which trials are compared: "

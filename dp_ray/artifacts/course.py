@@ -89,17 +89,24 @@ def read_course(private: Folder) -> tuple[list[Evaluated], list[Stepped]]:
     stepped: dict[int, Stepped] = {}
     lines = private.read(METRICS).splitlines() if private.exists(METRICS) else []
     for line in lines:
-        try:
-            values = json.loads(line)
-            step = int(values.pop("step"))
-            if "epsilon" in values:
-                evaluated[step] = _evaluated(step, values)
-            else:
-                numbers = {n: _number(values[n], math.nan) for n in _NUMBERS}
-                stepped[step] = Stepped(step, **numbers)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
+        found = read_line(line)
+        if isinstance(found, Evaluated):
+            evaluated[found.step] = found
+        elif found is not None:
+            stepped[found.step] = found
     return [evaluated[s] for s in sorted(evaluated)], [stepped[s] for s in sorted(stepped)]
+
+
+def read_line(line: str | bytes) -> Evaluated | Stepped | None:
+    """Return what a line of the file says; None for one that cannot be read."""
+    try:
+        values = json.loads(line)
+        step = int(values.pop("step"))
+        if "epsilon" in values:
+            return _evaluated(step, values)
+        return Stepped(step, **{n: _number(values[n], math.nan) for n in _NUMBERS})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 _NUMBERS = ("examples", "loss", "clipped_fraction", "mean_norm", "seconds")

@@ -11,8 +11,9 @@ from safetensors.torch import load
 from torch import nn
 
 from dp_ray.artifacts.run_directory import CONFIG, RELEASE, RunDirectory
-from dp_ray.config.files import apply_override, check_keys, parse_config
+from dp_ray.config.files import apply_override, parse_config
 from dp_ray.config.run import Config
+from dp_ray.config.validation import check_keys
 from dp_ray.config.yaml_text import read_yaml
 from dp_ray.data.preprocess import Preprocess
 from dp_ray.document import Document

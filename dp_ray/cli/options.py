@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dp_ray.json_text import write_json
+
+if TYPE_CHECKING:
+    from dp_ray.reporting.callbacks import Callback
 
 STOPPED = 130
 """Exit code of a run that was stopped by the user and can be resumed."""
@@ -54,6 +57,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the
 def print_text(text: str) -> None:
     """Print a text as it is."""
     typer.echo(text)
+
+
+def in_terminal() -> Callback:
+    """Return what shows progress on the standard error stream."""
+    from rich.console import Console
+
+    from dp_ray.reporting.run_progress import TerminalProgress
+
+    return TerminalProgress(Console(stderr=True))
 
 
 def check_break_lock(break_lock: bool, resume: bool) -> None:

@@ -43,26 +43,20 @@ def plan(
     Of privacy.epsilon, privacy.noise_multiplier and privacy.steps two are given; the third is
     printed here, with the ε curve over the steps.
     """
-    from dp_ray.config.files import load_config
+    import dp_ray
 
     counts = _worker_counts(workers or [])
     for option, value in (("--latency-us", latency_us), ("--bandwidth-gbit", bandwidth_gbit)):
         if not 0 < value < math.inf:
             raise typer.BadParameter(f"{option} {value}: a finite number above 0 is needed")
-    loaded = load_config(config, overrides or ())
-    # These import torch, which takes seconds.
-    from dp_ray.on_ray.environment import located
-    from dp_ray.reporting.plan import describe_plan, plan_facts
-    from dp_ray.reporting.scaling import describe_scaling, scaling_facts
-
-    facts = plan_facts(loaded.model_copy(update={"cluster": located(loaded.cluster)}))
-    print_text(describe_plan(facts))
-    if counts:
-        facts["scaling"] = scaling_facts(
-            facts, counts, latency_us=latency_us, bandwidth_gbit=bandwidth_gbit
-        )
-        print_text("\n" + describe_scaling(facts["scaling"]))
-    print_json(facts, as_json)
+    found = dp_ray.plan(  # imports torch, which takes seconds
+        dp_ray.load_config(config, overrides or ()),
+        workers=counts,
+        latency_us=latency_us,
+        bandwidth_gbit=bandwidth_gbit,
+    )
+    print_text(str(found))
+    print_json(found.facts, as_json)
 
 
 def data(
@@ -84,10 +78,10 @@ def data(
     Draws a contact sheet: examples of each class, and their K views. Trains nothing and costs no
     privacy budget. What it prints and draws shows private data, and must not be published.
     """
+    import dp_ray
     from dp_ray.api.checks import check_look
-    from dp_ray.config.files import load_config
 
-    loaded = load_config(config, overrides or (), name=name)
+    loaded = dp_ray.load_config(config, overrides or (), name=name)
     check_look(loaded)
     from dp_ray.api.data import look_at_data  # imports torch, which takes seconds
 
@@ -140,21 +134,20 @@ def evaluate(
     largest confusions, and draws the confusion matrix. Warns of a model that predicts one class
     only or never predicts one, or that is no better than the most frequent class.
     """
+    import dp_ray
     from dp_ray.api.checks import check_run_exists
     from dp_ray.extras import missing
 
     check_run_exists(run)
     # These import torch, which takes seconds.
     from dp_ray.reporting.confusion import picture_file, save_confusion
-    from dp_ray.reporting.evaluation import describe_evaluation
     from dp_ray.reporting.scores import scores_file, scores_table
-    from dp_ray.training.evaluate_run import score_run
 
     file = picture_file(run, picture)
     table = None if scores is None else scores_file(run, scores)
-    found = score_run(run, overrides or [], own_code=own_code)
-    result = found.figures
-    print_text(describe_evaluation(result))
+    found = dp_ray.evaluate(run, overrides or (), own_code=own_code)
+    result = found.facts
+    print_text(str(found))
     if table is not None:
         result["scores"] = table.write(scores_table(found.examples, result["class_names"]))
         print_text(f"scores        {result['scores']} (private: of single test examples)")
@@ -255,17 +248,17 @@ def ledger(
     as_json: Json = False,
 ) -> None:
     """Verify a run's ledger and show what was spent: steps, repeats, ε by each accountant."""
+    import dp_ray
     from dp_ray.api.checks import check_run_exists
 
     check_run_exists(run)
-    # These import torch, which takes seconds.
-    from dp_ray.reporting.ledger import describe_ledger, ledger_facts, repair_ledger
 
+    opened = dp_ray.open_run(run)
     if repair:
-        repair_ledger(run, own_code=own_code)
-    facts = ledger_facts(run, own_code=own_code)
-    print_text(describe_ledger(facts))
-    print_json(facts, as_json)
+        opened.repair_ledger(own_code=own_code)
+    found = opened.ledger(own_code=own_code)
+    print_text(str(found))
+    print_json(found.facts, as_json)
 
 
 class ReportFormat(StrEnum):
@@ -307,18 +300,17 @@ def report(
 
     The page is one file, without scripts, and loads nothing.
     """
+    import dp_ray
     from dp_ray.api.checks import check_run_exists
 
     check_run_exists(location)
-    from dp_ray.reporting.make import write_report  # imports torch, which takes seconds
-
-    result = write_report(
+    written = dp_ray.report(
         location, public=public, form=form.value, output=output, own_code=own_code
     )
-    print_text(f"report        {result['report']}")
-    kept = "it holds nothing private" if result["public"] else "not to be published: see --public"
+    print_text(f"report        {written.path}")
+    kept = "it holds nothing private" if written.public else "not to be published: see --public"
     print_text(f"publish       {kept}")
-    print_json(result, as_json)
+    print_json({"report": written.path, "public": written.public}, as_json)
 
 
 def config(
@@ -333,8 +325,8 @@ def config(
     as_json: Json = False,
 ) -> None:
     """Print every field with its meaning, and its default or a file's value."""
+    import dp_ray
     from dp_ray.config.builtin import describe_builtins
-    from dp_ray.config.files import load_config
     from dp_ray.reporting.fields import describe_config, field_reference
 
     if names:
@@ -347,6 +339,6 @@ def config(
         return
     if file is None and overrides:
         raise typer.BadParameter("--set changes a file's values: name the file")
-    loaded = None if file is None else load_config(file, overrides or ())
+    loaded = None if file is None else dp_ray.load_config(file, overrides or ())
     print_text(describe_config(loaded))
     print_json(field_reference() if loaded is None else loaded.dump(), as_json)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from dp_ray.cli.options import (
     STOPPED,
@@ -20,6 +19,7 @@ from dp_ray.cli.options import (
     Name,
     Overrides,
     check_break_lock,
+    in_terminal,
     print_json,
     print_text,
 )
@@ -66,6 +66,8 @@ def train(
     Ctrl-C stops after the step at hand, with a checkpoint and exit code 130; --resume goes on.
     More privacy.steps (and the privacy.epsilon that they cost) may be given with it.
     """
+    import dp_ray
+
     check_break_lock(break_lock, resume)
     if resume and replay_key is not None:
         raise typer.BadParameter(
@@ -74,31 +76,26 @@ def train(
     if accept_charges is not None and not resume:
         raise typer.BadParameter("--accept-charges goes with --resume")
     loaded = _load(config, overrides, name)
-    # These import torch, which takes seconds.
-    from dp_ray.api.train import run_training
-    from dp_ray.artifacts.run_key import read_replay_key
-    from dp_ray.reporting.summary import describe_result
-
-    run = partial(
-        run_training,
+    train_it = partial(
+        dp_ray.train,  # imports torch, which takes seconds
         loaded,
+        callbacks=[in_terminal()],
         resume=resume,
         break_lock=break_lock,
         profile=profile,
-        replay=None if replay_key is None else read_replay_key(replay_key, loaded.seed),
-        console=Console(stderr=True),
+        replay_key=replay_key,
     )
     try:
-        result = run(accept_charges=accept_charges)
+        run = train_it(accept_charges=accept_charges)
     except ChargesError as error:
         if accept_charges is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise
         typer.echo(str(error), err=True)
         typer.confirm(f"Charge {error.charges} steps again?", abort=True, err=True)
-        result = run(accept_charges=error.charges)
-    print_text(describe_result(result))
-    print_json(result.dump(), as_json)
-    if result.status == "stopped":
+        run = train_it(accept_charges=error.charges)
+    print_text(str(run))
+    print_json(run.result.dump(), as_json)
+    if run.status == "stopped":
         raise typer.Exit(STOPPED)
 
 
@@ -135,25 +132,25 @@ def tune(
 
     Ctrl-C stops with exit code 130; --resume goes on, without running a finished trial again.
     """
+    import dp_ray
     from dp_ray.api.checks import check_search
-    from dp_ray.config.search import load_sweep
 
     check_break_lock(break_lock, resume)
-    loaded, console = load_sweep(config, overrides or (), name=name), Console(stderr=True)
+    loaded = dp_ray.load_sweep(config, overrides or (), name=name)
     if not dry_run:
         check_search(loaded)
     # These import torch, which takes seconds.
-    from dp_ray.api.tune import plan_sweep, run_sweep
+    from dp_ray.api.tune import plan_sweep
     from dp_ray.reporting.search import describe_search, describe_sweep_result, search_facts
     from dp_ray.search.cost import search_cost
 
     if dry_run:
-        search, _ = plan_sweep(loaded, console)
+        search, _ = plan_sweep(loaded, [in_terminal()])
         cost = search_cost(search)
         print_text(describe_search(search, cost))
         print_json(search_facts(search, cost), as_json)
         return
-    result = run_sweep(loaded, resume=resume, break_lock=break_lock, console=console)
+    result = dp_ray.tune(loaded, callbacks=[in_terminal()], resume=resume, break_lock=break_lock)
     print_text(describe_sweep_result(result))
     print_json(result.dump(), as_json)
     if result.status == "stopped":
@@ -209,22 +206,23 @@ def audit(
 
     It trains on the data: all that it leaves in <train.storage_path>/<name> must stay secret.
     """
+    import dp_ray
+
     check_break_lock(break_lock, resume)
     loaded = _load(config, overrides, name or f"{config.stem}-audit")
     # These import torch, which takes seconds.
-    from dp_ray.api.audit import run_audit
     from dp_ray.auditing.report import describe_audit, describe_verdict
     from dp_ray.on_ray.job import in_job
 
-    outcome = run_audit(
+    outcome = dp_ray.audit(
         loaded,
+        callbacks=[in_terminal()],
         kind=kind.value,
         canaries=canaries,
         significance=significance,
         runs=runs,
         resume=resume,
         break_lock=break_lock,
-        console=Console(stderr=True),
     )
     values = outcome.dump()
     if in_job():

@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dp_ray.config.section import Colour, Count, NonNegative, Positive, Probability, Section
+from dp_ray.config.section import (
+    Colour,
+    Count,
+    Named,
+    NonNegative,
+    Positive,
+    Probability,
+    Section,
+)
 
 
 def _check_name(name: str) -> str:
@@ -18,7 +26,7 @@ def _check_name(name: str) -> str:
 ClassName = Annotated[str, AfterValidator(_check_name)]
 
 
-class DataConfig(Section):
+class DataConfig(Named):
     """Which examples, and how many are expected in a step."""
 
     name: str = Field(

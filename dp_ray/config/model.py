@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dp_ray.config.section import Section
+from dp_ray.config.section import Named
 from dp_ray.config.weights import Norm, norm_of_weights
 
 
-class ModelConfig(Section):
+class ModelConfig(Named):
     """The network; it may hold no state that crosses examples."""
 
     name: str = Field(
@@ -52,7 +52,7 @@ class ModelConfig(Section):
         return values if found is None else {**values, "pretrained_norm": found}
 
 
-class ObjectiveConfig(Section):
+class ObjectiveConfig(Named):
     """What is learned: the labels, the loss and the metrics."""
 
     name: str = Field(

@@ -7,15 +7,16 @@ file is read is the business of ``dp_ray.config.files``.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from dp_ray.config.cluster import ClusterConfig
 from dp_ray.config.data import AugmentConfig, DataConfig
 from dp_ray.config.model import ModelConfig, ObjectiveConfig
 from dp_ray.config.privacy import PrivacyConfig
 from dp_ray.config.section import Count, Section
+from dp_ray.config.validation import check_keys, first_problem
 
 
 class OptimizerConfig(Section):
@@ -110,6 +111,17 @@ class Config(Section):
         description="Name of the run: letters, digits, . _ and -, a letter or digit first; default "
         "the name of its configuration file.",
     )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_our_words(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Raise the errors that a file's values get, however the configuration is made."""
+        if not isinstance(values, cls):
+            check_keys(cls, values)
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise first_problem(error, cls) from None
 
     def dump(self) -> dict[str, Any]:
         """Plain values, for YAML and for Ray."""

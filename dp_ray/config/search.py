@@ -6,16 +6,17 @@ The training part is kept as plain values, because it is complete only with a po
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dp_ray.config.files import check_keys, read_values, validate
+from dp_ray.config.files import read_values
 from dp_ray.config.run import Config
 from dp_ray.config.section import Count, Section
+from dp_ray.config.validation import check_keys, validate
 from dp_ray.errors import ConfigError, DpRayError, did_you_mean
 
 KINDS = ("grid", "choice", "uniform", "log_uniform", "integer")
@@ -215,7 +216,7 @@ class SweepConfig:
 
 
 def load_sweep(
-    path: str | Path, overrides: Sequence[str] = (), *, name: str | None = None
+    path: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, name: str | None = None
 ) -> SweepConfig:
     """Reads a search, a file or a built-in one; arguments and errors as of ``load_config``."""
     values = read_values(path, overrides, name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -18,3 +18,27 @@ class Section(BaseModel):
     """A part of a configuration: no unknown field, no silent conversion, no change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, strict=True)
+
+
+OBJECT = "<object>"
+"""The name of what was passed to ``dp_ray.train`` as a Python object."""
+
+
+class Named(Section):
+    """A section whose ``name`` says what is used: a known name, an import path, or an object.
+
+    The object is beside the fields and no part of them: files say :data:`OBJECT` for its name.
+    """
+
+    _passed: Any = PrivateAttr(default=None)
+
+    @property
+    def passed(self) -> Any:
+        """The object that the name stands for; None if there is none here."""
+        return self._passed
+
+    def passing(self, value: Any) -> Self:
+        """Return the section with an object in the place of its name."""
+        section = self.model_copy(update={"name": OBJECT})
+        section._passed = value
+        return section

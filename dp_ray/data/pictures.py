@@ -107,6 +107,28 @@ def read_picture(
             raise  # the first error says more
 
 
+def pixels_of(image: Image, *, channels: int, image_size: int) -> NDArray[np.uint8]:
+    """Return the pixels [C, S, S] of an open picture of 8 bits a colour.
+
+    The shorter side becomes ``image_size``, then the centre is cut out.
+    """
+    from PIL import ImageOps
+    from PIL.Image import Resampling
+
+    image = image.convert("L" if channels == 1 else "RGB")
+    square = ImageOps.fit(image, (image_size, image_size), Resampling.BILINEAR)
+    pixels = np.asarray(square, dtype=np.uint8)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def on_background(image: Image, background: Background) -> Image:
+    """Return a picture whose transparent parts show the background."""
+    from PIL import Image as Images
+
+    ground = Images.new("RGBA", image.size, (*_colour(background), 255))
+    return Images.alpha_composite(ground, image.convert("RGBA"))
+
+
 def _decode(
     source: str | Path | io.BytesIO, channels: int, image_size: int, background: Background
 ) -> Picture:
@@ -129,7 +151,7 @@ def picture_of(
     Raises:
         Exception: Pillow raises a dozen kinds for files that are no whole picture.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     rawmode = _rawmode(file)
     file.load()  # turns a TIFF; the others are turned below
@@ -145,11 +167,8 @@ def picture_of(
         image = Image.composite(image.convert("RGB"), ground, alpha)
     if orientation is not None:
         image = image.transpose(orientation)
-    image = image.convert("L" if channels == 1 else "RGB")
-    square = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(square, dtype=np.uint8)
     return Picture(
-        pixels=pixels[None] if channels == 1 else pixels.transpose(2, 0, 1),
+        pixels=pixels_of(image, channels=channels, image_size=image_size),
         size=image.size,
         kind=kind,
         turned=orientation is not None,

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from dp_ray.errors import ArgumentError, DpRayError
+from dp_ray.gradients.advice import check_no_batch_norm, explain
 from dp_ray.gradients.clipping import SMALLEST_CLIP, Clipping
-from dp_ray.gradients.engines.engine import Engine, LossFunction
+from dp_ray.gradients.engines.engine import Engine, EngineError, LossFunction
 from dp_ray.gradients.engines.vmap import Vmap
 from dp_ray.objectives.single_label import cross_entropy
 
@@ -89,11 +92,16 @@ def clipped_gradient_sum(
         The clipped sum; ``norms`` and ``losses`` have one entry per unit, masked ones too.
 
     Raises:
-        ValueError: ``views``, ``labels``, ``weights`` and ``mask`` disagree on B or K, C or the
-            microbatch size is too small, or a parameter is of a half-precision type.
+        ArgumentError: a ``DpRayError`` and ``ValueError``: ``views``, ``labels``, ``weights`` and
+            ``mask`` disagree on B or K, C or the microbatch size is too small, a parameter is of a
+            half-precision type, the network has batch norm or does not take the views, or the loss
+            does not take its outputs and the labels.
         EngineError: the engine cannot be used here.
     """
     _check(params, views, labels, mask, weights, max_grad_norm, microbatch_size)
+    if clipping not in get_args(Clipping):
+        raise ArgumentError(f"clipping = {clipping!r}: use {', '.join(get_args(Clipping))}")
+    check_no_batch_norm(model)
     num_units = len(views)
     if mask is None:
         mask = torch.ones(num_units, dtype=torch.bool, device=views.device)
@@ -104,18 +112,23 @@ def clipped_gradient_sum(
     norms, losses = [], []
     for start in range(0, num_units, microbatch_size or max(num_units, 1)):
         part = slice(start, start + (microbatch_size or num_units))
-        sums, part_norms, part_losses = engine.microbatch_sum(
-            model,
-            params,
-            views[part],
-            labels[part],
-            mask=mask[part],
-            max_grad_norm=max_grad_norm,
-            clipping=clipping,
-            loss_fn=loss_fn,
-            weights=None if weights is None else weights[part],
-            dropout_seeds=None if dropout_seeds is None else dropout_seeds[part],
-        )
+        try:
+            sums, part_norms, part_losses = engine.microbatch_sum(
+                model,
+                params,
+                views[part],
+                labels[part],
+                mask=mask[part],
+                max_grad_norm=max_grad_norm,
+                clipping=clipping,
+                loss_fn=loss_fn,
+                weights=None if weights is None else weights[part],
+                dropout_seeds=None if dropout_seeds is None else dropout_seeds[part],
+            )
+        except (EngineError, DpRayError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # torch's messages are of its transforms
+            raise explain(model, params, views, labels, loss_fn) or error from error
         for name, part_sum in sums.items():
             into[name].add_(part_sum)
         norms.append(part_norms)
@@ -138,18 +151,23 @@ def _check(
     max_grad_norm: float,
     microbatch_size: int | None,
 ) -> None:
+    for name, value in (("views", views), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise ArgumentError(f"{name} must be a tensor, not {type(value).__name__}")
     if views.ndim < 3 or views.shape[1] < 1:
-        raise ValueError(f"views must be [B, K, …] with K of at least 1, not {tuple(views.shape)}")
+        raise ArgumentError(
+            f"views must be [B, K, …] with K of at least 1, not {tuple(views.shape)}"
+        )
     num_units, num_views = views.shape[:2]
     if labels.shape[:1] != (num_units,) or (mask is not None and mask.shape != (num_units,)):
-        raise ValueError("views, labels and mask must have the same number of units")
+        raise ArgumentError("views, labels and mask must have the same number of units")
     if weights is not None and weights.shape != (num_units, num_views):
-        raise ValueError(
+        raise ArgumentError(
             f"weights must be [B, K] = {(num_units, num_views)}, not {tuple(weights.shape)}"
         )
     if not max_grad_norm >= SMALLEST_CLIP:
-        raise ValueError(f"max_grad_norm must be at least {SMALLEST_CLIP}, not {max_grad_norm}")
+        raise ArgumentError(f"max_grad_norm must be at least {SMALLEST_CLIP}, not {max_grad_norm}")
     if microbatch_size is not None and microbatch_size < 1:
-        raise ValueError(f"microbatch_size must be positive, not {microbatch_size}")
+        raise ArgumentError(f"microbatch_size must be positive, not {microbatch_size}")
     if any(p.dtype not in (torch.float32, torch.float64) for p in params.values()):
-        raise ValueError("params must be float32 or float64: sums of shorter types miss C")
+        raise ArgumentError("params must be float32 or float64: sums of shorter types miss C")

@@ -18,6 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
 from dp_ray.config.model import ModelConfig
+from dp_ray.config.section import OBJECT
 from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError, ModelError, unknown_name
 from dp_ray.imports import import_object
@@ -25,6 +26,7 @@ from dp_ray.libraries import LibraryError, import_torchvision
 from dp_ray.models.current_layer import current_layer
 from dp_ray.models.networks import GroupNormCNN, TanhCNN
 from dp_ray.models.nf_resnet import NormFreeResNet
+from dp_ray.models.passed import built_by, passed_model
 from dp_ray.models.trainable import choose_trainable
 from dp_ray.models.wide_resnet import WideResNet
 
@@ -79,7 +81,7 @@ def build_model(config: ModelConfig, facts: DataFacts, *, init_seed: int = 0) ->
 
 def is_users_own(config: ModelConfig) -> bool:
     """Whether the network is built by a function of the user's, and not known by its name."""
-    return ":" in config.name
+    return ":" in config.name or config.name == OBJECT
 
 
 def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
@@ -87,12 +89,11 @@ def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
     try:
         if config.name in OWN:
             return OWN[config.name](num_classes=facts.num_classes, **shape, **config.arguments)
+        if config.name == OBJECT:
+            return passed_model(config, num_classes=facts.num_classes, **shape)
         if is_users_own(config):
             build = import_object(config.name, "model.name")
-            model = build(num_classes=facts.num_classes, **shape, **config.arguments)
-            if not isinstance(model, nn.Module):
-                raise ConfigError("model.name", config.name, "built no torch module", "Return one")
-            return model
+            return built_by(build, config, num_classes=facts.num_classes, **shape)
         return _torchvision_model(config, facts)
     except (ConfigError, LibraryError):
         raise
@@ -183,7 +184,7 @@ def take_grey_images(model: nn.Module, channels: int) -> str | None:
 
 def _larger_images(config: ModelConfig, facts: DataFacts) -> str:
     """A way out for images that are too small for a network, tried; empty if there is none."""
-    if config.name in OWN or ":" in config.name:
+    if config.name in OWN or is_users_own(config):
         return ""
     for size in (size for size in _SIZES if size > facts.image_size):
         try:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dp_ray.config.model import ObjectiveConfig
+from dp_ray.config.section import OBJECT
 from dp_ray.errors import ConfigError, unknown_name
 from dp_ray.imports import USER_ERRORS, cause_of, import_object
 from dp_ray.objectives.objective import Objective, is_metric
@@ -30,28 +31,59 @@ def build_objective(config: ObjectiveConfig, num_classes: int) -> Objective:
     Raises:
         ConfigError: there is none of that name, it cannot be built, or it is none.
     """
-    own = ":" in config.name
-    make: Any = import_object(config.name, "objective.name") if own else OBJECTIVES.get(config.name)
-    if make is None:
-        raise unknown_name(
-            "objective.name",
-            config.name,
-            "no such objective",
-            OBJECTIVES,
-            own="my_pkg.my_module:make",
-        )
-    try:
-        objective: Objective = make(num_classes=num_classes, **config.arguments)
-    except USER_ERRORS as error:
+    make = _maker(config)
+    if isinstance(make, type) or not hasattr(make, "losses"):
+        try:
+            objective: Objective = make(num_classes=num_classes, **config.arguments)
+        except USER_ERRORS as error:
+            raise ConfigError(
+                "objective.arguments" if config.arguments else "objective.name",
+                config.arguments or config.name,
+                f"make(num_classes, **arguments) failed: {cause_of(error)}",
+                "Give the arguments that it takes",
+            ) from error
+    elif config.arguments:
         raise ConfigError(
-            "objective.arguments" if config.arguments else "objective.name",
-            config.arguments or config.name,
-            f"make(num_classes, **arguments) failed: {cause_of(error)}",
-            "Give the arguments that it takes",
-        ) from error
-    if own:
+            "objective.arguments",
+            config.arguments,
+            "the objective was passed as an object, which is made already",
+            "Leave them out, or pass the class or function that makes it",
+        )
+    else:
+        objective = make
+    if is_users_own(config):
         _check(config.name, objective)
     return objective
+
+
+def _maker(config: ObjectiveConfig) -> Any:
+    """What makes the objective; the objective itself where one was passed."""
+    if config.name == OBJECT:
+        if config.passed is not None:
+            return config.passed
+        raise ConfigError(
+            "objective.name",
+            OBJECT,
+            "the objective was passed as a Python object, which no file holds",
+            "Pass it again: dp_ray.train(…, objective=…), or objective= of the function that was "
+            "called",
+        )
+    if is_users_own(config):
+        return import_object(config.name, "objective.name")
+    if config.name in OBJECTIVES:
+        return OBJECTIVES[config.name]
+    raise unknown_name(
+        "objective.name",
+        config.name,
+        "no such objective",
+        OBJECTIVES,
+        own="my_pkg.my_module:make",
+    )
+
+
+def is_users_own(config: ObjectiveConfig) -> bool:
+    """Whether the objective is the user's, and not known by its name."""
+    return ":" in config.name or config.name == OBJECT
 
 
 def _check(name: str, objective: Objective) -> None:

@@ -18,8 +18,10 @@ METRICS: Mapping[str, Direction] = {"test_accuracy": "max", "test_loss": "min"}
 
 
 @dataclass(frozen=True)
-class SingleLabel(Objective):
-    """One of the classes is right.
+class Classification(Objective):
+    """Classification with one label an example: derive from it to learn by a loss of your own.
+
+    A subclass writes :meth:`losses`; ``test_loss`` is its mean.
 
     Attributes:
         num_classes: labels count from 0 to this, exclusive; a view's output is a logit for each.
@@ -39,16 +41,8 @@ class SingleLabel(Objective):
 
     @property
     def metrics(self) -> Mapping[str, Direction]:
-        """Share of examples whose largest logit is their label's; mean cross-entropy in nats."""
+        """Share of examples whose largest logit is their label's; mean loss."""
         return METRICS
-
-    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy [n]."""
-        return F.cross_entropy(outputs, labels, reduction="none")
-
-    def loss(self, outputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Return the cross-entropy [] of one unit; see :class:`Objective`."""
-        return cross_entropy(outputs, labels, weights)
 
     def new_state(self) -> Tensor:
         """Return zeros [2 + 2 · classes]: right answers, losses, labels, predictions by class."""
@@ -58,7 +52,7 @@ class SingleLabel(Objective):
         """Add the number of right answers, the sum of losses, and counts by class."""
         predicted = outputs.argmax(dim=1)
         right = float((predicted == labels).sum())
-        losses = float(F.cross_entropy(outputs, labels, reduction="sum"))
+        losses = float(self._sum_of_losses(outputs, labels))
         counts = [found.cpu().bincount(minlength=self.num_classes) for found in (labels, predicted)]
         return state + torch.cat([torch.tensor([right, losses], dtype=torch.float64), *counts])
 
@@ -70,6 +64,9 @@ class SingleLabel(Objective):
         """Return what :func:`~dp_ray.objectives.useless.useless_predictions` finds."""
         labels, predicted = state[len(METRICS) :].long().numpy().reshape(2, -1)
         return useless_predictions(labels, predicted, right=int(state[0]), names=names)
+
+    def _sum_of_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return self.losses(outputs, labels).sum()
 
     def columns(self, outputs: Tensor, labels: Tensor) -> dict[str, NDArray[Any]]:
         """Return label, predicted class and its probability of each example."""
@@ -84,6 +81,22 @@ class SingleLabel(Objective):
         from dp_ray.objectives.quality import quality  # brings scikit-learn
 
         return quality(**columns, num_classes=self.num_classes)
+
+
+@dataclass(frozen=True)
+class SingleLabel(Classification):
+    """Classification by cross-entropy, in nats."""
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy [n]."""
+        return F.cross_entropy(outputs, labels, reduction="none")
+
+    def loss(self, outputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the cross-entropy [] of one unit; see :class:`Objective`."""
+        return cross_entropy(outputs, labels, weights)
+
+    def _sum_of_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, labels, reduction="sum")
 
 
 def cross_entropy(outputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -163,6 +164,9 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _interrupt_on_sigterm() -> Iterator[None]:
     """SIGTERM as Ctrl-C, while there are no trials yet: Ray's core would end the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
@@ -184,6 +188,9 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
         os.kill(os.getpid(), signal.SIGUSR1)
 
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
     before = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(received)

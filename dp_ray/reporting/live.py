@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-_LOG_INTERVAL_S = 30.0
-_LOG_EVERY = 2
+LOG_INTERVAL_S = 30.0
+"""Between lines where there is no terminal."""
+
+LOG_EVERY = 2
 """Of lines that repeat the one before, one in this many is printed."""
 
 
@@ -71,9 +73,9 @@ class LiveLines(ABC):
 
     def _log(self) -> None:
         last, repeated = "", 0
-        while not self._ended.wait(_LOG_INTERVAL_S):
+        while not self._ended.wait(LOG_INTERVAL_S):
             line = self.log_line()
             repeated = repeated + 1 if line == last else 0
-            if repeated % _LOG_EVERY == 0:  # the same line again shows that all is well
+            if repeated % LOG_EVERY == 0:  # the same line again shows that all is well
                 say(self._console, line)
             last = line

@@ -16,9 +16,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from dp_ray.config.files import section_of
 from dp_ray.config.run import Config
 from dp_ray.config.search import Domain, TuneConfig
+from dp_ray.config.validation import section_of
 from dp_ray.reporting.fields import as_yaml, described
 
 HEAD = """\

@@ -1,124 +1,114 @@
-"""The live line of a run: how far, how fast, how much ε, how long still.
-
-It reads what rank 0 leaves in progress.json, so it is the same with and without Ray.
-"""
+"""A run in the terminal: how far, how fast, how much ε, how long still."""
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
-from dp_ray.artifacts.notes import DataNote, EngineNote, PhaseNote, StartNote
 from dp_ray.artifacts.progress import Progress
-from dp_ray.artifacts.run_directory import RunDirectory
-from dp_ray.data.files import skipped_line
-from dp_ray.errors import RunError
+from dp_ray.artifacts.result import Ending
 from dp_ray.privacy.plan import PrivacyPlan
-from dp_ray.reporting.live import LiveLines, say
+from dp_ray.reporting.callbacks import Callback
+from dp_ray.reporting.live import LOG_EVERY, LOG_INTERVAL_S, say
+from dp_ray.reporting.search_progress import SweepProgress
 from dp_ray.reporting.words import about, duration
-
-_INTERVAL_S = 0.5
-_INTERVAL_OF_OBJECTS_S = 3.0
+from dp_ray.search.search import Search
 
 
-class ProgressLine(LiveLines):
-    """Shows a run's progress while it is entered.
+class TerminalProgress(Callback):
+    """Shows a run, a search or an audit in a terminal; a log gets a line now and then.
 
     Args:
-        run: whose progress.json to read.
-        plan: T and the accountant.
-        console: where to show it.
+        console: where.
     """
 
-    def __init__(self, run: RunDirectory, plan: PrivacyPlan, console: Console) -> None:
-        on_disk = run.private.path is not None
-        super().__init__(console, _INTERVAL_S if on_disk else _INTERVAL_OF_OBJECTS_S)
-        self._run = run
-        self._plan = plan
-        self._note = "starting"
-        self._engine_told = False
-        self._skipped_told = False
-        self._start_told = False
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._search: SweepProgress | None = None
+        self._plan: PrivacyPlan | None = None
+        self._progress: Progress | None = None
+        self._status = ""
+        self._stopping = False
+        self._started = self._logged = time.monotonic()
+        self._last = ""
 
-    def note(self, text: str) -> None:
-        """What is going on, shown until there are numbers, or in front of them."""
-        self._note = text
+    def on_start(self, path: str, plan: PrivacyPlan) -> None:
+        """See :class:`Callback`."""
+        del path
+        self._plan, self._progress, self._stopping = plan, None, False
+        self._started = self._logged = time.monotonic()
+        self._status = self._status or "starting"
+        self._show()
 
-    def lines(self) -> list[str]:
-        """See :class:`LiveLines`."""
-        self.tell_notes()
-        return [self.line()]
+    def on_status(self, text: str) -> None:
+        """See :class:`Callback`."""
+        self._status = text
+        self._stopping = self._progress is not None
+        if self._search is None:
+            self._show()
+            self._log()
 
-    def log_line(self) -> str:
-        """See :class:`LiveLines`; rounded, because speed shows how many examples join a step."""
-        self.tell_notes()
-        return self.line(exact=False)
+    def on_message(self, text: str, *, detail: bool = False) -> None:
+        """See :class:`Callback`; a log is spared what is as usual."""
+        if self._console.is_terminal or not detail:
+            say(self._console, text)
 
-    def tell_notes(self) -> None:
-        """Print each of the workers' notes once, as soon as it is there."""
-        self._tell_skipped()
-        self._tell_engine()
-        self._tell_start()
+    def on_progress(self, progress: Progress) -> None:
+        """See :class:`Callback`."""
+        self._progress = progress
+        self._log()
 
-    def _tell_start(self) -> None:
-        if self._start_told:
-            return
-        try:
-            line = StartNote.read(self._run.private).line
-        except RunError:
-            return
-        self._start_told = True
-        if line:
-            say(self._console, line)
+    def on_search(self, search: Search, epsilon: float) -> None:
+        """See :class:`Callback`."""
+        self._hide()
+        self._search = SweepProgress(search, epsilon, self._console)
+        self._search.__enter__()
 
-    def _tell_skipped(self) -> None:
-        """Says once what the workers left out of the data, where only they have it."""
-        if self._skipped_told:
-            return
-        line = left_out(self._run)
-        self._skipped_told = line is not None
-        if line is not None:
-            say(self._console, line)
-
-    def _tell_engine(self) -> None:
-        """Says once how microbatches are computed, as soon as the workers have agreed on it.
-
-        Where there is no terminal it says so only if something is not as one would expect.
-        """
-        if self._engine_told:
-            return
-        try:
-            choice = EngineNote.read(self._run.private)
-        except RunError:
-            return
-        self._engine_told = True
-        if self._console.is_terminal or choice.note:
-            say(self._console, choice.line)
+    def on_end(self, result: Ending | None) -> None:
+        """See :class:`Callback`."""
+        del result
+        self._hide()
+        if self._search is not None:
+            self._search.__exit__(None, None, None)
+            self._search.tell_skipped()  # without a terminal it was not printed before
+            self._search = None
+        self._status, self._plan, self._progress = "", None, None
 
     def line(self, *, exact: bool = True) -> str:
-        """The line as it is now; see :func:`describe_progress`."""
-        try:
-            progress = Progress.read(self._run.private)
-        except RunError:
-            return f"{self._phase()} … {(duration if exact else about)(self.elapsed_s)}"
-        stopping = f"{self._note}, " if self._run.stop_requested() else ""
-        return stopping + describe_progress(progress, self._plan, exact=exact)
+        """Return the line as it is now; see :func:`describe_progress`."""
+        if self._plan is None or self._progress is None:
+            elapsed = time.monotonic() - self._started
+            return f"{self._status} … {(duration if exact else about)(elapsed)}"
+        stopping = f"{self._status}, " if self._stopping else ""
+        return stopping + describe_progress(self._progress, self._plan, exact=exact)
 
-    def _phase(self) -> str:
-        """What the workers do before the first step; before they began, the driver's note."""
-        if self._run.stop_requested():
-            return self._note
-        try:
-            return PhaseNote.read(self._run.private).text
-        except RunError:
-            return self._note
+    def _log(self) -> None:
+        """Add a line to a log now and then; one that stays the same shows that all is well."""
+        if self._console.is_terminal or self._plan is None:
+            return
+        waited, line = time.monotonic() - self._logged, self.line(exact=False)
+        if waited > LOG_INTERVAL_S * (LOG_EVERY if line == self._last else 1):
+            say(self._console, line)
+            self._logged, self._last = time.monotonic(), line
 
+    def _show(self) -> None:
+        if self._console.is_terminal and self._live is None:
+            self._live = Live(
+                console=self._console,
+                get_renderable=lambda: Text(self.line(), no_wrap=True, overflow="ellipsis"),
+                refresh_per_second=4,
+                transient=True,
+            )
+            self._live.start()
 
-def left_out(run: RunDirectory) -> str | None:
-    """Return a line on what a run's workers left out of the data; None if they noted nothing."""
-    try:
-        return skipped_line(DataNote.read(run.private).skipped)
-    except RunError:
-        return None
+    def _hide(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
 def describe_progress(progress: Progress, plan: PrivacyPlan, *, exact: bool = True) -> str:

@@ -10,13 +10,14 @@ from functools import cached_property
 
 from rich.console import Console
 
+from dp_ray.artifacts.notes import DataNote
 from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RunDirectory
-from dp_ray.errors import DpRayError
+from dp_ray.data.files import skipped_line
+from dp_ray.errors import DpRayError, RunError
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.reporting.live import LiveLines, say
-from dp_ray.reporting.run_progress import left_out
 from dp_ray.reporting.words import about, describe_point, duration
 from dp_ray.search.search import Search, TrialRecord
 
@@ -106,7 +107,7 @@ class SweepProgress(LiveLines):
         folder = self._search.directory.trials
         if self._skipped_told or self._search.example().cluster.address is None:
             return  # the driver has read the data itself
-        lines = (left_out(RunDirectory(folder / name)) for name in folder.names())
+        lines = (_left_out(RunDirectory(folder / name)) for name in folder.names())
         if (line := next(filter(None, lines), None)) is not None:
             self._skipped_told = True
             say(self._console, line)
@@ -167,6 +168,14 @@ class SweepProgress(LiveLines):
         if progress is None:
             return TrialProgress(name, words, state, 0, plan, None)
         return TrialProgress(name, words, state, progress.step, plan, progress.metrics[metric])
+
+
+def _left_out(run: RunDirectory) -> str | None:
+    """What a trial's workers left out of the data; None if they noted nothing."""
+    try:
+        return skipped_line(DataNote.read(run.private).skipped)
+    except RunError:
+        return None
 
 
 def _views(plans: list[PrivacyPlan]) -> float:

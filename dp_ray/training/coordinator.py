@@ -44,7 +44,8 @@ class Origin:
 
     Attributes:
         data: of the training data.
-        weights: of the pretrained weights, from which frozen parameters are read in each session.
+        weights: of the pretrained weights, from which frozen parameters are read in each session,
+            and of what was passed as an object.
         untrained: of frozen parameters and buffers, which no checkpoint holds.
         binding: what the run key is bound to; None in runs of earlier versions.
     """
@@ -312,8 +313,9 @@ class Coordinator:
         if session.parameters != parameters:
             raise RunError(
                 "the network's parameters are not those that the run was started with: their names "
-                "or shapes differ, or what model.pretrained holds. Resume with the same model, or "
-                "start a new run with another --name"
+                "or shapes differ, or what model.pretrained holds, or an object that was passed "
+                "(network, objective or test data). Resume with the same, or start a new run with "
+                "another --name"
             )
         if session.untrained not in (None, untrained):
             raise RunError(

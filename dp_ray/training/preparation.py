@@ -15,6 +15,7 @@ from dp_ray.gradients.engines.vmap import Vmap
 from dp_ray.models.build import build_model, is_users_own
 from dp_ray.models.pretrained import load_pretrained
 from dp_ray.objectives.registry import build_objective
+from dp_ray.objectives.registry import is_users_own as is_own_objective
 from dp_ray.performance.estimate import check_memory
 from dp_ray.privacy.plan import PrivacyPlan, solve_budget
 from dp_ray.training.optimizers import build_optimizer, rehearse_optimizer
@@ -104,5 +105,5 @@ def _rehearse(config: Config, model: nn.Module, facts: DataFacts) -> None:
     if is_users_own(config.model):
         rehearsal.run(2)
         check_rebuilt(config, facts, model, objective)
-    elif ":" in config.objective.name:
+    elif is_own_objective(config.objective):
         rehearsal.run(2)

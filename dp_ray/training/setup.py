@@ -33,6 +33,7 @@ from dp_ray.training.agreement import (
 from dp_ray.training.collective import Collective
 from dp_ray.training.engine_agreement import agree_on_engine
 from dp_ray.training.evaluation import evaluation_sizes
+from dp_ray.training.identity import start_identity
 from dp_ray.training.rehearsal import rehearse
 from dp_ray.training.task import Task
 from dp_ray.training.untrained import Untrained
@@ -50,7 +51,7 @@ class Setup:
         layout: order of its parameters.
         untrained: what is not trained, as it was before the first step.
         views: the K augmentations.
-        weights_digest: on rank 0, of the pretrained weights.
+        weights_digest: on rank 0, of the pretrained weights and of what was passed as an object.
     """
 
     objective: Objective
@@ -84,6 +85,9 @@ def build_setup(task: Task, collective: Collective, device: torch.device) -> Set
     model = build_model(config.model, dataset.facts, init_seed=seed)
     if collective.rank == 0:
         weights_digest = load_pretrained(model, config.model)
+        weights_digest = start_identity(
+            config, weights_digest, model, objective, dataset.test_digest
+        )
     model = model.to(device)
     layout = ParameterLayout.of(model)
     share_parameters(collective, model)

@@ -2,8 +2,9 @@
 
 Python's own garbage collector knows how to walk objects, but not what is in them. This walk reads
 contents: attributes of modules and of what they refer to, their classes, the variables and defaults
-of functions, the globals of the user's modules, generators in both senses of the word. It does not
-enter installed packages, and cannot look into objects that have neither attributes nor a buffer.
+of functions, the globals of the user's modules (of a script or a notebook those that its code
+names), generators in both senses of the word. It does not enter installed packages, and cannot look
+into objects that have neither attributes nor a buffer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dp_ray.imports import is_users
+from dp_ray.imports import is_users, named_globals
 from dp_ray.training.kept_in_c import (
     belongs_to_an_object,
     lock_state,
@@ -144,7 +145,11 @@ class _Walk:
         """What a value holds, with how it is reached."""
         if isinstance(value, types.FunctionType):
             yield from _function_parts(value)
-            yield from self._globals(value.__globals__, value.__module__)
+            if value.__module__ == "__main__":  # which holds the user's data, or a whole notebook
+                named = named_globals(value).items()
+                yield from ((f"={name} of the module __main__", part) for name, part in named)
+            else:
+                yield from self._globals(value.__globals__, value.__module__)
         elif isinstance(value, types.ModuleType):
             yield from self._globals(vars(value), value.__name__)
         elif isinstance(value, type):
@@ -242,10 +247,8 @@ def _is_closed(value: Any) -> bool:
     if belongs_to_an_object(value):
         return False
     closed = (types.CodeType, types.BuiltinFunctionType, types.MethodDescriptorType)
-    if isinstance(value, threading.Thread):
-        return True
-    module = str(type(value).__module__)  # of Cython's own types it is no text
-    return isinstance(value, closed) or module.partition(".")[0] in _OPAQUE
+    package = str(type(value).__module__).partition(".")[0]
+    return isinstance(value, (*closed, threading.Thread)) or package in _OPAQUE
 
 
 def _generator(value: Any) -> str | None:
@@ -342,10 +345,12 @@ _DESCRIPTORS = (
 
 
 @cache
-def _is_library(name: str | None) -> bool:
+def _is_library(name: Any) -> bool:
     """Whether a module is Python's, this package's or an installed one, and not the user's."""
-    if name is None or name.partition(".")[0] in _LIBRARIES:
-        return name not in (None, "__main__")
+    if not isinstance(name, str) or name == "__main__":  # a class may say anything
+        return False
+    if name.partition(".")[0] in _LIBRARIES:
+        return True
     file = getattr(sys.modules.get(name), "__file__", None)
     return file is not None and not is_users(file)
 

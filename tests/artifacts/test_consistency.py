@@ -31,6 +31,7 @@ from dp_ray.privacy import accounting
 from dp_ray.privacy import plan as plan_module
 from dp_ray.reporting.ledger import describe_ledger, ledger_facts
 from dp_ray.reporting.make import write_report
+from dp_ray.reporting.run_progress import TerminalProgress
 from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.opening import take_up
 from dp_ray.training.preparation import make_plan
@@ -102,7 +103,9 @@ def test_a_run_is_not_given_more_steps_by_the_last_digit_of_an_accountant(
     monkeypatch.setattr(plan_module, "epsilon_of", lambda *given: original(*given) * (1 - 1e-15))
     shown = io.StringIO()
     same_budget = make_config(privacy={**SOLVED, **exact})
-    run_training(same_budget, resume=True, console=Console(file=shown, width=200))
+    run_training(
+        same_budget, resume=True, callbacks=[TerminalProgress(Console(file=shown, width=200))]
+    )
     assert "raised" not in shown.getvalue()
     assert not RunDirectory.of(config).read_ledger().amended
 

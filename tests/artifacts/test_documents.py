@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.searches import made_up
-from helpers.support import QUIET, MakeConfig
+from helpers.support import MakeConfig
 from typer.testing import CliRunner
 
 from dp_ray import cli
@@ -232,7 +232,7 @@ def test_a_run_of_format_0_is_shown_and_evaluated(runs: Path) -> None:
         assert ("examples drawn in a step" in page) == (not public)
     config = RunDirectory(LocalFolder(run)).config()
     with pytest.raises(RunError, match="holds a finished run"):
-        run_training(config, resume=True, console=QUIET)
+        run_training(config, resume=True)
 
 
 def test_a_run_of_format_0_is_resumed(runs: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_run_of_format_0_is_resumed(runs: Path) -> None:
     stopped = Result.read(run.root)
     assert (stopped.status, stopped.steps, stopped.charges) == ("stopped", 2, 2)
     write_report(str(runs / "stopped"), public=False, form="html", output=None)
-    finished = run_training(run.config(), resume=True, console=QUIET)
+    finished = run_training(run.config(), resume=True)
     assert (finished.status, finished.steps, finished.charges) == ("finished", 4, 4)
     assert [session.first_step for session in run.read_ledger().sessions] == [0, 2]
     assert json.loads((runs / "stopped/result.json").read_text())["format"] == 1
@@ -264,7 +264,7 @@ def test_an_audit_of_format_0_is_shown_and_not_continued(runs: Path) -> None:
     config = RunDirectory(LocalFolder(runs / "stopped-audit")).config()
     directory = AuditDirectory.of(config)
     with pytest.raises(RunError, match=r"older dp-ray \(format 0\), whose audits cannot be cont"):
-        run_audit(config, canaries=20, resume=True, console=QUIET)
+        run_audit(config, canaries=20, resume=True)
     with pytest.raises(RunError, match="an unfinished audit"):
         directory.check_free()
     with pytest.raises(RunError, match="a finished audit"):
@@ -274,7 +274,7 @@ def test_an_audit_of_format_0_is_shown_and_not_continued(runs: Path) -> None:
 def test_a_run_of_a_newer_format_is_refused_by_name(runs: Path) -> None:
     config = RunDirectory(LocalFolder(runs / "stopped")).config()
     for name, act in (
-        ("stopped/result.json", lambda: run_training(config, resume=True, console=QUIET)),
+        ("stopped/result.json", lambda: run_training(config, resume=True)),
         (
             "finished/release/privacy.json",
             lambda: write_report(str(runs / "finished"), public=False, form="html", output=None),

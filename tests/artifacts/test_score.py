@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers.searches import MakeSweep, begin, draw, made_up, made_up_trial
-from helpers.support import QUIET, MakeConfig, folder, key_of, start
+from helpers.support import MakeConfig, folder, key_of, start
 
 from dp_ray.api.tune import run_sweep
 from dp_ray.artifacts.claim import privacy_statement
@@ -48,7 +48,7 @@ def test_a_search_by_scores_of_held_out_data_is_refused(
     if declared is not None:
         sweep.training["data"]["evaluation"] = declared
     with pytest.raises(ConfigError, match=r"data\.evaluation.*set data\.evaluation to public") as e:
-        run_sweep(sweep, resume=False, console=QUIET)
+        run_sweep(sweep)
     assert e.value.field == "data.evaluation"
     assert not Search.draw(make_sweep(), key_of(1)).directory.root.names()
 
@@ -70,7 +70,7 @@ def test_a_search_that_an_earlier_version_started_is_not_resumed(make_sweep: Mak
     file.write_text(text.replace("evaluation: public", "evaluation: held_out"))
     held_out = make_sweep({"data": {"evaluation": "held_out"}})
     with pytest.raises(ConfigError, match="one test image can decide"):
-        run_sweep(held_out, resume=True, console=QUIET)
+        run_sweep(held_out, resume=True)
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=str)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from faults.broken import FAULTS, LEAK, audited, broken
-from helpers.support import QUIET, replay_of
+from helpers.support import replay_of
 from numpy.typing import NDArray
 from rich.console import Console
 from scipy import stats
@@ -28,13 +28,14 @@ from dp_ray.cli.training import REFUTED
 from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, ModelError, RunError
 from dp_ray.on_ray.job import IN_JOB
+from dp_ray.reporting.run_progress import TerminalProgress
 from dp_ray.storage import LocalFolder
 from dp_ray.training.probe import Observation
 
 
 def audit(config: Config, **options: Any) -> dict[str, Any]:
     """Audit as ``dp-ray audit`` does, and return what outcome.json holds."""
-    return run_audit(config, console=QUIET, replay=replay_of(config), **options).dump()
+    return run_audit(config, replay=replay_of(config), **options).dump()
 
 
 def the_run(config: Config, number: int = 0) -> RunDirectory:
@@ -311,7 +312,11 @@ def test_no_noise_is_no_claim(tmp_path: Path) -> None:
 
 def test_what_it_trains_on_is_told_at_its_start(tmp_path: Path) -> None:
     with (tmp_path / "told").open("w") as file:
-        run_audit(audited(tmp_path, seed=0), canaries=9, console=Console(file=file, width=300))
+        run_audit(
+            audited(tmp_path, seed=0),
+            canaries=9,
+            callbacks=[TerminalProgress(Console(file=file, width=300))],
+        )
     told = (tmp_path / "told").read_text()
     assert "9 gradient canaries by fair coins" in told
     assert "it trains on the data and publishes nothing" in told

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from helpers.support import MakeConfig, folder, start
 from PIL import Image
-from rich.console import Console
 
 from dp_ray import cli
 from dp_ray.api.train import run_training
@@ -327,7 +326,7 @@ def test_a_job_gets_an_index_and_the_private_part_the_name(
 ) -> None:
     config = broken_run(make_config, tmp_path)
     with pytest.raises(RunError, match=r"image 2 of train/") as found:
-        run_training(config, resume=False, console=Console(quiet=True))
+        run_training(config)
     chain: list[BaseException | None] = [found.value]
     while chain[-1] is not None and not chain[-1].__suppress_context__:
         chain.append(chain[-1].__cause__ or chain[-1].__context__)

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from helpers.support import key_of
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor, nn
 
 from dp_ray.api.audit import run_audit
@@ -166,10 +165,7 @@ def main() -> None:
         for seed in seeds:
             with tempfile.TemporaryDirectory() as folder, broken(fault):
                 found = run_audit(
-                    audited(Path(folder), seed=seed),
-                    canaries=4000,
-                    replay=key_of(seed),
-                    console=Console(quiet=True),
+                    audited(Path(folder), seed=seed), canaries=4000, replay=key_of(seed)
                 ).dump()
             alarms += found["refuted"]
             bounds.append(found["epsilon_lower"])

@@ -7,7 +7,6 @@ import json
 import sys
 
 from helpers.support import replay_of
-from rich.console import Console
 
 from dp_ray.api.train import run_training
 from dp_ray.config.files import load_config
@@ -29,7 +28,7 @@ def main(path: str, fault: Fault, *, resume: bool) -> None:
 
         trainer.train_func_per_worker = functools.partial(inject.worker, fault=fault)
     replay = None if resume else replay_of(config)
-    run_training(config, resume=resume, replay=replay, console=Console(quiet=True))
+    run_training(config, resume=resume, replay=replay)
 
 
 if __name__ == "__main__":

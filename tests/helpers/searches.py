@@ -14,7 +14,7 @@ from dp_ray.search.result import SearchResult, TrialResult, Winner
 from dp_ray.search.search import Search, TrialRecord, trial_name
 from dp_ray.training.local import NullObserver, train_in_process
 from dp_ray.training.task import Task
-from helpers.support import QUIET, key_of
+from helpers.support import key_of
 
 N = 1437  # training examples of digits
 
@@ -48,7 +48,7 @@ def run_trial(search: Search, index: int) -> RunDirectory:
 def finish(search: Search, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Resume a search whose trials are all there, and return what result.json holds."""
     monkeypatch.setattr("dp_ray.on_ray.tuner.tune_on_ray", lambda *_, **__: True)
-    return run_sweep(search.sweep, resume=True, console=QUIET).dump()
+    return run_sweep(search.sweep, resume=True).dump()
 
 
 def made_up_trial(**values: Any) -> TrialResult:

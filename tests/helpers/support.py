@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,8 +20,6 @@ from dp_ray.keys import RunKey
 
 MakeConfig = Callable[..., Config]
 """The type of the ``make_config`` fixture."""
-
-QUIET = Console(quiet=True)
 
 
 def config_maker(path: Path) -> MakeConfig:
@@ -80,7 +77,6 @@ def start(
         break_lock=break_lock,
         accept_charges=accept_charges,
         replay=None if resume else replay_of(config),
-        console=QUIET,
     )
     return result.dump()
 

@@ -16,7 +16,7 @@ from helpers.oracle import loop_clipped_sum, loop_gradients
 from helpers.pages import example
 from helpers.searches import MakeSweep, draw
 from helpers.shard_workers import at, workers
-from helpers.support import QUIET, MakeConfig, folder, start
+from helpers.support import MakeConfig, folder, start
 from torch import Tensor, nn
 
 from dp_ray.api.audit import run_audit
@@ -296,7 +296,7 @@ def test_a_stateful_objective_is_refused_whatever_the_network(
 
 def test_an_audit_refuses_labels_that_are_no_classes(own: Callable[..., Config]) -> None:
     with pytest.raises(ConfigError, match=r"objective\.name = 'my_findings:make'.*class indices"):
-        run_audit(own(), console=QUIET)
+        run_audit(own())
 
 
 @pytest.mark.usefixtures("own")
@@ -304,7 +304,7 @@ def test_an_audit_refuses_labels_that_are_no_classes(own: Callable[..., Config])
 def test_an_audit_plants_its_canaries_beside_another_loss(
     make_config: MakeConfig, kind: Any
 ) -> None:
-    outcome = run_audit(make_config(objective=TOP_TWO), kind=kind, canaries=40, console=QUIET)
+    outcome = run_audit(make_config(objective=TOP_TWO), kind=kind, canaries=40)
     values = outcome.dump()
     assert values["status"] == "finished"
     assert not values["refuted"]

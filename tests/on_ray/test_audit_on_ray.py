@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from faults.broken import audited, broken_worker
-from helpers.support import QUIET, replay_of
+from helpers.support import replay_of
 
 from dp_ray.api.audit import run_audit
 from dp_ray.artifacts.run_directory import RunDirectory
@@ -23,7 +23,7 @@ def test_the_number_of_workers_is_no_part_of_an_audit(tmp_path: Path) -> None:
     seen = {}
     for workers in (0, 2):
         config = audited(tmp_path, seed=2, workers=workers, name=f"w{workers}")
-        found = run_audit(config, replay=replay_of(config), console=QUIET).dump()
+        found = run_audit(config, replay=replay_of(config)).dump()
         assert not found["refuted"]
         run = AuditDirectory.of(config).run_config(config, 0)
         seen[workers] = scores(RunDirectory.of(run).observations)
@@ -35,6 +35,6 @@ def test_alarm_where_workers_break_privacy(tmp_path: Path, monkeypatch: pytest.M
     worker = functools.partial(broken_worker, fault="a quarter of the noise")
     monkeypatch.setattr(trainer, "train_func_per_worker", worker)
     config = audited(tmp_path, seed=0, workers=2)
-    found = run_audit(config, canaries=4000, replay=replay_of(config), console=QUIET).dump()
+    found = run_audit(config, canaries=4000, replay=replay_of(config)).dump()
     assert found["refuted"]
     assert found["epsilon_lower"] > found["epsilon_claimed"]

@@ -86,11 +86,18 @@ def submit(
     head: Head, work: Path, name: str, *command: str, wait: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """As docs/cluster.md says."""
+    return submit_program(head, work, name, "dp-ray", *command, wait=wait)
+
+
+def submit_program(
+    head: Head, work: Path, name: str, *command: str, wait: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Any program, likewise."""
     return head.ray(
         *("job", "submit", "--address", head.url, "--submission-id", name),
         *("--working-dir", ".", "--runtime-env", str(RUNTIME_ENV)),
         *(() if wait else ("--no-wait",)),
-        *("--", "dp-ray", *command),
+        *("--", *command),
         cwd=work,
     )
 
@@ -238,6 +245,33 @@ def test_a_search(head: Head, work: Path) -> None:
     result = json.loads(head.logs("search").splitlines()[-1])
     assert [trial["status"] for trial in result["trials"]] == ["finished", "finished"]
     assert seen_secrets(head, work, "search") == set()
+
+
+SCRIPT = """
+import dp_ray
+import my_model
+
+class Count(dp_ray.Callback):
+    seen = 0
+
+    def on_evaluation(self, public, private):
+        self.seen += 1
+
+count = Count()
+short = ["privacy.steps=3", "train.evaluate_every=1"]
+config = dp_ray.load_config("job.yaml", short, name="script")
+run = dp_ray.train(config, model=my_model.build, callbacks=[count])
+print("run is", run.status, "after", count.seen, "evaluations")
+"""
+
+
+@pytest.mark.slow
+def test_a_script_is_a_job_as_well(head: Head, work: Path) -> None:
+    (work / "script.py").write_text(SCRIPT)
+    done = submit_program(head, work, "script", "python", "script.py")
+    assert done.returncode == 0, done.stdout
+    assert head.logs("script").splitlines()[-1] == "run is finished after 3 evaluations"
+    assert seen_secrets(head, work, "script") == set()
 
 
 @pytest.mark.parametrize("excluded", [True, pytest.param(False, marks=pytest.mark.slow)])

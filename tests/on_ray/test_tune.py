@@ -16,7 +16,7 @@ import pytest
 import ray
 import torch
 from helpers.shared_ray import SharedRay
-from helpers.support import QUIET, MakeConfig, heed_ctrl_c, key_of
+from helpers.support import MakeConfig, heed_ctrl_c, key_of
 from safetensors.torch import load_file
 
 from dp_ray.api.tune import run_sweep
@@ -70,7 +70,7 @@ def trials_of(sweep: SweepConfig) -> dict[str, RunDirectory]:
 
 def search(sweep: SweepConfig, *, resume: bool = False) -> dict[str, Any]:
     replay = None if resume else key_of(1)
-    return run_sweep(sweep, resume=resume, replay=replay, console=QUIET).dump()
+    return run_sweep(sweep, resume=resume, replay=replay).dump()
 
 
 def parameters(run: RunDirectory) -> torch.Tensor:

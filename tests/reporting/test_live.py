@@ -16,15 +16,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from dp_ray import cli
-from dp_ray.artifacts.notes import DataNote, PhaseNote
+from dp_ray.artifacts.notes import DataNote
 from dp_ray.artifacts.progress import Progress
 from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.artifacts.times import roughly
 from dp_ray.config.yaml_text import write_yaml
 from dp_ray.on_ray.job import IN_JOB
-from dp_ray.reporting import live
-from dp_ray.reporting.run_progress import ProgressLine, describe_progress
+from dp_ray.reporting import live, run_progress
+from dp_ray.reporting.run_progress import describe_progress
 from dp_ray.reporting.search_progress import SweepProgress
 from dp_ray.reporting.summary import describe_result
 from dp_ray.search.search import Search
@@ -33,7 +33,8 @@ from dp_ray.training.preparation import make_plan
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "_LOG_INTERVAL_S", 0.01)
+    monkeypatch.setattr(live, "LOG_INTERVAL_S", 0.01)
+    monkeypatch.setattr(run_progress, "LOG_INTERVAL_S", 0.0)
 
 
 def first_line(shown: live.LiveLines, log: io.StringIO) -> str:
@@ -45,10 +46,7 @@ def first_line(shown: live.LiveLines, log: io.StringIO) -> str:
 
 def test_a_run_tells_step_epsilon_and_time_left(make_config: MakeConfig) -> None:
     config = make_config(privacy={"steps": 40, "accountant": "rdp"})
-    run, plan = RunDirectory.of(config), make_plan(config)
-    PhaseNote(text="rehearsing the network").write(run.private)
-    shown = ProgressLine(run, plan, Console(file=io.StringIO()))
-    assert shown.log_line().startswith("rehearsing the network … about ")
+    plan = make_plan(config)
     progress = Progress(
         step=11,
         steps=40,
@@ -58,11 +56,15 @@ def test_a_run_tells_step_epsilon_and_time_left(make_config: MakeConfig) -> None
         seconds=30.0,
         repaired=False,
     )
-    progress.write(run.private)
     log = io.StringIO()
-    line = first_line(ProgressLine(run, plan, Console(file=log)), log)
+    shown = run_progress.TerminalProgress(Console(file=log, width=200))
+    shown.on_start("runs/a", plan)
+    shown.on_progress(progress)
+    shown.on_progress(progress)  # which is no news
+    shown.on_end(None)
     spent = f"{plan.epsilon_after(10):.2f} of {plan.epsilon:.2f}"
-    assert line == f"step 10/40, about 300 images/s, ε ≤ {spent}, about 2 min left"
+    line = f"step 10/40, about 300 images/s, ε ≤ {spent}, about 2 min left\n"
+    assert log.getvalue() == line
 
 
 def test_a_line_that_stays_the_same_is_logged_again_now_and_then() -> None:

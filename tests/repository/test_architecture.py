@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -126,23 +127,53 @@ def test_only_the_coordinator_imports_the_noise() -> None:
     assert importers == {"coordinator.py"}
 
 
+SURFACE = {
+    "functions": {
+        *("plan", "train", "evaluate", "tune", "audit", "report", "open_run"),
+        *("load_config", "load_sweep", "load_model", "predict", "export", "clipped_gradient_sum"),
+    },
+    "takes": {
+        *("Config", "SweepConfig", "Source", "DataFacts", "Objective", "LabelSpec"),
+        *("Classification", "Callback"),
+    },
+    "returns": {
+        *("Plan", "Run", "EvaluationResult", "LedgerSummary", "Report", "Result", "Statement"),
+        *("SearchSummary", "AuditOutcome", "ClippedSum", "PublicValues", "PrivateValues"),
+        *("LoadedModel", "Preprocess", "Prediction", "Predictions"),
+    },
+    "raises": {"DpRayError", "ChargesError"},
+}
+"""The names that ``dp_ray`` promises."""
+
+
 def test_public_surface() -> None:
-    assert sorted(dp_ray.__all__) == [
-        "ClippedSum",
-        "Config",
-        "DpRayError",
-        "LoadedModel",
-        "Prediction",
-        "Predictions",
-        "Preprocess",
-        "clipped_gradient_sum",
-        "export",
-        "load_config",
-        "load_model",
-        "predict",
-    ]
+    assert sorted(dp_ray.__all__) == sorted(set().union(*SURFACE.values()))
+    assert dp_ray.__all__ == sorted(dp_ray._HOME)
     for name in dp_ray.__all__:
-        assert getattr(dp_ray, name).__doc__
+        assert getattr(dp_ray, name).__doc__, name
+
+
+def test_type_checkers_know_the_public_surface() -> None:
+    """What is loaded lazily is imported for them, from the same places."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    found = {
+        alias.asname: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert found == dp_ray._HOME
+
+
+def test_functions_say_what_they_take_return_and_raise() -> None:
+    for name in SURFACE["functions"]:
+        function = getattr(dp_ray, name)
+        text = inspect.getdoc(function) or ""
+        for parameter in inspect.signature(function).parameters:
+            assert f"\n    {parameter}: " in text, (name, parameter)
+        assert "\nReturns:\n" in text, name
+        assert "\nRaises:\n" in text, name
 
 
 def test_every_public_function_has_a_docstring() -> None:

@@ -36,6 +36,7 @@ NOT_HERE: dict[str, tuple[str, str]] = {
     "make faults": ("it takes an hour; parts of it are run", "tests/faults/test_with_ray.py"),
     "make verify": ("it breaks the code on purpose, for minutes", "tests/mutations/__main__.py"),
     "make docs": ("this test is, or checks, what it does", "Makefile"),
+    "python first.py": ("it is run by its own test", "tests/surface/test_places.py"),
     "ray job": ("it needs a cluster", "tests/on_ray/test_jobs.py"),
     "export RAY_ADDRESS": ("it needs a cluster", "tests/on_ray/test_jobs.py"),
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0": ("it starts a cluster", "tests/helpers/cluster_head.py"),

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from helpers.searches import MakeSweep, begin, finish, run_trial
-from helpers.support import QUIET, key_of
+from helpers.support import key_of
+from rich.console import Console
 
 from dp_ray.api import tune as sweep_module
 from dp_ray.api.tune import plan_sweep, run_sweep
@@ -40,7 +41,7 @@ def test_no_trial_at_all_is_an_outcome(make_sweep: MakeSweep) -> None:
     """The Poisson distribution may say 0; that, too, must not depend on anything private."""
     sweep = make_sweep(num_samples=1)
     key = next(k for k in map(key_of, range(50)) if not Search.draw(sweep, k).points)
-    told = run_sweep(sweep, resume=False, console=QUIET, replay=key)
+    told = run_sweep(sweep, replay=key)
     assert (told.status, told.best) == ("finished", None)
     assert told.epsilon_of_search > 3.0
     assert "random number of trials was 0" in describe_sweep_result(told)
@@ -51,7 +52,7 @@ def test_a_search_is_taken_up_as_it_was(
 ) -> None:
     search = begin(make_sweep(privacy_mode="compose"))
     with pytest.raises(RunError, match="continue it with --resume"):
-        run_sweep(search.sweep, resume=False, console=QUIET)
+        run_sweep(search.sweep)
     for changed, field in (
         (make_sweep(privacy_mode="public"), "tune.privacy_mode"),
         (make_sweep(privacy_mode="compose", num_samples=9), "tune.num_samples"),
@@ -60,7 +61,7 @@ def test_a_search_is_taken_up_as_it_was(
         (make_sweep({"optimizer": {"lr": 9.0}}, privacy_mode="compose"), "optimizer.lr"),
     ):
         with pytest.raises(ConfigError, match="was started with") as refused:
-            run_sweep(changed, resume=True, console=QUIET)
+            run_sweep(changed, resume=True)
         assert refused.value.field == field
     seen: list[Search] = []
 
@@ -72,13 +73,13 @@ def test_a_search_is_taken_up_as_it_was(
 
     monkeypatch.setattr("dp_ray.on_ray.tuner.tune_on_ray", stop)
     again = make_sweep({"cluster": {"cpus_per_worker": 2}}, privacy_mode="compose")
-    told = run_sweep(again, resume=True, console=QUIET)
+    told = run_sweep(again, resume=True)
     assert told.status == "stopped"
     assert "--resume" in describe_sweep_result(told)
     assert seen[0].points == search.points
     assert seen[0].budgets.solved == search.budgets.solved
     with pytest.raises(RunError, match="holds no search"):
-        run_sweep(replace(again, name="other"), resume=True, console=QUIET)
+        run_sweep(replace(again, name="other"), resume=True)
 
 
 def test_a_search_that_was_cut_off_before_it_began_is_begun_anew(make_sweep: MakeSweep) -> None:
@@ -109,14 +110,14 @@ def test_trials_are_checked_before_any_is_started(make_sweep: MakeSweep) -> None
         privacy_mode="compose",
     )
     with pytest.raises(ConfigError, match="microbatch_size"):
-        plan_sweep(too_large, QUIET)
+        plan_sweep(too_large)
     unknown = make_sweep(
         space={"optimizer.name": {"choice": ["SGB"]}, "privacy.steps": {"choice": [4]}},
         privacy_mode="compose",
     )
     with pytest.raises(ConfigError, match=r"optimizer\.name"):
-        plan_sweep(unknown, QUIET)
-    plan_sweep(sweep, QUIET)
+        plan_sweep(unknown)
+    plan_sweep(sweep)
 
 
 def test_resources() -> None:
@@ -145,7 +146,7 @@ def test_resources() -> None:
 
 def test_progress_shows_trials_the_best_and_the_cost(make_sweep: MakeSweep) -> None:
     search = begin(make_sweep(privacy_mode="compose"))
-    progress = SweepProgress(search, 5.25, QUIET)
+    progress = SweepProgress(search, 5.25, Console(quiet=True))
     assert progress.lines()[0].startswith("starting Ray")
     points = search.points or []
     run = RunDirectory(search.directory.trials / trial_name(1))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from helpers.object_store import serve_objects
 from helpers.searches import MakeSweep, begin, finish, run_trial, runs_of
-from helpers.support import QUIET, start
+from helpers.support import start
 
 from dp_ray.api import tune as sweep_module
 from dp_ray.api.tune import run_sweep
@@ -137,7 +137,7 @@ def test_compose_tells_of_all_trials_and_best_yaml_trains(
     with pytest.raises(RunError, match="finished search"):
         finish(search, monkeypatch)
     with pytest.raises(RunError, match="finished search"):
-        run_sweep(search.sweep, resume=False, console=QUIET)
+        run_sweep(search.sweep)
 
 
 def test_a_search_in_an_object_store(

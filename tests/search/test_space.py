@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 from helpers.searches import MakeSweep, draw
-from helpers.support import QUIET
 
 from dp_ray.api.tune import plan_sweep, run_sweep
 from dp_ray.config.files import load_config
@@ -125,7 +124,7 @@ def test_mistakes_in_a_sweep_file_are_told(
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump(make_sweep().dump()))
     with pytest.raises(ConfigError) as refused:
-        run_sweep(load_sweep(path, [override]), resume=False, console=QUIET)
+        run_sweep(load_sweep(path, [override]), resume=False)
     assert expected in str(refused.value)
     assert not (tmp_path / "runs").exists()
 
@@ -225,7 +224,7 @@ def test_what_ray_or_a_trial_would_refuse_is_found_by_a_dry_run(
 ) -> None:
     """A value in the middle of a list too, which no corner of the space shows."""
     with pytest.raises(ConfigError) as caught:
-        plan_sweep(make_sweep(**{"privacy_mode": "compose", **tune}), QUIET)
+        plan_sweep(make_sweep(**{"privacy_mode": "compose", **tune}))
     assert named in str(caught.value)
 
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from helpers.interrupted import start_and_stop
 from helpers.searches import MakeSweep, begin, draw
-from helpers.support import QUIET, MakeConfig, folder, key_of, released, same, start
+from helpers.support import MakeConfig, folder, key_of, released, same, start
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -41,7 +41,7 @@ def build(num_classes, channels, image_size):
 
 def train(config: Config) -> dict[str, Tensor]:
     """What a run releases that draws its own key, as users' runs do."""
-    run_training(config, resume=False, console=QUIET)
+    run_training(config)
     return released(config)
 
 
@@ -139,7 +139,7 @@ def test_a_repeated_key_shares_no_noise_with_another_start(
             optimizer={"lr": 64.0},
             seed=seed,
         )
-        run_training(config, resume=False, console=QUIET, replay=key_of(5))
+        run_training(config, replay=key_of(5))
         found = released(config)
         del found["gain"]
         changes.append(vector(found))
@@ -232,7 +232,7 @@ def test_a_run_whose_noise_followed_from_its_seed_is_not_resumed(make_config: Ma
     run.create(config, make_plan(config), replay=key_of(7))
     run.private.write("run_key", f"{key_of(7).secret.hex()}\n".encode())
     with pytest.raises(ConfigError, match=r"seed = 7: .*noise followed from the seed"):
-        run_training(config, resume=True, console=QUIET)
+        run_training(config, resume=True)
     key = folder(config) / "private/run_key"
     with pytest.raises(ConfigError, match=r"seed = 7: .*noise followed from the seed"):
         read_replay_key(key, 7)

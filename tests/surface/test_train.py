@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers.support import QUIET, MakeConfig, folder, released, same, start
+from helpers.support import MakeConfig, folder, released, same, start
 from rich.console import Console
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from dp_ray.data.facts import data_facts
 from dp_ray.errors import ConfigError, ModelError, RunError
 from dp_ray.models.build import build_model
 from dp_ray.performance.profile import PARTS
+from dp_ray.reporting.run_progress import TerminalProgress
 from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.local import NullObserver, train_in_process
 from dp_ray.training.preparation import make_plan
@@ -261,7 +262,7 @@ def test_training_learns_without_noise(make_config: MakeConfig) -> None:
 
 def test_a_profile_is_private_and_can_be_opened(make_config: MakeConfig) -> None:
     config = make_config(train={"microbatch_size": 16})
-    run_training(config, resume=False, console=QUIET, profile=True)
+    run_training(config, profile=True)
     left = folder(config) / "private/profile"
     assert stat.S_IMODE(left.stat().st_mode) == 0o700
     with gzip.open(left / "rank0.json.gz", "rt") as file:
@@ -285,8 +286,8 @@ def test_the_engine_is_told_once_and_is_what_was_used(make_config: MakeConfig) -
     config = make_config(privacy={"steps": 1}, train={"engine": "per_layer", "microbatch_size": 16})
     told, logged = StringIO(), StringIO()
     terminal = Console(file=told, width=200, force_terminal=True)
-    run_training(config, resume=False, console=terminal)
+    run_training(config, callbacks=[TerminalProgress(terminal)])
     assert told.getvalue().count("engine per_layer, 16 examples a microbatch\n") == 1
     again = config.model_copy(update={"name": "again"})
-    run_training(again, resume=False, console=Console(file=logged, width=200))
+    run_training(again, callbacks=[TerminalProgress(Console(file=logged, width=200))])
     assert not logged.getvalue()

@@ -33,6 +33,7 @@ from dp_ray.errors import ChargesError, ConfigError, DpRayError, LedgerError, Ru
 from dp_ray.ledger.ledger import Ledger
 from dp_ray.privacy.noise import StepNoises
 from dp_ray.reporting.ledger import repair_ledger
+from dp_ray.reporting.run_progress import TerminalProgress
 from dp_ray.storage import LocalFolder
 from dp_ray.training.preparation import make_plan
 from dp_ray.training.step import Assignment, ShardSum, ShardWorker
@@ -259,7 +260,9 @@ def test_more_steps_are_remembered(make_config: MakeConfig) -> None:
     start_and_stop(larger, 3, resume=True)
     shown = io.StringIO()
     console = Console(file=shown, width=200)
-    result = run_module.run_training(config, resume=True, console=console).dump()
+    result = run_module.run_training(
+        config, resume=True, callbacks=[TerminalProgress(console)]
+    ).dump()
     assert "privacy.steps: 6, as the run was given" in shown.getvalue()
     assert (result["status"], result["steps"]) == ("finished", 6)
     published = yaml.safe_load((folder(config) / "release/config.yaml").read_text())["privacy"]
@@ -435,7 +438,9 @@ def test_more_steps_are_shown_with_their_epsilon_before_any_is_taken(
     larger = make_config(privacy={"steps": 6})
     shown = io.StringIO()
     monkeypatch.setattr("dp_ray.api.train.train_in_process", lambda _task, _observer: None)
-    run_module.run_training(larger, resume=True, console=Console(file=shown, width=200))
+    run_module.run_training(
+        larger, resume=True, callbacks=[TerminalProgress(Console(file=shown, width=200))]
+    )
     assert "raised from 4 to 6" in shown.getvalue()
     assert f"{make_plan(larger).epsilon:.4f} at δ" in shown.getvalue()
     assert charged(larger) == [(step, 0) for step in range(4)]

@@ -409,3 +409,33 @@ def test_parameters_and_buffers_are_left_to_others() -> None:
     with torch.no_grad():
         net.weight.add_(1)
     assert read_objects(net) == before
+
+
+def test_of_a_scripts_globals_those_are_read_that_its_code_names() -> None:
+    """The others are the user's data, or a notebook's own."""
+    script: dict[str, object] = {"nn": nn, "__name__": "__main__"}
+    exec(
+        "used, unused = [1], [1]\n"
+        "def helper(x):\n"
+        "    return x * used[0]\n"
+        "class Net(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward((lambda y: helper(y))(x))\n",
+        script,
+    )
+    net = script["Net"](2, 2)  # type: ignore[operator]
+    before = read_objects(net)
+    script["unused"] = 2
+    script["more"] = 3
+    assert read_objects(net) == before
+    script["used"] = [2]
+    assert "used of the module __main__" in str(first_difference(before, read_objects(net)))
+
+
+def test_a_class_whose_module_is_no_text_is_read() -> None:
+    class Odd:
+        __module__ = property(lambda _: "x")  # type: ignore[assignment]
+
+    net = nn.Linear(2, 2)
+    net.odd = Odd()  # type: ignore[assignment]
+    assert read_objects(net) == read_objects(net)

@@ -37,7 +37,7 @@ class Own(Source):
         source = self._made
         if not isinstance(source, Source):
             return None
-        stamp = _call(self.config, "stamp()", source.stamp)
+        stamp = call_users(self.config, "stamp()", source.stamp)
         if stamp is None or isinstance(stamp, str):
             return stamp
         raise self._refusal(f"stamp() must return a text or None, not {type(stamp).__name__}")
@@ -46,8 +46,8 @@ class Own(Source):
         """See :class:`~dp_ray.data.source.Source`."""
         source = self._made
         if not isinstance(source, Source):
-            return _split_arrays(self.config, source)
-        splits = _call(self.config, "splits()", source.splits)
+            return self._splits_of(source)
+        splits = call_users(self.config, "splits()", source.splits)
         try:
             train, test = splits
         except (TypeError, ValueError):
@@ -64,7 +64,7 @@ class Own(Source):
         """See :class:`~dp_ray.data.source.Source`."""
         source = self._made
         return (
-            _call(self.config, "unread()", source.unread)
+            call_users(self.config, "unread()", source.unread)
             if isinstance(source, Source)
             else Unread()
         )
@@ -72,16 +72,23 @@ class Own(Source):
     @cached_property
     def _made(self) -> Any:
         """What the user's callable returned; called once, since it may have read all data."""
+        made = self._make()
+        if isinstance(made, Source):
+            self._check_facts(call_users(self.config, "facts()", made.facts))
+        return made
+
+    def _make(self) -> Any:
         config = self.config
         make = import_object(config.name, "data.name")
         if not callable(make):
             raise ConfigError(
                 "data.name", config.name, "is no function", "Name one that loads data"
             )
-        made = _call(config, "load(config)", lambda: make(config))
-        if isinstance(made, Source):
-            self._check_facts(_call(config, "facts()", made.facts))
-        return made
+        return call_users(config, "load(config)", lambda: make(config))
+
+    def _splits_of(self, made: Any) -> Splits:
+        """The splits of what is no source."""
+        return _split_arrays(self.config, made)
 
     def _check_facts(self, stated: Any) -> None:
         if not isinstance(stated, DataFacts):
@@ -114,23 +121,23 @@ class _OwnSplit:
         return self.split.notes
 
     def __len__(self) -> int:
-        return _call(self.config, f"len() of {self.name}", self.split.__len__)
+        return call_users(self.config, f"len() of {self.name}", self.split.__len__)
 
     def pieces(self) -> Iterator[Piece]:
         """See :class:`~dp_ray.data.splits.Split`."""
         what = f"pieces() of {self.name}"
-        pieces = _call(self.config, what, lambda: iter(self.split.pieces()))
-        while (piece := _call(self.config, what, lambda: next(pieces, None))) is not None:
+        pieces = call_users(self.config, what, lambda: iter(self.split.pieces()))
+        while (piece := call_users(self.config, what, lambda: next(pieces, None))) is not None:
             try:
                 images, labels = piece
             except (TypeError, ValueError):
                 raise DataError(
                     f"data.name = {self.config.name!r}: {what} must yield (images, labels)"
                 ) from None
-            yield _arrays(self.config, self.name, images, labels)
+            yield checked_arrays(self.config, self.name, images, labels)
 
 
-def _call(config: DataConfig, what: str, function: Callable[[], _T]) -> _T:
+def call_users(config: DataConfig, what: str, function: Callable[[], _T]) -> _T:
     """Call a user's function.
 
     Raises:
@@ -156,11 +163,11 @@ def _split_arrays(config: DataConfig, splits: Any) -> Splits:
             f"data.name = {config.name!r}: the loader must return "
             "((train_images, train_labels), (test_images, test_labels)), or a Source"
         ) from None
-    train = ArraySplit(*_arrays(config, "train", train_images, train_labels))
-    return train, ArraySplit(*_arrays(config, "test", test_images, test_labels))
+    train = ArraySplit(*checked_arrays(config, "train", train_images, train_labels))
+    return train, ArraySplit(*checked_arrays(config, "test", test_images, test_labels))
 
 
-def _arrays(config: DataConfig, split: str, images: Any, labels: Any) -> Piece:
+def checked_arrays(config: DataConfig, split: str, images: Any, labels: Any) -> Piece:
     """Images [n, …] and labels [n, …] as arrays; see :data:`Piece`."""
     numbers = _array(labels, config, f"{split} labels")
     pixels = _array(images, config, f"{split} images")

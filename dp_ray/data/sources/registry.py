@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dp_ray.config.data import DataConfig
+from dp_ray.config.section import OBJECT
 from dp_ray.data.source import Source
 from dp_ray.data.sources.digits import Digits
 from dp_ray.data.sources.fake import Fake
 from dp_ray.data.sources.image_folder import ImageFolder
 from dp_ray.data.sources.own import Own
+from dp_ray.data.sources.passed import Passed
 from dp_ray.data.sources.torchvision_sets import Cifar10, FashionMnist, Mnist
 from dp_ray.errors import unknown_name
 
@@ -62,4 +64,6 @@ def unheeded_fields(config: DataConfig) -> set[str]:
 
 
 def _kind(name: str) -> type[Source] | None:
+    if name == OBJECT:
+        return Passed
     return Own if ":" in name else SOURCES.get(name)

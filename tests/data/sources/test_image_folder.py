@@ -26,7 +26,7 @@ from dp_ray.data.pictures import SUFFIXES
 from dp_ray.data.sources.image_folder import HIDDEN, OUTSIDE, SUFFIX, ImageFolder, scan, scan_splits
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import ConfigError, DataError
-from dp_ray.reporting.run_progress import ProgressLine
+from dp_ray.reporting.run_progress import ProgressLine, TerminalProgress
 from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.local import NullObserver, train_in_process
 from dp_ray.training.preparation import make_plan
@@ -329,7 +329,9 @@ def test_train_and_evaluate_say_what_was_skipped(
     draw(root / "train/a/.DS_Store")
     draw(root / "test/a/Jane Doe.heic")
     config, text = folder_run(), io.StringIO()
-    result = run_training(config, resume=False, console=Console(file=text, width=500)).dump()
+    result = run_training(
+        config, callbacks=[TerminalProgress(Console(file=text, width=500))]
+    ).dump()
     lines = [line for line in text.getvalue().splitlines() if "skipped" in line]
     assert lines == [f"{LINE}; dp-ray data names them"]
     assert evaluate_run(result["path"], [])["skipped"] == {SUFFIX: 1}
@@ -337,7 +339,9 @@ def test_train_and_evaluate_say_what_was_skipped(
 
 def test_nothing_is_said_where_nothing_was_skipped(folder_run: Callable[..., Any]) -> None:
     text = io.StringIO()
-    run_training(folder_run(), resume=False, console=Console(file=text, width=500))
+    run_training(
+        folder_run(), resume=False, callbacks=[TerminalProgress(Console(file=text, width=500))]
+    )
     assert "skipped" not in text.getvalue()
     assert skipped_line({}) is None
 
