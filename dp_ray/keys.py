@@ -22,8 +22,8 @@ LATEST = 2
 """The version of draws, noise and digests of a new run. A ledger records its run's.
 
 1 (until November 2026): a word decides whether an example joins a step; numpy computes normal
-numbers; the digest of a sum is one HMAC. 2: a byte decides, and where it cannot, a word; torch
-computes normal numbers; the digest is of a tree.
+numbers; the digest of a sum is an HMAC. 2: a byte decides, and where it cannot, a word; torch
+computes normal numbers; the digest is a GMAC.
 """
 
 VERSIONS = (1, LATEST)

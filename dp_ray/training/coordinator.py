@@ -254,7 +254,14 @@ class Coordinator:
             Charge(
                 step=assignment.step,
                 incarnation=assignment.incarnation,
-                digest=digest_of_sum(self._digest_key, total.vector, rest, version=self._version),
+                digest=digest_of_sum(
+                    self._digest_key,
+                    total.vector,
+                    rest,
+                    incarnation=assignment.incarnation,
+                    step=assignment.step,
+                    version=self._version,
+                ),
                 noise_multiplier=cost.noise_multiplier,
                 max_grad_norm=assignment.max_grad_norm,
                 sample_rate=cost.sample_rate,

@@ -198,6 +198,18 @@ def test_memory_is_estimated_where_the_network_is(make_config: MakeConfig) -> No
     assert memory_estimate(config, facts, model.to("meta"), 8) == here > 0
 
 
+def test_the_noise_that_is_drawn_ahead_is_counted_where_it_lies(make_config: MakeConfig) -> None:
+    """8 bytes a parameter, in the memory of the host: on a GPU not beside the network."""
+    from dp_ray.performance.estimate import memory_estimate, parameter_count
+
+    facts, model = parts(make_config())
+    host, gpu = (
+        memory_estimate(make_config(cluster={"gpus_per_worker": gpus}), facts, model, 8)
+        for gpus in (0, 1)
+    )
+    assert host - gpu == 8 * parameter_count(model)
+
+
 def test_workers_that_are_started_anew_keep_what_was_chosen(make_config: MakeConfig) -> None:
     from dp_ray.artifacts.notes import EngineNote
     from dp_ray.artifacts.run_directory import RunDirectory
