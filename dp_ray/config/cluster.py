@@ -31,8 +31,8 @@ class ClusterConfig(Section):
     cpus_per_worker: Count = Field(1, description="CPUs that Ray reserves for a worker.")
     gpus_per_worker: NonNegative = Field(
         0,
-        description="GPUs that Ray reserves for a worker, which uses one; 0 trains on the CPU, even "
-        "where there is a GPU. Without Ray, above 0 is the current CUDA device.",
+        description="GPUs that Ray reserves for a worker, which uses one; 0 trains on the CPU, "
+        "even where there is a GPU. Without Ray, above 0 is the current CUDA device.",
     )
     resources_per_worker: dict[str, Positive] = Field(
         default_factory=dict,
