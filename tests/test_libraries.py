@@ -41,8 +41,8 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pair_that_does_not_match_is_one_line(make_config: MakeConfig) -> None:
     assert what_is_raised(lambda: make_plan(make_config(model=RESNET, data=RGB))) == (
         "LibraryError: torchvision 0.24.0+cu128 cannot be imported beside torch 2.11.0 "
-        "(RuntimeError: operator torchvision::nms does not exist): it is made for torch==2.9.0. Install the torchvision of "
-        "this torch: pip install torch==2.11.0 torchvision"
+        "(RuntimeError: operator torchvision::nms does not exist): it is made for torch==2.9.0. "
+        "Install the torchvision of this torch: pip install torch==2.11.0 torchvision"
     )
 
 
