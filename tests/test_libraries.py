@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.support import MakeConfig
+from helpers.support import MakeConfig, what_is_raised
 from packaging.requirements import Requirement
 
 from dp_ray import imports
@@ -39,12 +39,10 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("broken")
 def test_a_pair_that_does_not_match_is_one_line(make_config: MakeConfig) -> None:
-    with pytest.raises(LibraryError) as raised:
-        make_plan(make_config(model=RESNET, data=RGB))
-    assert str(raised.value) == (
-        "torchvision 0.24.0+cu128 cannot be imported beside torch 2.11.0 (RuntimeError: operator "
-        "torchvision::nms does not exist): it is made for torch==2.9.0. Install the torchvision of "
-        "this torch: pip install torch==2.11.0 torchvision"
+    assert what_is_raised(lambda: make_plan(make_config(model=RESNET, data=RGB))) == (
+        "LibraryError: torchvision 0.24.0+cu128 cannot be imported beside torch 2.11.0 "
+        "(RuntimeError: operator torchvision::nms does not exist): it is made for torch==2.9.0. "
+        "Install the torchvision of this torch: pip install torch==2.11.0 torchvision"
     )
 
 

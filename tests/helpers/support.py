@@ -88,6 +88,15 @@ def folder(config: Config) -> Path:
     return path
 
 
+def what_is_raised(call: Callable[[], object]) -> str:
+    """Class and message of what a call raises, whatever that is; empty if it raises nothing."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
 def released(config: Config) -> dict[str, Tensor]:
     """The published parameters by name."""
     return dict(load_file(folder(config) / "release" / "model.safetensors"))
