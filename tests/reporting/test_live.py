@@ -169,7 +169,7 @@ def load(config):
 """
 
 ACCURACY = r"(?<=accuracy)( +)[01]\.\d{3,4}"
-ONE_DIGIT = r"about (?:\d0*|0\.\d)(?: images/s| s| min| h)"
+ONE_DIGIT = r"about (?:\d[0,]*|0\.0*\d)(?: images/s| s| min| h)"
 
 
 def test_the_logs_of_two_jobs_differ_in_what_is_public_or_rounded(
