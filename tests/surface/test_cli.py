@@ -184,7 +184,7 @@ def test_ledger_says_what_was_spent_and_whether_it_verifies(
         ("privacy.delta=0.9", "privacy.delta = 0.9: δ must be below 1/N"),
         ("privacy.epsilom=1", "Did you mean privacy.epsilon?"),
         ("nonsense", "not of the form section.field=value"),
-        ("data.name=mnist", "privacy.delta = 0.0001"),
+        ("data.name=mnist", "data.root = None: mnist needs the folder"),
     ],
 )
 def test_a_mistake_is_one_message(
