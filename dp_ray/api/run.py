@@ -238,6 +238,9 @@ def open_run(
         data: likewise, the data.
         objective: likewise, the objective.
 
+    Returns:
+        The run.
+
     Raises:
         RunError: there is no run.
     """
