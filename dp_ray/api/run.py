@@ -90,7 +90,11 @@ class Run:
     @property
     def config(self) -> Config:
         """The configuration that the run was started with; private."""
-        return self._objects.put_into_this_process(self._directory.config())
+        return self.put_objects(self._directory.config())
+
+    def put_objects(self, config: Config) -> Config:
+        """Return a configuration with the objects that this run was passed in their places."""
+        return self._objects.put_into_this_process(config)
 
     @property
     def result(self) -> Result:
@@ -263,6 +267,9 @@ def open_run(
         model: the network, if the run was passed one that cannot be imported.
         data: likewise, the data.
         objective: likewise, the objective.
+
+    Returns:
+        The run.
 
     Raises:
         RunError: there is no run.

@@ -218,7 +218,20 @@ class SweepConfig:
 def load_sweep(
     path: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), *, name: str | None = None
 ) -> SweepConfig:
-    """Reads a search, a file or a built-in one; arguments and errors as of ``load_config``."""
+    """Read a search, apply ``a.b=value`` overrides, and validate it.
+
+    Args:
+        path: a YAML file with a tune section, the name of a built-in search, or such values; see :func:`dp_ray.load_config`.
+        overrides: strings ``dotted.field=value``; the value is read as YAML.
+        name: the search's name; default as of :func:`dp_ray.load_config`.
+
+    Returns:
+        The search; its training part is complete only with a point of the space.
+
+    Raises:
+        ConfigError: an unknown field (the nearest known one is named) or a bad value.
+        DpRayError: the file cannot be read, is no YAML mapping, or has no tune section.
+    """
     values = read_values(path, overrides, name)
     if "tune" not in values:
         raise DpRayError(

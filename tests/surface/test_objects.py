@@ -17,7 +17,7 @@ import dp_ray
 from dp_ray.api.objects import import_path_of
 from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, RunError
-from dp_ray.models.networks import TanhCNN
+from dp_ray.models.networks import GroupNormCNN
 from dp_ray.training.local import train_in_process
 
 RANDOM = np.random.default_rng(0)
@@ -126,20 +126,13 @@ def test_a_function_of_a_script_builds_the_network(config: Config) -> None:
     assert found.parameters == sum(p.numel() for p in net().parameters())
 
 
-OTHERS: dict[str, dict[str, Any]] = {
-    "network": {"model": net(1)},
-    "training data": {"data": ((TRAIN[0][::-1], TRAIN[1]), TEST)},
-}
-
-
-@pytest.mark.parametrize("other", OTHERS.values(), ids=list(OTHERS))
 def test_a_run_is_not_resumed_with_another_object(
-    config: Config, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
+    config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects = {"model": net(), "data": (TRAIN, TEST), "objective": Smoothed(3)}
     run = stopped(config, monkeypatch, **objects)
-    with pytest.raises(RunError, match=r"object that was passed|training data is not") as caught:
-        dp_ray.train(config, **{**objects, **other}, resume=True)
+    with pytest.raises(RunError, match="an object that was passed") as caught:
+        dp_ray.train(config, **{**objects, "model": net(1)}, resume=True)
     assert "\n" not in str(caught.value)
     assert len(charged(config)) == 1
     # Equal ones, made anew, are the same.
@@ -152,18 +145,12 @@ def test_a_run_remembers_its_objects(config: Config, monkeypatch: pytest.MonkeyP
     run = stopped(config, monkeypatch, model=net(), data=(TRAIN, TEST))
     with pytest.raises(ConfigError, match="Pass it again"):
         dp_ray.open_run(run.path).resume()
-    assert run.resume().status == "finished"
     assert run.resume(["privacy.steps=3"]).result.steps == 3
 
 
-def build_importable(num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """Build a network; tests import it by its path."""
-    return TanhCNN(channels, image_size, num_classes)
-
-
 def test_what_can_be_imported_is_named_by_its_path() -> None:
-    assert import_path_of(TanhCNN) == "dp_ray.models.networks:TanhCNN"
-    assert import_path_of(TanhCNN.forward) is None
+    assert import_path_of(GroupNormCNN) == "dp_ray.models.networks:GroupNormCNN"
+    assert import_path_of(GroupNormCNN.forward) is None
     assert import_path_of(lambda: None) is None
     assert import_path_of(net()) is None
     script = type("Script", (nn.Module,), {"__module__": "__main__"})
@@ -174,8 +161,8 @@ def test_an_importable_factory_is_used_by_its_path_and_loads_anywhere(
     make_config: MakeConfig,
 ) -> None:
     config = make_config(privacy={"steps": 1}, data={"expected_batch_size": 8})
-    run = dp_ray.train(config, model=TanhCNN)
-    assert run.config.model.name == "dp_ray.models.networks:TanhCNN"
+    run = dp_ray.train(config, model=GroupNormCNN)
+    assert run.config.model.name == "dp_ray.models.networks:GroupNormCNN"
     assert dp_ray.evaluate(run.release, [f"data.cache={config.data.cache}"]).accuracy is not None
 
 
