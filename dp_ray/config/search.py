@@ -221,7 +221,8 @@ def load_sweep(
     """Read a search, apply ``a.b=value`` overrides, and validate it.
 
     Args:
-        path: a YAML file with a tune section, the name of a built-in search, or such values; see :func:`dp_ray.load_config`.
+        path: a YAML file with a tune section, the name of a built-in search, or such values; see
+            :func:`dp_ray.load_config`.
         overrides: strings ``dotted.field=value``; the value is read as YAML.
         name: the search's name; default as of :func:`dp_ray.load_config`.
 
