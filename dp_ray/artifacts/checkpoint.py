@@ -119,7 +119,7 @@ class Checkpoints:
         Does nothing if that one is not whole.
         """
         name = next(reversed(self._ledger.checkpoints), None)
-        if name is not None and self._load(name) is not None:
+        if name is not None and self._read(name) is not None:
             with suppress(OSError):  # the run is finished; dp-ray clean removes what stays
                 self._remove_all_but([name])
 
@@ -148,13 +148,17 @@ class Checkpoints:
         return None
 
     def _load(self, name: str) -> Checkpoint | None:
+        data = self._read(name)
+        return None if data is None else Checkpoint.from_bytes(data, f"{self._folder}/{name}")
+
+    def _read(self, name: str) -> bytes | None:
+        """The content of a checkpoint on record; None if it is not whole."""
         try:
             data = self._folder.read(name)
         except OSError:
             return None
-        if not hmac.compare_digest(self._digest(data), self._ledger.checkpoints[name]):
-            return None
-        return Checkpoint.from_bytes(data, f"{self._folder}/{name}")
+        whole = hmac.compare_digest(self._digest(data), self._ledger.checkpoints[name])
+        return data if whole else None
 
     def _check_orphans(self, names: list[str]) -> None:
         for name in names:
