@@ -8,6 +8,7 @@ from typing import Any
 
 from dp_ray.api.objects import AnyObjective, Data, Model, Objects
 from dp_ray.config.run import Config
+from dp_ray.on_ray.environment import located
 from dp_ray.reporting.plan import describe_plan, plan_facts
 from dp_ray.reporting.scaling import describe_scaling, scaling_facts
 
@@ -80,7 +81,8 @@ def plan(
         >>> config = dp_ray.load_config("digits.yaml", ["privacy.epsilon=1"])
         >>> print(dp_ray.plan(config))
     """
-    facts = plan_facts(Objects(model, data, objective).put_into(config))
+    config = Objects(model, data, objective).put_into(config)
+    facts = plan_facts(config.model_copy(update={"cluster": located(config.cluster)}))
     if workers:
         facts["scaling"] = scaling_facts(
             facts, list(workers), latency_us=latency_us, bandwidth_gbit=bandwidth_gbit

@@ -92,6 +92,19 @@ class Entry:
     prepaid: bool
 
 
+@dataclass(frozen=True)
+class Repeats:
+    """Steps on record that a session takes again.
+
+    Attributes:
+        count: how many.
+        charged: how many of them must be paid for again.
+    """
+
+    count: int
+    charged: int
+
+
 class Balance:
     """The state of a ledger after its records so far; :meth:`take` adds one.
 
@@ -140,6 +153,27 @@ class Balance:
     def prepaid(self) -> list[Charge]:
         """Steps that are paid for and certainly not noised."""
         return [entry.charge for entry in self.newest.values() if entry.prepaid]
+
+    def repeats(self, first_step: int, execution: Execution, *, diverged: bool) -> Repeats:
+        """Return which steps on record a session would take again.
+
+        From the first step whose sum cannot be had again, the parameters are others, so that all
+        later steps on record are charged again too.
+
+        Args:
+            first_step: where it begins.
+            execution: how it computes.
+            diverged: see :meth:`~dp_ray.ledger.ledger.Ledger.incarnation_for`.
+        """
+        again = [
+            self.newest[step]
+            for step in sorted(self.newest)
+            if step >= first_step and not self.newest[step].prepaid
+        ]
+        for index, entry in enumerate(again):
+            if diverged or entry.execution != execution or entry.charge.digest == UNKNOWN:
+                return Repeats(len(again), len(again) - index)
+        return Repeats(len(again), 0)
 
     def take(self, record: Record, *, writing: bool) -> None:
         """Adds what a record means.

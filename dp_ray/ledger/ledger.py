@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from enum import Enum
 from typing import Any
 
 from dp_ray.errors import LedgerError
 from dp_ray.keys import LATEST, VERSIONS
-from dp_ray.ledger.balance import UNKNOWN, Balance, Charge, Session
+from dp_ray.ledger.balance import UNKNOWN, Balance, Charge, Repeats, Session
 from dp_ray.ledger.chain import Chain, Record, Totals
 from dp_ray.ledger.execution import Execution
 from dp_ray.ledger.lock import WriterLock
@@ -36,19 +36,6 @@ class Verdict(Enum):
     CHARGED = "paid for: the first and only sum of this incarnation"
     REPLAYED = "the very release that is on record: same sum, same noise, no charge"
     CONFLICT = "another sum is, or may be, on record: this one must not get the same noise"
-
-
-@dataclass(frozen=True)
-class Repeats:
-    """Steps on record that a session takes again.
-
-    Attributes:
-        count: how many.
-        charged: how many of them must be paid for again.
-    """
-
-    count: int
-    charged: int
 
 
 class Ledger:
@@ -235,25 +222,8 @@ class Ledger:
         return entry is not None and entry.charge.incarnation >= incarnation
 
     def repeats(self, first_step: int, execution: Execution, *, diverged: bool = False) -> Repeats:
-        """Return which steps on record a session would take again.
-
-        From the first step whose sum cannot be had again, the parameters are others, so that all
-        later steps on record are charged again too.
-
-        Args:
-            first_step: where it begins.
-            execution: how it computes.
-            diverged: see :meth:`incarnation_for`.
-        """
-        again = [
-            self._balance.newest[step]
-            for step in sorted(self._balance.newest)
-            if step >= first_step and not self._balance.newest[step].prepaid
-        ]
-        for index, entry in enumerate(again):
-            if diverged or entry.execution != execution or entry.charge.digest == UNKNOWN:
-                return Repeats(len(again), len(again) - index)
-        return Repeats(len(again), 0)
+        """See :meth:`Balance.repeats <dp_ray.ledger.balance.Balance.repeats>`."""
+        return self._balance.repeats(first_step, execution, diverged=diverged)
 
     def open_session(
         self,

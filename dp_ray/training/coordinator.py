@@ -133,13 +133,7 @@ class Coordinator:
         self._check_origin(origin.data, parameters, origin.untrained)
         if (checkpoint := checkpoints.newest()) is not None:
             self._restore(checkpoint)
-        self.started = Start(
-            step=self._step,
-            steps=plan.steps,
-            repeats=ledger.repeats(self._step, execution),
-            changes="".join(execution.changes_from(s.execution) for s in ledger.sessions[-1:]),
-            lost=checkpoints.lost,
-        )
+        self.started = self._start(checkpoints.lost)
         self._check_accepted(self.started)
         ledger.open_session(
             execution,
@@ -148,6 +142,17 @@ class Coordinator:
             parameters=parameters,
             untrained=origin.untrained,
             binding=origin.binding,
+        )
+
+    def _start(self, lost: int) -> Start:
+        """Return what the session starts from, ``lost`` checkpoints before the newest."""
+        before = self._ledger.sessions[-1:]
+        return Start(
+            step=self._step,
+            steps=self._plan.steps,
+            repeats=self._ledger.repeats(self._step, self._execution),
+            changes="".join(self._execution.changes_from(s.execution) for s in before),
+            lost=lost,
         )
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dp_ray.ledger.ledger import Repeats
+from dp_ray.ledger.balance import Repeats
 
 
 @dataclass(frozen=True)
