@@ -11,6 +11,7 @@ import re
 import shutil
 import stat
 import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cache
@@ -131,7 +132,8 @@ class LocalFolder(Folder):
     def write(self, name: str, data: bytes) -> None:
         """See :class:`Folder`."""
         self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = self._path / f".{name}.{os.getpid()}"
+        # Of this thread: a stop may be requested by a signal and by a callback at the same time.
+        temporary = self._path / f".{name}.{os.getpid()}.{threading.get_ident()}"
         try:
             _write_durably(temporary, data, OWNER_ONLY)
             temporary.replace(self._path / name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -364,3 +365,22 @@ def _raises(error: Exception) -> Any:
         raise error
 
     return fail
+
+
+def test_threads_may_write_the_same_file_at_once(tmp_path: Path) -> None:
+    folder, errors = LocalFolder(tmp_path), []
+
+    def write() -> None:
+        try:
+            for _ in range(20):
+                folder.write("stop", b"x")
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert folder.names() == ["stop"]

@@ -160,7 +160,8 @@ def outside(out: Path, row: dict[str, Any]) -> float | None:
     """The share of a step that microbatches by themselves do not explain."""
     for cell in read(out, "speed"):
         same = cell["network"] == "WRN-16-4" and cell["step"] == row["engine"]
-        if same and (cell["K"], cell["precision"]) == (row["K"], row["precision"]):
+        same &= (cell["K"], cell["precision"]) == (row["K"], row["precision"])
+        if same and not cell["variant"] and cell.get("images_per_s"):
             return 1 - float(row["images_per_s"]) / float(cell["images_per_s"])
     return None
 

@@ -75,6 +75,19 @@ def test_steps_are_compared_by_time_an_image(bundled: Any, tmp_path: Path) -> No
     assert bundled("learning").fastest(tmp_path, 4) == ("per_layer_compiled", "bfloat16")
 
 
+def test_a_step_that_was_not_measured_explains_no_whole_step(bundled: Any, tmp_path: Path) -> None:
+    """A job that was late leaves a row without a figure; a variant is another step."""
+    speed = bundled("results").Results(tmp_path, "speed")
+    common = {"network": "WRN-16-4", "K": 2, "precision": "float32", "step": "per_layer"}
+    row = {"engine": "per_layer", "precision": "float32", "K": 2, "images_per_s": 30.0}
+    speed.add(**common, variant="", problem="time limit")
+    speed.add(**common, variant="channels_last", images_per_s=90.0)
+    outside = bundled("learning").outside
+    assert outside(tmp_path, row) is None
+    speed.add(**common, variant="", images_per_s=60.0)
+    assert outside(tmp_path, row) == 0.5
+
+
 def test_a_late_stage_ends_with_all_it_started(bundled: Any, tmp_path: Path) -> None:
     run, file = bundled("run"), tmp_path / "pid"
     child = f"import os, time; open({str(file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
