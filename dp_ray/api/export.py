@@ -75,7 +75,7 @@ def export(
     """
     place = location_of(run_or_release)
     file = _file_of(place, output)
-    network, preprocess = load_model(place, own_code=own_code)
+    network, preprocess = load_model(run_or_release, own_code=own_code)
     whole = PixelsToLogits(network, preprocess.facts).eval()
     pixels = torch.randint(0, 256, (3, *preprocess.facts.shape), dtype=torch.uint8)
     try:

@@ -32,7 +32,7 @@ def load_model(
 
     Args:
         run_or_release: path or URI of a finished run, of a search, or of a release folder by
-            itself; or an object whose ``path`` is one.
+            itself; or a :class:`dp_ray.Run`, whose network may have been passed as an object.
         own_code: run code that the release names, though you have not trained with it on this
             machine; only if you trust who wrote both.
 
@@ -46,7 +46,7 @@ def load_model(
         DpRayError: there is no release, it is damaged, or the network cannot be built here.
     """
     with reading(own_code=own_code):
-        release = ReleasedModel.open(location_of(run_or_release))
+        release = open_release(run_or_release)
         return LoadedModel(release.network(), release.preprocess)
 
 
@@ -55,3 +55,12 @@ def location_of(run_or_release: Any) -> str:
     if isinstance(run_or_release, str | os.PathLike):
         return os.fspath(run_or_release)
     return str(getattr(run_or_release, "path", run_or_release))
+
+
+def open_release(run_or_release: Any) -> ReleasedModel:
+    """Read a release, with the objects that a :class:`dp_ray.Run` was passed."""
+    location = location_of(run_or_release)
+    put_objects = getattr(run_or_release, "put_objects", None)
+    if put_objects is None:
+        return ReleasedModel.open(location)
+    return ReleasedModel.open(location, put_objects=put_objects)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dp_ray.api.model import location_of
+from dp_ray.api.model import open_release
 from dp_ray.artifacts.released_model import ReleasedModel
 from dp_ray.data.images import find_images
 from dp_ray.data.preprocess import Preprocess
@@ -97,7 +97,7 @@ def predict(
         DpRayError: there is no release, or it predicts no classes.
     """
     with reading(own_code=own_code):
-        release = ReleasedModel.open(location_of(run_or_release))
+        release = open_release(run_or_release)
         _check_predicts_classes(release)
         network = release.network()
     given: list[Any] = [images] if _is_one(images) else list(images)  # type: ignore[arg-type]
