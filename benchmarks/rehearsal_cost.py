@@ -71,9 +71,7 @@ def main() -> None:
             started = time.process_time()
             part()
             times.append(time.process_time() - started)
-        print(
-            f"{name}: {min(times):.2f} s at least, {statistics.median(times):.2f} s in the middle"
-        )
+        print(f"{name}: {min(times):.2f} s at least, median {statistics.median(times):.2f} s")
 
 
 if __name__ == "__main__":
