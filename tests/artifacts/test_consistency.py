@@ -280,15 +280,15 @@ def test_what_was_charged_must_agree_with_what_accountants_take(
     make_config: MakeConfig, listed: Any, problem: str
 ) -> None:
     statement, published = banded(make_config, steps=6, charges=6)
-    assert disagreement(statement, published, statement.history, own_code=True) is None
+    assert disagreement(statement, published, statement.history) is None
     parts = None if listed is None else Sums.of(listed)
     changed = statement.model_copy(update={"charged": parts})
-    assert re.search(problem, str(disagreement(changed, published, own_code=True)))
+    assert re.search(problem, str(disagreement(changed, published)))
 
 
 def test_more_charges_than_the_configuration_allows_are_noticed(make_config: MakeConfig) -> None:
     statement, published = banded(make_config, steps=5, charges=6)
-    found = disagreement(statement, published, statement.history, own_code=True)
+    found = disagreement(statement, published, statement.history)
     assert "more than config.yaml allows" in str(found)
 
 
