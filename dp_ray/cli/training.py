@@ -93,6 +93,10 @@ def train(
         typer.echo(str(error), err=True)
         typer.confirm(f"Charge {error.charges} steps again?", abort=True, err=True)
         run = train_it(accept_charges=error.charges)
+    except KeyboardInterrupt:
+        from dp_ray.reporting.summary import describe_interruption
+
+        raise KeyboardInterrupt(describe_interruption(loaded)) from None
     print_text(str(run))
     print_json(run.result.dump(), as_json)
     if run.status == "stopped":

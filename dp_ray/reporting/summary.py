@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dp_ray.artifacts.claim import REPLAYED
 from dp_ray.artifacts.result import Result
+from dp_ray.artifacts.run_directory import RunDirectory
+from dp_ray.config.run import Config
+from dp_ray.errors import RunError
 from dp_ray.reporting.words import about, count, describe_epsilon
 
 
@@ -51,3 +54,18 @@ def _with_search(result: Result) -> list[str]:
         return []
     total = describe_epsilon(result.epsilon_with_search, result.delta_with_search)
     return [f"with search   {total}: what the search for this configuration spent is added"]
+
+
+def describe_interruption(config: Config) -> str:
+    """Return what is there of a run that was stopped at once, and how to continue it."""
+    run = RunDirectory.of(config)
+    if not run.exists():
+        return "stopped before the run began: nothing was written, and nothing was charged"
+    try:
+        spent = f"{count(run.read_ledger().charges, 'noised sum')} charged"
+    except (OSError, RunError):  # its last record is being written
+        spent = "what was charged is in its ledger"
+    return (
+        f"stopped at once, {spent}; the same command with --resume continues {run.root} from its "
+        "last checkpoint"
+    )

@@ -473,7 +473,7 @@ def test_microbatches_that_do_not_fit_are_refused(microbatch_size: int, views: i
     )
     assert message.startswith(f"train.microbatch_size = {microbatch_size}: ")
     assert f"{microbatch_size} examples × {views} views need about" in message
-    assert "GiB in each worker, which has" in message
+    assert "GiB in each worker (an estimate), which has" in message
     for field in ("augment.views", "cluster.num_workers"):
         assert field in message
 

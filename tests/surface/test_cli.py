@@ -249,3 +249,33 @@ def test_progress_is_told_in_one_line(make_config: MakeConfig) -> None:
 )
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("dp_ray.api.train.begin", "stopped before the run began: nothing was written"),
+        ("dp_ray.training.coordinator.Coordinator.save", "stopped at once, 1 noised sum charged; "),
+    ],
+)
+def test_a_command_that_is_interrupted_says_what_is_there(
+    config_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+    said: str,
+) -> None:
+    """As by a second Ctrl-C, or by the first one while the run is planned."""
+
+    def interrupted(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupted)
+    command = ["dp-ray", "train", str(config_file), "--set", "train.checkpoint_every=1"]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(signal, "signal", lambda *_: signal.default_int_handler)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    [line] = [text for text in capsys.readouterr().err.splitlines() if "stopped" in text]
+    assert line.startswith(f"dp-ray: {said}")
