@@ -394,7 +394,7 @@ def test_wrong_shapes_are_refused() -> None:
             model, params, images, labels, max_grad_norm=1.0, weights=torch.ones(4)
         )
     whole = nn.Sequential(nn.Flatten(0), nn.Linear(images[0].numel(), 10))
-    with pytest.raises(ValueError, match="one row for each view"):
+    with pytest.raises(ValueError, match="for the views of one unit"):
         clipped_gradient_sum(whole, trained(whole), images, labels, max_grad_norm=1.0)
     with pytest.raises(ValueError, match="same number"):
         clipped_gradient_sum(model, params, images, labels[:3], max_grad_norm=1.0)

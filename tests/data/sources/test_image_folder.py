@@ -16,6 +16,7 @@ from helpers.support import MakeConfig
 from PIL import Image
 from rich.console import Console
 
+from dp_ray.api.dispatch import RunWatch
 from dp_ray.api.train import run_training
 from dp_ray.artifacts.run_directory import RunDirectory, deciding_fields
 from dp_ray.config.data import DataConfig
@@ -26,7 +27,7 @@ from dp_ray.data.pictures import SUFFIXES
 from dp_ray.data.sources.image_folder import HIDDEN, OUTSIDE, SUFFIX, ImageFolder, scan, scan_splits
 from dp_ray.data.store import Dataset, open_dataset
 from dp_ray.errors import ConfigError, DataError
-from dp_ray.reporting.run_progress import ProgressLine, TerminalProgress
+from dp_ray.reporting.run_progress import TerminalProgress
 from dp_ray.training.evaluate_run import evaluate_run
 from dp_ray.training.local import NullObserver, train_in_process
 from dp_ray.training.preparation import make_plan
@@ -351,15 +352,14 @@ def test_a_driver_without_the_data_says_what_its_workers_skipped(
 ) -> None:
     draw(root / "train/a/.DS_Store")
     draw(root / "test/a/Jane Doe.heic")
-    config, text = folder_run(), io.StringIO()
+    config = folder_run()
     plan, run = make_plan(config), RunDirectory.of(config)
     run.create(config, plan)
-    line = ProgressLine(run, plan, Console(file=text, width=500))
-    line.tell_notes()
-    assert not text.getvalue()
+    watch = RunWatch(run, plan, config)
+    assert not list(watch.news(at_once=True))
     cluster = config.cluster.model_copy(update={"address": "head:6379"})
     elsewhere = config.model_copy(update={"cluster": cluster})
     train_in_process(Task(elsewhere, plan, run, "attempt"), NullObserver())
-    for _ in range(3):
-        line.tell_notes()
-    assert text.getvalue() == f"{LINE}; dp-ray data names them\n"
+    events = [event for _ in range(3) for event in watch.news(at_once=True)]
+    lines = [arguments[0] for method, arguments, _ in events if method == "on_message"]
+    assert [line for line in lines if "skipped" in line] == [f"{LINE}; dp-ray data names them"]
