@@ -70,7 +70,7 @@ def import_object(path: str, field: str) -> Any:
             "Install it or run from its folder",
         ) from error
     if _AGREES.get() is None:
-        _agree_to(path)
+        agree_to(path)
     return found
 
 
@@ -101,7 +101,7 @@ def may_import(path: str) -> bool:
     return _AGREES.get() is not False or _line_of(path) in _agreed_lines()
 
 
-def _agree_to(path: str) -> None:
+def agree_to(path: str) -> None:
     """Remember that a configuration of this user named ``path``; not in a worker of a cluster."""
     line = _line_of(path)
     if USERS_FOLDERS in os.environ or line in _agreed_lines():

@@ -62,7 +62,11 @@ def check_run_exists(location: str) -> None:
         StorageError: it cannot be opened.
     """
     folder = open_folder(location)
-    if not folder.names():
+    try:
+        found = folder.names()
+    except OSError:  # a name that is too long
+        found = []
+    if not found:
         raise RunError(f"there is no run {folder}: give its folder, such as runs/digits")
 
 

@@ -18,6 +18,7 @@ from dp_ray.config.run import Config
 from dp_ray.data.source import Source
 from dp_ray.data.splits import Splits
 from dp_ray.errors import ConfigError
+from dp_ray.imports import agree_to
 from dp_ray.objectives.objective import Objective
 
 Model = nn.Module | Callable[..., nn.Module]
@@ -94,7 +95,10 @@ def import_path_of(value: object) -> str | None:
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str) or module == "__main__":
         return None
-    return f"{module}:{name}" if getattr(sys.modules.get(module), name, None) is value else None
+    if getattr(sys.modules.get(module), name, None) is not value:
+        return None
+    agree_to(f"{module}:{name}")  # the user passes it
+    return f"{module}:{name}"
 
 
 _KINDS: dict[str, tuple[tuple[type, ...], str, str]] = {

@@ -105,7 +105,7 @@ def read_line(line: str | bytes) -> Evaluated | Stepped | None:
         if "epsilon" in values:
             return _evaluated(step, values)
         return Stepped(step, **{n: _number(values[n], math.nan) for n in _NUMBERS})
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -49,8 +49,9 @@ def plan(
     for option, value in (("--latency-us", latency_us), ("--bandwidth-gbit", bandwidth_gbit)):
         if not 0 < value < math.inf:
             raise typer.BadParameter(f"{option} {value}: a finite number above 0 is needed")
+    loaded = dp_ray.load_config(config, overrides or ())
     found = dp_ray.plan(  # imports torch, which takes seconds
-        dp_ray.load_config(config, overrides or ()),
+        loaded,
         workers=counts,
         latency_us=latency_us,
         bandwidth_gbit=bandwidth_gbit,

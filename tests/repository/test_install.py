@@ -194,7 +194,7 @@ def test_the_other_extras_are_named_before_anything_is_written(
     with pytest.raises(
         MissingExtraError, match=r"needs Ray and Optuna and matplotlib, .*dp-ray\[tune\]"
     ):
-        run_sweep(sweep, resume=False, console=None)  # type: ignore[arg-type]
+        run_sweep(sweep)
     assert not (tmp_path / "runs").exists()
 
 

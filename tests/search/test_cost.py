@@ -20,6 +20,7 @@ from dp_ray.errors import ConfigError
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.privacy.plan import PrivacyPlan
 from dp_ray.privacy.selection import TrialCount, adaptive_epsilon, selection_epsilon
+from dp_ray.reporting.run_progress import TerminalProgress
 from dp_ray.reporting.search import describe_search
 from dp_ray.search import budget
 from dp_ray.search.cost import search_cost
@@ -241,7 +242,7 @@ def test_configurations_load_and_say_what_they_cost(
     monkeypatch.setattr(sweep_module, "_check_trials", lambda _search: None)
     sweep = load_sweep(path, ["privacy.accountant=rdp", "tune.budget_levels=2"])
     shown = io.StringIO()
-    search, _ = plan_sweep(sweep, Console(file=shown))
+    search, _ = plan_sweep(sweep, [TerminalProgress(Console(file=shown))])
     cost = search_cost(search)
     assert math.isfinite(cost.epsilon)
     assert "ε of search" in describe_search(search, cost)

@@ -81,7 +81,7 @@ def test_code_of_a_run_from_elsewhere_is_refused_until_its_reader_agrees(
     received: Path, reader: str
 ) -> None:
     run = str(received / "runs/theirs")
-    with pytest.raises(OwnCodeError, match=rf"= '{MODULE}:\w+': is code that .*--own-code\.$"):
+    with pytest.raises(OwnCodeError, match=rf"= '{MODULE}:\w+': is code that .*--own-code \("):
         READERS[reader](run)
     assert not (received / "ran").exists()
     READERS[reader](run, own_code=True)

@@ -49,7 +49,7 @@ def test_noise_is_that_of_the_charge_though_it_was_drawn_before(
         return found
 
     monkeypatch.setattr(ShardWorker, "clipped_sum", shaken)
-    start(config, resume=True)
+    start(config, resume=True, accept_charges=2)
     run = RunDirectory.of(config)
     binding = run.read_ledger().sessions[0].binding
     assert binding is not None
@@ -120,7 +120,7 @@ def test_a_repeated_key_shares_no_noise_with_another_version(
     for version in VERSIONS:
         monkeypatch.setattr("dp_ray.ledger.ledger.LATEST", version)
         monkeypatch.setattr("dp_ray.training.lead.LATEST", version)
-        start(make_config(name=f"version {version}", privacy={"steps": 1}))
+        start(make_config(name=f"version-{version}", privacy={"steps": 1}))
     assert abs(np.corrcoef(*added)[0, 1]) < 4 / len(added[0]) ** 0.5
 
 
@@ -142,7 +142,7 @@ def test_noise_that_is_rounded_otherwise_is_drawn_and_charged_again(
     config = make_config(**SIX_STEPS)
     crash(config, at_step=4)
     monkeypatch.setattr("dp_ray.training.execution._COUNT", 100)
-    assert start(config, resume=True)["charges"] == 6
+    assert start(config, resume=True, accept_charges=2)["charges"] == 6
     assert charged(config) == [*((step, 0) for step in range(5)), (3, 1)]
     first, second = (s.execution.machine for s in RunDirectory.of(config).read_ledger().sessions)
     assert first["normals"] != second["normals"]
