@@ -91,6 +91,7 @@ def test_an_example_that_changes_the_gradients_of_others_raises_the_alarm(tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_without_noise_a_release_holds_exactly_the_canaries_that_are_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,6 +223,7 @@ def test_an_audit_is_resumed_as_it_was_started(
     assert refused.value.field.startswith(section)
 
 
+@pytest.mark.slow
 def test_two_audits_of_one_seed_share_no_noise_with_a_run_of_it(tmp_path: Path) -> None:
     """The audit's key is its own, and keys of its runs are bound to data with canaries in it."""
     config = audited(tmp_path, seed=5)
@@ -252,6 +254,7 @@ def test_many_runs_with_and_without_one_canary(tmp_path: Path, fault: str) -> No
     assert len(keys) == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_a_job", [False, True])
 def test_the_command_fails_loudly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_a_job: bool

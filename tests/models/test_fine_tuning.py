@@ -416,6 +416,7 @@ def test_names_that_there_are_not_are_refused(make_config: MakeConfig) -> None:
 # Runs
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_model_is_evaluated_without_the_file(
     make_config: MakeConfig, weights: Path
 ) -> None:
@@ -443,6 +444,7 @@ def test_the_statement_says_that_the_weights_are_declared_public(
             assert str(weights.parent) not in (release / name).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainable", ["head", pytest.param("all", marks=pytest.mark.slow)])
 def test_a_run_does_not_go_on_with_other_weights(
     make_config: MakeConfig, weights: Path, trainable: str
@@ -469,6 +471,7 @@ def test_a_run_does_not_go_on_with_other_weights(
     assert start(config(3), resume=True)["steps"] == 3
 
 
+@pytest.mark.slow
 def test_runs_of_one_seed_with_other_weights_share_no_noise(
     make_config: MakeConfig, weights: Path
 ) -> None:

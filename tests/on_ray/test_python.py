@@ -53,6 +53,7 @@ def test_it_joins_the_session_and_leaves_it_as_it_is(
     assert published["model"]["name"] == "net_of_mine:build"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shared_ray")
 def test_a_callback_that_fails_stops_the_workers(make_config: MakeConfig) -> None:
     config = make_config(

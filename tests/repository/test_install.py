@@ -131,6 +131,7 @@ for file in sorted(root.rglob("*.py")):
 """
 
 
+@pytest.mark.slow
 def test_all_but_what_runs_on_ray_can_be_imported_without_the_extras() -> None:
     command = [sys.executable, "-c", BLOCKED]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

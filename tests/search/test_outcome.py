@@ -93,6 +93,7 @@ def test_private_selection_tells_of_the_best_alone(
     assert all(f"{a:.4f}" not in shown for a in accuracies if a != max(accuracies))
 
 
+@pytest.mark.slow
 def test_compose_tells_of_all_trials_and_best_yaml_trains(
     make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +141,7 @@ def test_compose_tells_of_all_trials_and_best_yaml_trains(
         run_sweep(search.sweep)
 
 
+@pytest.mark.slow
 def test_a_search_in_an_object_store(
     make_sweep: MakeSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_run_is_not_resumed_with_another_object(
     assert run.result.steps == 2
 
 
+@pytest.mark.slow
 def test_a_run_remembers_its_objects(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     run = stopped(config, monkeypatch, model=net(), data=(TRAIN, TEST))
     with pytest.raises(ConfigError, match="Pass it again"):

@@ -246,6 +246,7 @@ def make_names(config: Config) -> list[str]:
     return [name for name, _ in model.named_parameters()]
 
 
+@pytest.mark.slow
 def test_training_learns_without_noise(make_config: MakeConfig) -> None:
     config = make_config(
         data={"expected_batch_size": 256},
