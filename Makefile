@@ -58,8 +58,8 @@ check: $(VENV)/.installed-dev  ## Lint, format and type checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	cd tests/repository && $(abspath $(BIN))/mypy --config-file= --strict \
-		--cache-dir $(abspath .mypy_cache)/outside typed_use.py
+	cd tests/repository && MYPYPATH=$(CURDIR) $(abspath $(BIN))/mypy --config-file= --strict \
+		--follow-imports silent --cache-dir $(abspath .mypy_cache)/outside typed_use.py
 	$(BIN)/mypy examples
 
 $(VENV)/bin/python:
