@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from dp_ray.cli.options import (
 from dp_ray.errors import ChargesError
 
 if TYPE_CHECKING:
+    from dp_ray.api.run import Run
     from dp_ray.config.run import Config
 
 REFUTED = 1
@@ -86,13 +88,7 @@ def train(
         replay_key=replay_key,
     )
     try:
-        run = train_it(accept_charges=accept_charges)
-    except ChargesError as error:
-        if accept_charges is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise
-        typer.echo(str(error), err=True)
-        typer.confirm(f"Charge {error.charges} steps again?", abort=True, err=True)
-        run = train_it(accept_charges=error.charges)
+        run = _ask_for_charges(train_it, accept_charges)
     except KeyboardInterrupt:
         from dp_ray.reporting.summary import describe_interruption
 
@@ -101,6 +97,18 @@ def train(
     print_json(run.result.dump(), as_json)
     if run.status == "stopped":
         raise typer.Exit(STOPPED)
+
+
+def _ask_for_charges(train_it: Callable[..., Run], accepted: int | None) -> Run:
+    """Train; where steps would be charged again, ask whoever is at the terminal."""
+    try:
+        return train_it(accept_charges=accepted)
+    except ChargesError as error:
+        if accepted is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise
+        typer.echo(str(error), err=True)
+        typer.confirm(f"Charge {error.charges} steps again?", abort=True, err=True)
+        return train_it(accept_charges=error.charges)
 
 
 def _load(config: Path, overrides: list[str] | None, name: str | None) -> Config:
