@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,8 @@ def test_a_checkpoint_has_a_format() -> None:
     data = checkpoint.to_bytes()
     found = Checkpoint.from_bytes(data)
     assert found.params.equal(checkpoint.params)
-    assert replace(found, params=checkpoint.params) == checkpoint
+    others = [field.name for field in fields(Checkpoint) if field.name != "params"]
+    assert all(getattr(found, name) == getattr(checkpoint, name) for name in others)
     values = torch.load(io.BytesIO(data), weights_only=True)
     assert values["format"] == 1
     buffer = io.BytesIO()

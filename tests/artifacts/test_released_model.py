@@ -38,6 +38,7 @@ def foreign(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """A release, alone in a folder, whose network is code of somebody else's."""
     (tmp_path / "foreign_code.py").write_text(FOREIGN)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "foreign_code", raising=False)  # of another test
     config = make_config(model={"name": "foreign_code:build"})
     release = write_release(tmp_path / "from-elsewhere", config)
     monkeypatch.setenv("HOME", str(tmp_path))  # of somebody who has not trained with it

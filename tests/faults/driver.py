@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 
 from helpers.support import replay_of
@@ -28,7 +29,7 @@ def main(path: str, fault: Fault, *, resume: bool) -> None:
 
         trainer.train_func_per_worker = functools.partial(inject.worker, fault=fault)
     replay = None if resume else replay_of(config)
-    run_training(config, resume=resume, replay=replay)
+    run_training(config, resume=resume, replay=replay, accept_charges=math.inf)
 
 
 if __name__ == "__main__":

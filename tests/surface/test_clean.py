@@ -102,8 +102,12 @@ def test_sessions_of_rays_that_live_stay(tmp_path: Path) -> None:
     alive = session(tmp_path, "session_2026-01-01_00-00-00_000002_2", age_s=1000)
     session(tmp_path, "session_2026-01-01_00-00-00_000003_3", age_s=10)
     (tmp_path / "ray/session_latest").symlink_to(ended)
-    command = [sys.executable, "-c", "input()", f"--session-name={alive.name}"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    waits = "print(flush=True); input()"
+    command = [sys.executable, "-c", waits, f"--session-name={alive.name}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **pipes) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # its command line can be read from here on
         found = find_leftovers(tmp_path / "none")
         assert [(left.kind, left.path, left.size) for left in found] == [
             ("Ray session", ended, 1000)
