@@ -189,9 +189,6 @@ def _contradiction(mechanism: Mechanism) -> str | None:
         charged = charges[bisect.bisect_right(starts, step) - 1][:2]
         numbers = (*cost, noise.on_sum, noise.on_count or 0.0)
         checks = {
-            "is not the same each time": (cost, noise)
-            == (mechanism.cost_at(step), mechanism.noise_at(step)),
-            f"costs {tuple(cost)}, and {charged} by charges()": tuple(cost) == charged,
             f"has numbers that are negative or not finite: {numbers}": all(
                 math.isfinite(number) and number >= 0 for number in numbers
             )
@@ -201,6 +198,9 @@ def _contradiction(mechanism: Mechanism) -> str | None:
             f"depends on other numbers of steps than step 0, {len(noise.feedback)} and {length}": (
                 len(noise.feedback) == length
             ),
+            "is not the same each time": (cost, noise)
+            == (mechanism.cost_at(step), mechanism.noise_at(step)),
+            f"costs {tuple(cost)}, and {charged} by charges()": tuple(cost) == charged,
             "has correlated noise, which must not be drawn again: set may_redraw = False": (
                 not noise.feedback or not mechanism.may_redraw
             ),

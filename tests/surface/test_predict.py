@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,7 @@ def test_outputs_that_are_no_probabilities_are_refused(
 ) -> None:
     (tmp_path / "my_objective.py").write_text(FINDINGS)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_objective", raising=False)  # of another test
     image = np.zeros((8, 8), np.uint8)
     for name in ("one", "several"):
         config = make_config(objective={"name": f"my_objective:{name}"})
