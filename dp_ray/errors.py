@@ -24,6 +24,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
+def printable(text: str) -> str:
+    """A text on one line, without what would steer a terminal, as a file's name could."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class ConfigError(DpRayError):
     """A configuration value that cannot be used.
 
@@ -92,6 +97,11 @@ def unknown_name(
     known = list(known)
     names = ", ".join([*(known if listed is None else listed), *([f"or {own}"] if own else [])])
     return ConfigError(field, name, problem, f"{did_you_mean(name, known)}Use {names}")
+
+
+def no_run(place: object) -> RunError:
+    """Return the error for a path or URI where there is no run."""
+    return RunError(f"there is no run {place}: give its folder, such as runs/digits")
 
 
 _PLACES = ("data.root", "data.cache")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dp_ray.api.checks import check_cluster
 from dp_ray.api.dispatch import Dispatcher
 from dp_ray.api.objects import AnyObjective, Data, Model, Objects
 from dp_ray.api.train import run_training
@@ -27,8 +28,6 @@ from dp_ray.errors import ConfigError
 from dp_ray.keys import RunKey
 from dp_ray.objectives.registry import build_objective
 from dp_ray.on_ray.early import EarlyRay
-from dp_ray.on_ray.environment import check_environment, located
-from dp_ray.on_ray.job import check_storage_path
 from dp_ray.privacy.plan import PrivacyPlan, with_budget
 from dp_ray.reporting.callbacks import Callback
 from dp_ray.training.preparation import make_plan
@@ -125,10 +124,7 @@ def run_audit(
     Raises:
         DpRayError: before anything is started where possible; see the message.
     """
-    check_storage_path(config.train.storage_path)
-    cluster = located(config.cluster)
-    if cluster.num_workers != 0:
-        check_environment(cluster)
+    cluster = check_cluster(config)
     directory = AuditDirectory.of(config)
     _check_objective(config)
     settings = _settings(config, kind, canaries, significance, runs)

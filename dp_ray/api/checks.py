@@ -8,7 +8,7 @@ from dp_ray.config.run import Config
 from dp_ray.config.search import SweepConfig
 from dp_ray.config.validation import validate
 from dp_ray.data.sources.registry import check_place
-from dp_ray.errors import ConfigError, RunError
+from dp_ray.errors import ConfigError, no_run
 from dp_ray.extras import require
 from dp_ray.on_ray.environment import check_environment, located
 from dp_ray.on_ray.job import check_storage_path, in_job
@@ -21,11 +21,24 @@ def check_run(config: Config) -> None:
     Raises:
         DpRayError: see the message.
     """
+    cluster = check_cluster(config)
+    _check_data(config.data, cluster.address)
+
+
+def check_cluster(config: Config) -> ClusterConfig:
+    """Check where a run is to be kept, and what Ray needs if it is used.
+
+    Returns:
+        The cluster with the address that is used.
+
+    Raises:
+        DpRayError: see the message.
+    """
     check_storage_path(config.train.storage_path)
     cluster = located(config.cluster)
     if cluster.num_workers != 0:
         check_environment(cluster)
-    _check_data(config.data, cluster.address)
+    return cluster
 
 
 def check_search(sweep: SweepConfig) -> None:
@@ -67,7 +80,7 @@ def check_run_exists(location: str) -> None:
     except OSError:  # a name that is too long
         found = []
     if not found:
-        raise RunError(f"there is no run {folder}: give its folder, such as runs/digits")
+        raise no_run(folder)
 
 
 def _check_data(data: DataConfig, address: str | None) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 from dp_ray.artifacts.course import METRICS, Evaluated, Stepped, read_line
 from dp_ray.artifacts.notes import DataNote, EngineNote, PhaseNote, StartNote
 from dp_ray.artifacts.progress import Progress
-from dp_ray.artifacts.run_directory import STOP, RunDirectory
+from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.data.files import skipped_line
 from dp_ray.errors import RunError
@@ -153,7 +153,7 @@ class RunWatch:
 
     def stop(self) -> None:
         """Stop the run after the step at hand, with a checkpoint."""
-        self._run.private.write(STOP, b"")
+        self._run.request_stop()
 
     def news(self, *, at_once: bool = False) -> Iterator[Event]:
         """Yield what happened since the last call; in an object store only now and then.

@@ -12,7 +12,7 @@ from dp_ray.api.objects import AnyObjective, Data, Model, Objects
 from dp_ray.objectives.objective import metrics_in
 from dp_ray.on_ray.job import errors_for_log
 from dp_ray.reporting.evaluation import describe_evaluation
-from dp_ray.training.evaluate_run import score_run
+from dp_ray.training.evaluate_run import evaluate_run
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,6 @@ def evaluate(
     """
     objects = Objects(model, data, objective)
     with errors_for_log():
-        found = score_run(run, list(overrides), objects.put_into_this_process, own_code=own_code)
+        found = evaluate_run(run, list(overrides), objects.put_into_this_process, own_code=own_code)
     facts = found.figures
     return EvaluationResult(metrics_in(facts), facts["test_examples"], facts, found.examples)

@@ -59,8 +59,5 @@ def location_of(run_or_release: Any) -> str:
 
 def open_release(run_or_release: Any) -> ReleasedModel:
     """Read a release, with the objects that a :class:`dp_ray.Run` was passed."""
-    location = location_of(run_or_release)
     put_objects = getattr(run_or_release, "put_objects", None)
-    if put_objects is None:
-        return ReleasedModel.open(location)
-    return ReleasedModel.open(location, put_objects=put_objects)
+    return ReleasedModel.open(location_of(run_or_release), put_objects=put_objects)

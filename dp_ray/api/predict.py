@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dp_ray.api.model import open_release
@@ -22,10 +21,7 @@ from dp_ray.imports import reading
 from dp_ray.objectives.registry import build_objective
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    ImageLike = str | os.PathLike[str] | Image | NDArray[Any] | Tensor
-    """A file, a folder of files, a Pillow image, or pixels."""
+    from dp_ray.data.preprocess import ImageLike
 
 _BATCH = 64
 _SHOWN = 10

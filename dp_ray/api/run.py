@@ -16,7 +16,7 @@ from dp_ray.artifacts.run_directory import RELEASE, RunDirectory
 from dp_ray.artifacts.statement import Statement
 from dp_ray.config.files import apply_override, parse_config
 from dp_ray.config.run import Config
-from dp_ray.errors import RunError
+from dp_ray.errors import RunError, no_run
 from dp_ray.json_text import finite
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.reporting.callbacks import Callback
@@ -69,7 +69,7 @@ class Run:
         self._directory = RunDirectory(open_folder(path))
         self._objects = objects or Objects()
         if not self._directory.exists():
-            raise RunError(f"there is no run {path}: give its folder, such as runs/digits")
+            raise no_run(path)
 
     @property
     def path(self) -> str:

@@ -10,19 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from dp_ray.api.checks import check_cluster
 from dp_ray.api.dispatch import Dispatcher, RunWatch
 from dp_ray.api.objects import AnyObjective, Data, Model, Objects
 from dp_ray.api.run import Run
 from dp_ray.artifacts.result import Result
-from dp_ray.artifacts.run_directory import STOP, RunDirectory
+from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.artifacts.run_key import read_replay_key
 from dp_ray.config.run import Config
 from dp_ray.data.cache import cache_path
 from dp_ray.errors import ConfigError
 from dp_ray.keys import RunKey
 from dp_ray.on_ray.early import EarlyRay
-from dp_ray.on_ray.environment import check_environment, located, prepare_environment
-from dp_ray.on_ray.job import check_storage_path, errors_for_log
+from dp_ray.on_ray.environment import prepare_environment
+from dp_ray.on_ray.job import errors_for_log
 from dp_ray.performance.threads import usable_cores
 from dp_ray.reporting.callbacks import Callback
 from dp_ray.reporting.words import count
@@ -140,10 +141,7 @@ def run_training(
         ChargesError: more would be charged again than ``accept_charges``; nothing was charged.
         DpRayError: before anything is started where possible; see the message.
     """
-    check_storage_path(config.train.storage_path)
-    cluster = located(config.cluster)
-    if cluster.num_workers != 0:
-        check_environment(cluster)
+    cluster = check_cluster(config)
     config = config.model_copy(update={"cluster": cluster})
     run = RunDirectory.of(config)
     attempt = secrets.token_hex(8)
@@ -223,7 +221,7 @@ def _stop_on_signal(run: RunDirectory, dispatcher: Dispatcher) -> Iterator[None]
         return
 
     def request_stop(_number: int, _frame: FrameType | None) -> None:
-        run.private.write(STOP, b"")
+        run.request_stop()
         dispatcher.send("on_status", "stopping (again: at once)")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -12,7 +12,6 @@ from dp_ray.artifacts.statement import Statement
 from dp_ray.config.files import parse_config
 from dp_ray.config.run import Config
 from dp_ray.data.preprocess import Preprocess
-from dp_ray.models.build import is_users_own
 from dp_ray.models.standalone import Construction, construction_of
 
 CARD = "README.md"
@@ -88,7 +87,7 @@ def usage(values: dict[str, Any], class_names: Sequence[str]) -> str:
         _block(_with_dp_ray(config)),
     ]
     construction = construction_of(config.model, facts)
-    if construction is None and is_users_own(config.model):
+    if construction is None and config.model.is_users_own:
         parts.append(
             "Its network was built by its author's own code, which config.yaml does not name. With "
             f'that network as `model`: `model.load_state_dict(load_file("{MODEL}"))`.'
@@ -128,7 +127,7 @@ def _classes(names: Sequence[str]) -> str:
 
 
 def _with_dp_ray(config: Config) -> str:
-    own_code = ", own_code=True" if is_users_own(config.model) else ""
+    own_code = ", own_code=True" if config.model.is_users_own else ""
     return "\n".join(
         [
             "import dp_ray",
@@ -140,7 +139,7 @@ def _with_dp_ray(config: Config) -> str:
 
 
 def _and_code(config: Config) -> str:
-    if not is_users_own(config.model):
+    if not config.model.is_users_own:
         return ""
     module = config.model.name.partition(":")[0]
     return f", where {as_markdown(module)}, its author's own code, can be imported"

@@ -17,7 +17,7 @@ from dp_ray.config.validation import check_keys
 from dp_ray.config.yaml_text import read_yaml
 from dp_ray.data.preprocess import Preprocess
 from dp_ray.document import Document
-from dp_ray.errors import ConfigError, RunError
+from dp_ray.errors import ConfigError, RunError, no_run
 from dp_ray.gradients.engines.engine import in_one_line
 from dp_ray.models.build import build_model
 from dp_ray.storage import Folder, open_folder
@@ -60,7 +60,7 @@ class ReleasedModel:
         cls,
         location: str,
         overrides: Sequence[str] = (),
-        put_objects: Callable[[Config], Config] = lambda config: config,
+        put_objects: Callable[[Config], Config] | None = None,
     ) -> ReleasedModel:
         """Read a release, inside :func:`~dp_ray.imports.reading`; import nothing that it names.
 
@@ -75,7 +75,9 @@ class ReleasedModel:
         folder = open_folder(location)
         inside = folder.exists(RELEASE)
         release = folder / RELEASE if inside else folder
-        config = put_objects(_config(folder, overrides, released=inside))
+        config = _config(folder, overrides, released=inside)
+        if put_objects is not None:
+            config = put_objects(config)
         found = ClassNames.find(release)
         names = tuple(config.data.class_names or ()) if found is None else tuple(found.names)
         outputs = Preprocess.of(config.data).facts.num_classes
@@ -113,10 +115,10 @@ class ReleasedModel:
 def _config(folder: Folder, overrides: Sequence[str], *, released: bool) -> Config:
     run = RunDirectory(folder)
     if not folder.names():
-        raise RunError(f"there is no run {folder}: give its folder, such as runs/digits")
+        raise no_run(folder)
     kept = run.private.exists(CONFIG)  # a search has only what its best trial released
     if kept and not released:
-        raise RunError(f"{folder} is unfinished: go on with dp-ray train … --resume")
+        raise RunError(f"{folder} is unfinished: continue it with dp-ray train … --resume")
     try:
         release = folder / RELEASE if released else folder
         values = read_yaml(release.read(CONFIG).decode())

@@ -186,6 +186,10 @@ class RunDirectory(ResultDirectory):
             lock.release()
             raise
 
+    def request_stop(self) -> None:
+        """Ask the run to stop after the step at hand, with a checkpoint."""
+        self.private.write(STOP, b"")
+
     def stop_requested(self) -> bool:
         """Whether the user asked the run to stop after the step at hand."""
         return self.private.exists(STOP)

@@ -50,7 +50,7 @@ for _command in _COMMANDS:
 
 def _in_one_line(text: str) -> str:
     """Without line breaks, and without what would steer a terminal, as a file's name could."""
-    from dp_ray.reporting.words import printable
+    from dp_ray.errors import printable
 
     return printable(" ".join(part.strip() for part in text.splitlines()))
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
 
-from dp_ray.cli.options import Json, print_json, print_text
-
-
-def in_terminal() -> bool:
-    """Whether somebody can answer."""
-    return sys.stdin.isatty()
+from dp_ray.cli.options import Json, can_answer, print_json, print_text
 
 
 def clean(
@@ -49,7 +43,7 @@ def clean(
     removed: list[Leftover] = []
     if not found:
         print_text("nothing is left to remove")
-    elif yes or (in_terminal() and typer.confirm(f"Remove {total}?")):
+    elif yes or (can_answer() and typer.confirm(f"Remove {total}?")):
         for left in found:
             if left.remove():
                 removed.append(left)

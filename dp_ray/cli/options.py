@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +60,12 @@ def print_text(text: str) -> None:
     typer.echo(text)
 
 
-def in_terminal() -> Callback:
+def can_answer() -> bool:
+    """Whether somebody is at the terminal, who can answer a question."""
+    return sys.stdin.isatty()
+
+
+def terminal_progress() -> Callback:
     """Return what shows progress on the standard error stream."""
     from rich.console import Console
 

@@ -19,10 +19,11 @@ from dp_ray.cli.options import (
     Json,
     Name,
     Overrides,
+    can_answer,
     check_break_lock,
-    in_terminal,
     print_json,
     print_text,
+    terminal_progress,
 )
 from dp_ray.errors import ChargesError
 
@@ -81,7 +82,7 @@ def train(
     train_it = partial(
         dp_ray.train,  # imports torch, which takes seconds
         loaded,
-        callbacks=[in_terminal()],
+        callbacks=[terminal_progress()],
         resume=resume,
         break_lock=break_lock,
         profile=profile,
@@ -104,7 +105,7 @@ def _ask_for_charges(train_it: Callable[..., Run], accepted: int | None) -> Run:
     try:
         return train_it(accept_charges=accepted)
     except ChargesError as error:
-        if accepted is not None or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if accepted is not None or not (can_answer() and sys.stderr.isatty()):
             raise
         typer.echo(str(error), err=True)
         typer.confirm(f"Charge {error.charges} steps again?", abort=True, err=True)
@@ -157,12 +158,14 @@ def tune(
     from dp_ray.search.cost import search_cost
 
     if dry_run:
-        search, _ = plan_sweep(loaded, [in_terminal()])
+        search, _ = plan_sweep(loaded, [terminal_progress()])
         cost = search_cost(search)
         print_text(describe_search(search, cost))
         print_json(search_facts(search, cost), as_json)
         return
-    result = dp_ray.tune(loaded, callbacks=[in_terminal()], resume=resume, break_lock=break_lock)
+    result = dp_ray.tune(
+        loaded, callbacks=[terminal_progress()], resume=resume, break_lock=break_lock
+    )
     print_text(describe_sweep_result(result))
     print_json(result.dump(), as_json)
     if result.status == "stopped":
@@ -228,7 +231,7 @@ def audit(
 
     outcome = dp_ray.audit(
         loaded,
-        callbacks=[in_terminal()],
+        callbacks=[terminal_progress()],
         kind=kind.value,
         canaries=canaries,
         significance=significance,

@@ -13,7 +13,6 @@ from dp_ray.config.builtin import find_config
 from dp_ray.config.given import given_values
 from dp_ray.config.run import Config
 from dp_ray.config.validation import describe_fields as fields_of
-from dp_ray.config.validation import validate
 from dp_ray.config.yaml_text import MOST_CHARACTERS, read_yaml
 from dp_ray.errors import ConfigError, DpRayError, shown
 
@@ -82,7 +81,7 @@ def _complete(
 
 def parse_config(values: dict[str, Any]) -> Config:
     """Validates plain values; see :func:`load_config` for the errors."""
-    return validate(Config, values)
+    return Config.model_validate(values)
 
 
 def describe_fields(

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from dp_ray.errors import ConfigError
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -30,11 +32,39 @@ class Named(Section):
     The object is beside the fields and no part of them: files say :data:`OBJECT` for its name.
     """
 
+    name: str
+
     _passed: Any = PrivateAttr(default=None)
 
     @property
     def passed(self) -> Any:
         """The object that the name stands for; None if there is none here."""
+        return self._passed
+
+    @property
+    def is_users_own(self) -> bool:
+        """Whether the name stands for the user's own code or object, and is not a known one."""
+        return ":" in self.name or self.name == OBJECT
+
+    def object_passed_as(self, argument: str, what: str, example: str = "…") -> Any:
+        """Return the object that the name stands for.
+
+        Args:
+            argument: of ``dp_ray.train`` that passes it, which is the section's name too.
+            what: was passed, for the message.
+            example: what the argument may be.
+
+        Raises:
+            ConfigError: there is none here, as where the section was read from a file.
+        """
+        if self._passed is None:
+            raise ConfigError(
+                f"{argument}.name",
+                OBJECT,
+                f"{what}, which no file holds",
+                f"Pass it again: dp_ray.train(…, {argument}={example}), or {argument}= of the "
+                "function that was called",
+            )
         return self._passed
 
     def passing(self, value: Any) -> Self:

@@ -79,11 +79,6 @@ def build_model(config: ModelConfig, facts: DataFacts, *, init_seed: int = 0) ->
     return model
 
 
-def is_users_own(config: ModelConfig) -> bool:
-    """Whether the network is built by a function of the user's, and not known by its name."""
-    return ":" in config.name or config.name == OBJECT
-
-
 def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
     shape = {"channels": facts.channels, "image_size": facts.image_size}
     try:
@@ -91,7 +86,7 @@ def _construct(config: ModelConfig, facts: DataFacts) -> nn.Module:
             return OWN[config.name](num_classes=facts.num_classes, **shape, **config.arguments)
         if config.name == OBJECT:
             return passed_model(config, num_classes=facts.num_classes, **shape)
-        if is_users_own(config):
+        if config.is_users_own:
             build = import_object(config.name, "model.name")
             return built_by(build, config, num_classes=facts.num_classes, **shape)
         return _torchvision_model(config, facts)
@@ -184,7 +179,7 @@ def take_grey_images(model: nn.Module, channels: int) -> str | None:
 
 def _larger_images(config: ModelConfig, facts: DataFacts) -> str:
     """A way out for images that are too small for a network, tried; empty if there is none."""
-    if config.name in OWN or is_users_own(config):
+    if config.name in OWN or config.is_users_own:
         return ""
     for size in (size for size in _SIZES if size > facts.image_size):
         try:

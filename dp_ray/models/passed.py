@@ -43,14 +43,7 @@ def passed_model(config: ModelConfig, **facts: int) -> nn.Module:
     Raises:
         ConfigError: the object is not there, or cannot be copied.
     """
-    passed = config.passed
-    if passed is None:
-        raise ConfigError(
-            "model.name",
-            OBJECT,
-            "the network was passed as a Python object, which no file holds",
-            "Pass it again: dp_ray.train(…, model=…), or model= of the function that was called",
-        )
+    passed = config.object_passed_as("model", "the network was passed as a Python object")
     if not isinstance(passed, nn.Module):
         return built_by(passed, config, **facts)
     if config.arguments:

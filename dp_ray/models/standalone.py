@@ -13,7 +13,6 @@ from dp_ray.config.model import ModelConfig
 from dp_ray.data.source import DataFacts
 from dp_ray.models.build import (
     OWN,
-    is_users_own,
     keeps_frozen_norm,
     take_grey_images,
     torchvision_arguments,
@@ -60,7 +59,7 @@ def construction_of(config: ModelConfig, facts: DataFacts) -> Construction | Non
         config: which network.
         facts: its input shape and number of classes.
     """
-    if is_users_own(config):
+    if config.is_users_own:
         return _of_user(config, facts)
     try:
         with torch.device("meta"):

@@ -51,7 +51,7 @@ def build_objective(config: ObjectiveConfig, num_classes: int) -> Objective:
         )
     else:
         objective = make
-    if is_users_own(config):
+    if config.is_users_own:
         _check(config.name, objective)
     return objective
 
@@ -59,16 +59,8 @@ def build_objective(config: ObjectiveConfig, num_classes: int) -> Objective:
 def _maker(config: ObjectiveConfig) -> Any:
     """What makes the objective; the objective itself where one was passed."""
     if config.name == OBJECT:
-        if config.passed is not None:
-            return config.passed
-        raise ConfigError(
-            "objective.name",
-            OBJECT,
-            "the objective was passed as a Python object, which no file holds",
-            "Pass it again: dp_ray.train(…, objective=…), or objective= of the function that was "
-            "called",
-        )
-    if is_users_own(config):
+        return config.object_passed_as("objective", "the objective was passed as a Python object")
+    if config.is_users_own:
         return import_object(config.name, "objective.name")
     if config.name in OBJECTIVES:
         return OBJECTIVES[config.name]
@@ -79,11 +71,6 @@ def _maker(config: ObjectiveConfig) -> Any:
         OBJECTIVES,
         own="my_pkg.my_module:make",
     )
-
-
-def is_users_own(config: ObjectiveConfig) -> bool:
-    """Whether the objective is the user's, and not known by its name."""
-    return ":" in config.name or config.name == OBJECT
 
 
 def _check(name: str, objective: Objective) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from dp_ray.errors import printable
+
 _SHOWN = 5
 
 
@@ -51,4 +53,4 @@ def class_label(names: Sequence[str], label: int) -> str:
     """Return how a message calls a class: by its name without control characters, or its number."""
     if not names:
         return f"class {label}"
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in names[label])
+    return printable(names[label])

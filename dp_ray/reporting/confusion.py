@@ -63,7 +63,7 @@ def draw_confusion(result: dict[str, Any], form: str) -> bytes:
     """The picture: colour is the share of a true class, numbers are examples.
 
     Args:
-        result: as :func:`~dp_ray.training.evaluate_run.evaluate_run` has it.
+        result: figures of a :class:`~dp_ray.training.evaluate_run.ScoredRun`.
         form: ``png``, ``svg`` or ``pdf``.
     """
     require("report", "drawing")

@@ -15,8 +15,9 @@ from dp_ray.config.data import DataConfig
 from dp_ray.data.source import Unread
 from dp_ray.data.splits import Notes
 from dp_ray.data.store import Dataset
+from dp_ray.errors import printable
 from dp_ray.reporting.contact_sheet import class_names
-from dp_ray.reporting.words import count, printable
+from dp_ray.reporting.words import count
 
 _SHOWN_CLASSES = 30
 _SHOWN_NAMES = 20

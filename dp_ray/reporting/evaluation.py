@@ -19,7 +19,7 @@ def describe_evaluation(result: dict[str, Any]) -> str:
     """Lines for the terminal.
 
     Args:
-        result: as :func:`~dp_ray.training.evaluate_run.evaluate_run` has it.
+        result: figures of a :class:`~dp_ray.training.evaluate_run.ScoredRun`.
     """
     if "per_class" not in result:
         return _metrics(result)

@@ -7,7 +7,7 @@ from typing import Any
 
 from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RunDirectory
-from dp_ray.errors import RunError
+from dp_ray.errors import RunError, no_run
 from dp_ray.imports import reading
 from dp_ray.json_text import finite
 from dp_ray.ledger.ledger import Ledger
@@ -98,7 +98,7 @@ def describe_ledger(facts: dict[str, Any]) -> str:
 def _run(location: str) -> RunDirectory:
     run = RunDirectory(open_folder(location))
     if not run.exists():
-        raise RunError(f"there is no run {run.root}: give its folder, such as runs/digits")
+        raise no_run(run.root)
     if run.private.exists(SEARCH):
         raise RunError(
             f"{run.root} is a search, and each of its trials has a ledger: give one of "

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from dp_ray.artifacts.run_directory import RELEASE, RunDirectory
 from dp_ray.artifacts.statement import Statement
-from dp_ray.errors import RunError
+from dp_ray.errors import RunError, no_run
 from dp_ray.extras import require
 from dp_ray.reporting.output import OutputFile
 from dp_ray.reporting.run_facts import RunFacts, read_release, read_run
@@ -117,7 +117,7 @@ def _release_of(folder: Folder) -> Folder:
     if folder.exists(RELEASE):
         return folder / RELEASE
     if not folder.names():
-        raise RunError(f"there is no run {folder}: give its folder, such as runs/digits")
+        raise no_run(folder)
     raise RunError(
         f"{folder} holds no run, no search and no release, or nothing is released yet: give the "
         "folder of one that is finished"

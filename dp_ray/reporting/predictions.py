@@ -7,8 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from dp_ray.errors import printable
 from dp_ray.json_text import write_json
-from dp_ray.reporting.words import count, printable
+from dp_ray.reporting.words import count
 
 if TYPE_CHECKING:
 
@@ -54,7 +55,7 @@ def describe_predictions(
         lines.append("  ".join([*cells, row[-1]]))
     if skipped:
         named = ", ".join(map(printable, skipped))
-        entries = count(len(skipped), "entry").replace("entrys", "entries")
+        entries = count(len(skipped), "entry", "entries")
         lines.append(f"skipped       {entries} of folders that are no images: {named}")
     return "\n".join(lines)
 

@@ -111,8 +111,8 @@ def read_run(folder: Folder, *, public: bool, own_code: bool = False) -> RunFact
         )
     if not facts.finished:
         raise RunError(
-            f"{folder} is unfinished, and nothing of it is published: go on with dp-ray train … "
-            "--resume, or leave out --public"
+            f"{folder} is unfinished, and nothing of it is published: continue it with dp-ray "
+            "train … --resume, or leave out --public"
         )
     if not facts.checked:
         raise RunError(f"{folder} cannot be reported on in public: {facts.notices[0]}")

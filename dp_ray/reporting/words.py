@@ -9,9 +9,9 @@ from dp_ray.artifacts.times import roughly
 from dp_ray.privacy.adaptive import AdaptiveClipping
 
 
-def count(number: int, thing: str) -> str:
-    """``1 step``, ``2 steps``."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+def count(number: int, thing: str, things: str | None = None) -> str:
+    """``1 step``, ``2 steps``; ``things`` where the plural has another ending."""
+    return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
 
 
 def describe_epsilon(epsilon: float | None, delta: float) -> str:
@@ -66,11 +66,6 @@ def noise_in_words(facts: dict[str, Any]) -> str:
         follows = f" at first, then at quantile {adaptive['quantile']:g}"
         falls += f" (times {share:.3f} on the sum: the rest pays for finding C)" if share else ""
     return f"σ = {sigma:.4f}{falls}, C = {facts['max_grad_norm']:g}{follows}{clipping}"
-
-
-def printable(text: str) -> str:
-    """A text on one line, without what would steer a terminal, as a file's name could."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def without_paths(text: str) -> str:

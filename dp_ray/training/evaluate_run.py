@@ -40,26 +40,7 @@ class ScoredRun:
 def evaluate_run(
     location: str,
     overrides: list[str],
-    put_objects: Callable[[Config], Config] = lambda config: config,
-    *,
-    own_code: bool = False,
-) -> dict[str, Any]:
-    """Evaluate on the test split what a run released: its metrics, and the objective's details.
-
-    Args:
-        location, overrides, put_objects, own_code: see :func:`score_run`.
-
-    Raises:
-        OwnCodeError: network, objective or data are code that the user did not agree to run.
-        DpRayError: there is no release, or the data cannot be read.
-    """
-    return score_run(location, overrides, put_objects, own_code=own_code).figures
-
-
-def score_run(
-    location: str,
-    overrides: list[str],
-    put_objects: Callable[[Config], Config] = lambda config: config,
+    put_objects: Callable[[Config], Config] | None = None,
     *,
     own_code: bool = False,
 ) -> ScoredRun:

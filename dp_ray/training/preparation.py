@@ -12,10 +12,9 @@ from dp_ray.data.views import ViewMaker
 from dp_ray.errors import ConfigError
 from dp_ray.gradients.engines.registry import build_engine, plain_form
 from dp_ray.gradients.engines.vmap import Vmap
-from dp_ray.models.build import build_model, is_users_own
+from dp_ray.models.build import build_model
 from dp_ray.models.pretrained import load_pretrained
 from dp_ray.objectives.registry import build_objective
-from dp_ray.objectives.registry import is_users_own as is_own_objective
 from dp_ray.performance.estimate import check_memory
 from dp_ray.privacy.plan import PrivacyPlan, solve_budget
 from dp_ray.training.optimizers import build_optimizer, rehearse_optimizer
@@ -102,8 +101,8 @@ def _rehearse(config: Config, model: nn.Module, facts: DataFacts) -> None:
     engine = build_engine(name, config.train.precision)
     rehearsal = Rehearsal(config, facts, model, objective, engine)
     rehearsal.try_out()
-    if is_users_own(config.model):
+    if config.model.is_users_own:
         rehearsal.run(2)
         check_rebuilt(config, facts, model, objective)
-    elif is_own_objective(config.objective):
+    elif config.objective.is_users_own:
         rehearsal.run(2)

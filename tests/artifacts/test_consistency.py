@@ -129,7 +129,7 @@ def test_what_is_declared_on_resume_is_what_every_document_says(make_config: Mak
     assert statement["data_evaluation"] == published["data"]["evaluation"] == "public"
     assert published["privacy"]["search_epsilon"] == 1.5
     assert statement["epsilon_with_search"] == result["epsilon_with_search"]
-    assert evaluate_run(str(folder(config)), [])["data_evaluation"] == "public"
+    assert evaluate_run(str(folder(config)), []).figures["data_evaluation"] == "public"
     told = write_report(str(folder(config)), public=True, form="markdown", output=None)
     card = Path(told["report"]).read_text()
     assert f"{statement['epsilon_with_search']:.4f}" in card

@@ -225,7 +225,7 @@ def test_a_run_of_format_0_is_shown_and_evaluated(runs: Path) -> None:
     facts = command("ledger", str(run))
     assert (facts["verified"], facts["charges"]) == (True, 4)
     assert facts["epsilon"] == pytest.approx(before["epsilon"])
-    assert evaluate_run(str(run), [])["test_accuracy"] == before["test_accuracy"]
+    assert evaluate_run(str(run), []).figures["test_accuracy"] == before["test_accuracy"]
     for public in (False, True):
         told = write_report(str(run), public=public, form="html", output=None)
         page = Path(told["report"]).read_text()
@@ -253,7 +253,7 @@ def test_a_search_of_format_0_is_shown(runs: Path) -> None:
     assert SearchSummary.read(LocalFolder(runs / "search")).best == found.best
     told = write_report(str(runs / "search"), public=False, form="html", output=None)
     assert f"{found.epsilon_of_search:.4f}" in Path(told["report"]).read_text()
-    accuracy = evaluate_run(str(runs / "search"), [])["test_accuracy"]
+    accuracy = evaluate_run(str(runs / "search"), []).figures["test_accuracy"]
     assert found.best is not None
     assert accuracy == found.best.metrics["test_accuracy"]
 

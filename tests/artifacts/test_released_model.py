@@ -50,7 +50,7 @@ def foreign(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyP
 USES: dict[str, Callable[[str], object]] = {
     "load": dp_ray.load_model,
     "predict": lambda place: predict(place, np.zeros((8, 8), np.uint8)),
-    "evaluate": lambda place: evaluate_run(place, []),
+    "evaluate": lambda place: evaluate_run(place, []).figures,
 }
 
 
@@ -122,7 +122,7 @@ def test_data_whose_classes_are_others_is_not_evaluated(
     release = write_release(tmp_path / "one", make_config(data=data), ["ash", "oak"])
     places = [f"data.{name}={tmp_path / part}" for name, part in PLACES]
     if problem is None:
-        assert evaluate_run(str(release), places)["class_names"] == ["ash", "oak"]
+        assert evaluate_run(str(release), places).figures["class_names"] == ["ash", "oak"]
         return
     with pytest.raises(DataError, match=problem):
         evaluate_run(str(release), places)
@@ -165,7 +165,7 @@ def test_scores_go_into_the_private_part(make_config: MakeConfig, tmp_path: Path
     assert rows[0] == [
         *("example", "label", "label_name", "predicted", "predicted_name", "confidence", "loss")
     ]
-    figures = evaluate_run(str(run), [f"data.cache={tmp_path / 'cache'}"])
+    figures = evaluate_run(str(run), [f"data.cache={tmp_path / 'cache'}"]).figures
     assert len(rows) == 361
     assert np.mean([row[1] == row[3] for row in rows[1:]]) == figures["test_accuracy"]
     assert np.mean([float(row[6]) for row in rows[1:]]) == pytest.approx(figures["test_loss"])

@@ -76,7 +76,7 @@ def test_it_ends_as_on_a_disk(make_config: MakeConfig, store: ObjectStore) -> No
     assert same(load(files["release/model.safetensors"]), released(on_disk))
     assert json.loads(files["release/privacy.json"])["epsilon"] == result["epsilon"]
     location = f"s3://{store.bucket}/runs/one"
-    found = evaluate_run(location, [])
+    found = evaluate_run(location, []).figures
     assert found["test_accuracy"] == result["test_accuracy"]
     assert save_confusion(found, picture_file(location, None)) == f"{location}/confusion.png"
     assert store.content("runs/one")["confusion.png"].startswith(b"\x89PNG")

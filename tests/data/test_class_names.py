@@ -39,7 +39,7 @@ def test_names_of_folders_reach_the_release(make_config: MakeConfig, trees: dict
     start(config)
     run = folder(config)
     assert dp_ray.load_model(run).preprocess.class_names == tuple(TREES)
-    assert evaluate_run(str(run), [])["class_names"] == TREES
+    assert evaluate_run(str(run), []).figures["class_names"] == TREES
     assert "Classes: 0 ash, 1 elm, 2 oak." in (run / "release/README.md").read_text()
     [found] = dp_ray.predict(run, Path(trees["root"]) / "test/elm/0.png")
     assert found.class_name in TREES

@@ -425,7 +425,7 @@ def test_a_fine_tuned_model_is_evaluated_without_the_file(
     original = load_file(folder(config) / "release/model.safetensors")
     weights.unlink()
     for place in (folder(config), folder(config) / "release"):
-        found = evaluate_run(str(place), [f"data.cache={config.data.cache}"])
+        found = evaluate_run(str(place), [f"data.cache={config.data.cache}"]).figures
         assert found["test_accuracy"] == pytest.approx(result["test_accuracy"])
     assert original["conv1.1.running_mean"].abs().sum() > 0
 

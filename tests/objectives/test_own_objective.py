@@ -117,7 +117,7 @@ def test_the_documented_objective_trains_and_is_evaluated(make_config: MakeConfi
     metrics = {"test_top2": result["test_top2"], "test_loss": result["test_loss"]}
     assert 0 < metrics["test_top2"] <= 1
     assert "test_accuracy" not in result
-    found = evaluate_run(str(folder(config)), [])
+    found = evaluate_run(str(folder(config)), []).figures
     assert {name: found[name] for name in metrics} == pytest.approx(metrics)
     assert found["test_examples"] == 360
     assert f"test top2     {metrics['test_top2']:.4f}" in describe_evaluation(found)
@@ -155,7 +155,7 @@ def test_a_run_from_before_there_was_a_choice_opens(make_config: MakeConfig) -> 
         values = yaml.safe_load(path.read_text())
         assert values.pop("objective") == {"name": "single_label", "arguments": {}}
         path.write_text(yaml.safe_dump(values))
-    assert evaluate_run(str(folder(config)), [])["test_accuracy"] == first["test_accuracy"]
+    assert evaluate_run(str(folder(config)), []).figures["test_accuracy"] == first["test_accuracy"]
     more = start(make_config(privacy={"steps": 2}), resume=True)
     assert (more["status"], more["charges"]) == ("finished", 2)
 
@@ -215,7 +215,7 @@ def test_several_labels_are_stored_trained_on_and_evaluated(own: Callable[..., C
     config = own()
     result = start(config)
     assert 0 <= result["test_exact"] <= 1
-    found = evaluate_run(str(folder(config)), [])
+    found = evaluate_run(str(folder(config)), []).figures
     assert found["test_exact"] == result["test_exact"]
     spec = build_objective(config.objective, 5).labels
     _, labels = open_dataset(config.data, spec).train.read(np.arange(48))

@@ -88,7 +88,7 @@ def test_train_and_evaluate_warn_and_a_run_that_continues_does_not(make_config: 
     assert "no test image is predicted as digit" in result.warnings[0]
     assert f"warning       {result.warnings[0]}" in describe_result(result)
     assert result.running(2).warnings == []
-    assert evaluate_run(str(folder(config)), [])["warnings"] == result.warnings
+    assert evaluate_run(str(folder(config)), []).figures["warnings"] == result.warnings
     shown = CliRunner().invoke(cli.app, ["evaluate", str(folder(config))]).output
     assert f"warning       {result.warnings[0]}" in shown
     assert "digit 9" in shown

@@ -111,7 +111,7 @@ def test_compose_tells_of_all_trials_and_best_yaml_trains(
     assert "<script" not in page
     assert "Private: ε holds only while" not in page
 
-    assert evaluate_run(str(root), [])["test_accuracy"] == told["best"]["test_accuracy"]
+    assert evaluate_run(str(root), []).figures["test_accuracy"] == told["best"]["test_accuracy"]
 
     config = load_config(root / "best.yaml")
     best = told["best"]
@@ -154,7 +154,8 @@ def test_a_search_in_an_object_store(
         folder = search.directory.root
         assert told == json.loads(folder.read("result.json"))
         assert folder.names() == ["best.yaml", "private", "release", "result.json"]
-        assert evaluate_run(folder.uri, [])["test_accuracy"] == told["best"]["test_accuracy"]
+        again = evaluate_run(folder.uri, []).figures
+        assert again["test_accuracy"] == told["best"]["test_accuracy"]
         kept = [r.root.exists("release") for r in runs_of(search)]
         assert sorted(kept) == [False] * (len(kept) - 1) + [True]
 

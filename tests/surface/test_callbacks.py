@@ -1,4 +1,4 @@
-"""Callbacks: what they are told, and that they decide nothing."""
+"""Callbacks: which calls they receive; they do not change a run's result."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_a_callback_that_fails_stops_the_run_which_can_be_resumed(make_config: M
     assert "callback Failing.on_start failed: ZeroDivisionError: of mine" in message
     assert f"{Path(__file__).name}, line" in message
     assert failing.calls == 1
-    assert recorder.of("end")[0].status in ("stopped", "finished")  # the others are told all
+    assert recorder.of("end")[0].status in ("stopped", "finished")  # the others receive every call
     if not RunDirectory.of(long).finished():
         assert "resume" in message
         trained(long, resume=True)

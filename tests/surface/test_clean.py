@@ -153,7 +153,7 @@ def test_nothing_is_removed_without_an_answer(cache: Path, monkeypatch: pytest.M
     listed = run("--cache", cache)
     assert "decoded again when needed" in listed
     assert "nothing; --yes removes" in listed
-    monkeypatch.setattr("dp_ray.cli.leftovers.in_terminal", lambda: True)
+    monkeypatch.setattr("dp_ray.cli.leftovers.can_answer", lambda: True)
     assert "nothing" in run("--cache", cache, answer="n\n")
     assert kinds(cache) == ["decoded copy"]
     run("--cache", cache, answer="y\n")

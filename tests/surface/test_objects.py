@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.interrupted import stop_before
 from helpers.support import MakeConfig, charged, released, same
 from torch import Tensor, nn
 
@@ -18,7 +19,6 @@ from dp_ray.api.objects import import_path_of
 from dp_ray.config.run import Config
 from dp_ray.errors import ConfigError, RunError
 from dp_ray.models.networks import GroupNormCNN
-from dp_ray.training.local import train_in_process
 
 RANDOM = np.random.default_rng(0)
 TRAIN = RANDOM.integers(0, 256, (60, 1, 8, 8), dtype=np.uint8), np.arange(60) % 3
@@ -67,28 +67,9 @@ def config(make_config: MakeConfig) -> Config:
     )
 
 
-def stopped(config: Config, monkeypatch: pytest.MonkeyPatch, **objects: Any) -> dp_ray.Run:
+def stopped(config: Config, **objects: Any) -> dp_ray.Run:
     """Train one of two steps."""
-
-    def stop(task: Any, observer: Any) -> None:
-        session_steps = task.run.private
-        from dp_ray.training import loop
-
-        share = loop._share_assignment
-
-        def share_once(session: Any) -> Any:
-            assignment = share(session)
-            if assignment.step == 1:
-                session_steps.write("stop", b"")
-                return share(session)
-            return assignment
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "_share_assignment", share_once)
-            train_in_process(task, observer)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("dp_ray.api.train.train_in_process", stop)
+    with stop_before(1):
         run = dp_ray.train(config, **objects)
     assert (run.status, run.result.steps) == ("stopped", 1)
     return run
@@ -126,11 +107,9 @@ def test_a_function_of_a_script_builds_the_network(config: Config) -> None:
     assert found.parameters == sum(p.numel() for p in net().parameters())
 
 
-def test_a_run_is_not_resumed_with_another_object(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_not_resumed_with_another_object(config: Config) -> None:
     objects = {"model": net(), "data": (TRAIN, TEST), "objective": Smoothed(3)}
-    run = stopped(config, monkeypatch, **objects)
+    run = stopped(config, **objects)
     with pytest.raises(RunError, match="an object that was passed") as caught:
         dp_ray.train(config, **{**objects, "model": net(1)}, resume=True)
     assert "\n" not in str(caught.value)
@@ -142,8 +121,8 @@ def test_a_run_is_not_resumed_with_another_object(
 
 
 @pytest.mark.slow
-def test_a_run_remembers_its_objects(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = stopped(config, monkeypatch, model=net(), data=(TRAIN, TEST))
+def test_a_run_remembers_its_objects(config: Config) -> None:
+    run = stopped(config, model=net(), data=(TRAIN, TEST))
     with pytest.raises(ConfigError, match="Pass it again"):
         dp_ray.open_run(run.path).resume()
     assert run.resume(["privacy.steps=3"]).result.steps == 3

@@ -71,8 +71,10 @@ Read = Callable[..., Any]
 
 READERS: dict[str, Read] = {
     "ledger": lambda run, **own: ledger_facts(run, **own)["charges"],
-    "evaluate": lambda run, **own: evaluate_run(run, [], **own)["test_accuracy"],
-    "release": lambda run, **own: evaluate_run(f"{run}/release", [], **own)["test_accuracy"],
+    "evaluate": lambda run, **own: evaluate_run(run, [], **own).figures["test_accuracy"],
+    "release": lambda run, **own: evaluate_run(f"{run}/release", [], **own).figures[
+        "test_accuracy"
+    ],
 }
 
 

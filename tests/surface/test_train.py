@@ -142,7 +142,7 @@ def test_tied_parameters_are_released_tied(
     result = start(config)
     tensors = released(config)
     assert torch.equal(tensors["1.weight"], tensors["3.weight"])
-    again = evaluate_run(str(folder(config)), [])
+    again = evaluate_run(str(folder(config)), []).figures
     assert again["test_accuracy"] == result["test_accuracy"]
 
 
@@ -186,13 +186,13 @@ def test_a_folder_that_cannot_be_written_is_told(make_config: MakeConfig, tmp_pa
 def test_evaluate_agrees_with_training(make_config: MakeConfig) -> None:
     config = make_config(optimizer={"ema_decay": 0.5})
     result = start(config)
-    found = evaluate_run(str(folder(config)), [])
+    found = evaluate_run(str(folder(config)), []).figures
     assert found["test_accuracy"] == result["test_accuracy"]
     assert found["test_loss"] == pytest.approx(result["test_loss"])
     low, high = found["interval_95"]
     assert low < found["test_accuracy"] < high
     # The release folder alone is enough, wherever it was copied.
-    alone = evaluate_run(str(folder(config) / "release"), [])
+    alone = evaluate_run(str(folder(config) / "release"), []).figures
     assert alone["test_accuracy"] == found["test_accuracy"]
 
 

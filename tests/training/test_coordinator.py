@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from helpers.interrupted import crash, start_and_stop
+from helpers.interrupted import crash, shake_sums, start_and_stop
 from helpers.support import MakeConfig, charged, released, same, start
 from numpy.typing import NDArray
 from torch import Tensor
@@ -41,14 +41,7 @@ def test_noise_is_that_of_the_charge_though_it_was_drawn_before(
     config = make_config(**SIX_STEPS)
     added = noise_added(monkeypatch)
     crash(config, at_step=4)
-    original = ShardWorker.clipped_sum
-
-    def shaken(self: ShardWorker, params: Tensor, assignment: Assignment) -> ShardSum:
-        found = original(self, params, assignment)
-        found.vector[0] += 1e-6
-        return found
-
-    monkeypatch.setattr(ShardWorker, "clipped_sum", shaken)
+    shake_sums(monkeypatch)
     start(config, resume=True, accept_charges=2)
     run = RunDirectory.of(config)
     binding = run.read_ledger().sessions[0].binding

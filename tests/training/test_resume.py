@@ -19,10 +19,9 @@ from typing import Any, cast
 import pytest
 import torch
 import yaml
-from helpers.interrupted import PowerCut, crash, power_cut, start_and_stop
+from helpers.interrupted import PowerCut, crash, power_cut, shake_sums, start_and_stop
 from helpers.support import MakeConfig, charged, folder, released, same, start
 from rich.console import Console
-from torch import Tensor
 
 from dp_ray.api import train as run_module
 from dp_ray.artifacts.checkpoint import Checkpoint, Checkpoints
@@ -36,7 +35,6 @@ from dp_ray.reporting.ledger import repair_ledger
 from dp_ray.reporting.run_progress import TerminalProgress
 from dp_ray.storage import LocalFolder
 from dp_ray.training.preparation import make_plan
-from dp_ray.training.step import Assignment, ShardSum, ShardWorker
 
 
 def test_resume_without_a_run_is_refused(make_config: MakeConfig) -> None:
@@ -120,14 +118,7 @@ def test_a_sum_that_differs_is_drawn_and_charged_again(
     """Same execution, other sum (as from nondeterministic kernels): seen before any noise."""
     config = make_config(**SIX_STEPS)
     crash(config, at_step=4)
-    original = ShardWorker.clipped_sum
-
-    def shaken(self: ShardWorker, params: Tensor, assignment: Assignment) -> ShardSum:
-        found = original(self, params, assignment)
-        found.vector[0] += 1e-6
-        return found
-
-    monkeypatch.setattr(ShardWorker, "clipped_sum", shaken)
+    shake_sums(monkeypatch)
     with pytest.raises(ChargesError, match=r"steps 4 to 5.*on record cannot be had again"):
         start(config, resume=True)
     assert charged(config) == [(step, 0) for step in range(5)]

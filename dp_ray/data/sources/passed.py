@@ -21,7 +21,7 @@ from dp_ray.data.pictures import on_background, pixels_of
 from dp_ray.data.source import Source
 from dp_ray.data.sources.own import Own, call_users, checked_arrays
 from dp_ray.data.splits import ArraySplit, Notes, Piece, Split, Splits
-from dp_ray.errors import ConfigError, DataError
+from dp_ray.errors import DataError
 
 _AT_ONCE = 512
 _DEEP_MODES = ("I", "F")
@@ -39,15 +39,8 @@ class Passed(Own):
         return None
 
     def _make(self) -> Any:
-        passed = self.config.passed
-        if passed is None:
-            raise ConfigError(
-                "data.name",
-                OBJECT,
-                "the data was passed as Python objects, which no file holds",
-                "Pass it again: dp_ray.train(…, data=(train, test)), or data= of the function that "
-                "was called",
-            )
+        what = "the data was passed as Python objects"
+        passed = self.config.object_passed_as("data", what, "(train, test)")
         if isinstance(passed, Source) or not callable(passed):
             return passed
         return call_users(self.config, "load(config)", lambda: passed(self.config))

@@ -335,7 +335,7 @@ def test_train_and_evaluate_say_what_was_skipped(
     ).dump()
     lines = [line for line in text.getvalue().splitlines() if "skipped" in line]
     assert lines == [f"{LINE}; dp-ray data names them"]
-    assert evaluate_run(result["path"], [])["skipped"] == {SUFFIX: 1}
+    assert evaluate_run(result["path"], []).figures["skipped"] == {SUFFIX: 1}
 
 
 def test_nothing_is_said_where_nothing_was_skipped(folder_run: Callable[..., Any]) -> None:
