@@ -35,7 +35,8 @@ from dp_ray.config.run import Config
 from dp_ray.data.facts import data_facts
 from dp_ray.data.store import open_dataset
 from dp_ray.models.build import build_model
-from dp_ray.performance.estimate import microbatch_seconds, parameter_count
+from dp_ray.performance.estimate import parameter_count
+from dp_ray.performance.microbatch import microbatch_cost
 from dp_ray.performance.threads import usable_cores
 from dp_ray.training.collective import ProcessGroup
 from dp_ray.training.local import NullObserver
@@ -224,7 +225,7 @@ def work_of(width: int) -> Work:
         num_examples=EXAMPLES,
         expected_batch_size=EXPECTED,
         microbatch_size=MICROBATCH,
-        microbatch_seconds=microbatch_seconds(config, facts, model, MICROBATCH),
+        microbatch_seconds=microbatch_cost(config, facts, model, MICROBATCH).fastest,
         parameters=parameter_count(model),
         release_seconds_per_parameter=release_seconds_per_parameter(),
     )

@@ -6,6 +6,8 @@ been written by anybody: inside :func:`reading`, only code is imported that the 
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -32,7 +34,11 @@ USERS_FOLDERS = "DP_RAY_IMPORT_PATHS"
 """Variable that names the user's folders to workers, which may run in others."""
 
 _AGREED = "~/.local/state/dp-ray/own_code"
-"""Import paths that configurations of this user named, and where they were imported from."""
+"""Import paths that configurations of this user named, where they were imported from, and what the
+file's content was."""
+
+_RUN_OTHER_CODE = {"__import__", "eval", "exec", "importlib", "pkgutil", "runpy"}
+"""What runs code that a file's own text does not show."""
 
 _AGREES: ContextVar[bool | None] = ContextVar("agrees", default=None)
 """While files are read: whether the user agreed to all code that they name. None otherwise."""
@@ -79,7 +85,7 @@ def reading(*, own_code: bool) -> Iterator[None]:
     """Import inside only code that the user agreed to run.
 
     That is code which this user has named in a configuration on this machine before, at the same
-    place.
+    place; or the same file at another place, if all that it imports is installed.
 
     Args:
         own_code: the user agrees to all code that the files name.
@@ -98,35 +104,75 @@ def may_import(path: str) -> bool:
         path: ``package.module:name``.
     """
     search_users_folders_last()
-    return _AGREES.get() is not False or _line_of(path) in _agreed_lines()
+    if _AGREES.get() is not False:
+        return True
+    return not _agreed_lines().isdisjoint(_lines_of(path))
 
 
 def agree_to(path: str) -> None:
     """Remember that a configuration of this user named ``path``; not in a worker of a cluster."""
-    line = _line_of(path)
-    if USERS_FOLDERS in os.environ or line in _agreed_lines():
+    agreed = _agreed_lines()
+    new = [line for line in _lines_of(path) if line not in agreed]
+    if USERS_FOLDERS in os.environ or not new:
         return
     with suppress(OSError, RuntimeError):  # then --own-code has to be given
         file = Path(_AGREED).expanduser()
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(file, "a", encoding="utf-8", opener=lambda p, f: os.open(p, f, 0o600)) as out:
-            out.write(f"{line}\n")
+            out.writelines(f"{line}\n" for line in new)
 
 
-def _agreed_lines() -> list[str]:
+def _agreed_lines() -> set[str]:
     with suppress(OSError, RuntimeError, ValueError):
-        return Path(_AGREED).expanduser().read_text(encoding="utf-8").splitlines()
-    return []
+        return set(Path(_AGREED).expanduser().read_text(encoding="utf-8").splitlines())
+    return set()
 
 
-def _line_of(path: str) -> str:
-    """An import path and where its outermost package is, which is not imported for that."""
+def _lines_of(path: str) -> list[str]:
+    """An import path with its outermost package's place, and with its file's content.
+
+    Nothing is imported for that. A file counts by its content if all that runs is in it.
+    """
+    module = path.partition(":")[0]
     with suppress(ImportError, ValueError):
-        spec = importlib.util.find_spec(path.partition(":")[0].partition(".")[0])
+        spec = importlib.util.find_spec(module.partition(".")[0])
         if spec is not None:
             place = spec.origin or list(spec.submodule_search_locations or ())
-            return repr((path, str(place)))
-    return repr((path, None))
+            lines = [repr((path, str(place)))]
+            if spec.origin and "." not in module and _stands_alone(spec.origin):
+                content = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+                lines.append(repr((path, f"sha256 {content}")))
+            return lines
+    return [repr((path, None))]
+
+
+def _stands_alone(file: str) -> bool:
+    """Whether a file of the user's imports only what is installed, and runs no other code."""
+    try:
+        nodes = list(ast.walk(ast.parse(Path(file).read_bytes())))
+    except (OSError, SyntaxError, ValueError):  # a compiled module, or one that cannot be read
+        return False
+    modules, names = set[str](), set[str]()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules.add("." if node.level or node.module is None else node.module)
+        elif isinstance(node, ast.Name):
+            names.add(node.id)
+    tops = {module.partition(".")[0] for module in modules}
+    return names.isdisjoint(_RUN_OTHER_CODE) and all(_is_installed(top) for top in tops)
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module is Python's own or a library's, which no folder of the user's replaces."""
+    if module in _RUN_OTHER_CODE or not module:
+        return False
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(module)
+        # "built-in" and "frozen" are no files.
+        return spec is not None and spec.origin is not None and not is_users(spec.origin)
+    return False
 
 
 T = TypeVar("T")

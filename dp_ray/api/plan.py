@@ -8,6 +8,7 @@ from typing import Any
 
 from dp_ray.api.objects import AnyObjective, Data, Model, Objects
 from dp_ray.config.run import Config
+from dp_ray.errors import RunError
 from dp_ray.on_ray.environment import located
 from dp_ray.reporting.plan import describe_plan, plan_facts
 from dp_ray.reporting.scaling import describe_scaling, scaling_facts
@@ -25,8 +26,9 @@ class Plan:
         sample_rate: q.
         epsilon_curve: (step, ε) at tenths of the run.
         parameters: P, those that are trained.
-        seconds: expected time on a machine like this one.
-        memory_gib_per_worker: expected memory of a worker's microbatch, in GiB.
+        seconds: expected time on a machine like this one, from the least to the most; None if it
+            was not timed.
+        memory_gib_per_worker: expected memory of a worker, in GiB.
         facts: all figures by name, as ``dp-ray plan --json`` has them.
     """
 
@@ -37,7 +39,7 @@ class Plan:
     sample_rate: float
     epsilon_curve: tuple[tuple[int, float | None], ...]
     parameters: int
-    seconds: float
+    seconds: tuple[float, float] | None
     memory_gib_per_worker: float
     facts: dict[str, Any]
 
@@ -53,6 +55,7 @@ def plan(
     model: Model | None = None,
     data: Data | None = None,
     objective: AnyObjective | None = None,
+    quick: bool = False,
     workers: Sequence[int] = (),
     latency_us: float = 50.0,
     bandwidth_gbit: float = 10.0,
@@ -67,6 +70,7 @@ def plan(
         model: see :func:`dp_ray.train`, as for ``data`` and ``objective``.
         data: only its configured facts are used.
         objective: likewise.
+        quick: leave out what has to be timed: no ``seconds``, and memory is an estimate.
         workers: numbers of workers W, ascending, to predict the time of a step for.
         latency_us: of a message in their network, in microseconds.
         bandwidth_gbit: of a worker's link, in Gbit/s.
@@ -82,7 +86,9 @@ def plan(
         >>> print(dp_ray.plan(config))
     """
     config = Objects(model, data, objective).put_into(config)
-    facts = plan_facts(config.model_copy(update={"cluster": located(config.cluster)}))
+    if quick and workers:
+        raise RunError("quick leaves out the timing that a prediction for workers is made of")
+    facts = plan_facts(config.model_copy(update={"cluster": located(config.cluster)}), quick=quick)
     if workers:
         facts["scaling"] = scaling_facts(
             facts, list(workers), latency_us=latency_us, bandwidth_gbit=bandwidth_gbit
@@ -95,7 +101,7 @@ def plan(
         sample_rate=facts["sample_rate"],
         epsilon_curve=tuple((step, epsilon) for step, epsilon in facts["epsilon_curve"]),
         parameters=facts["parameters"],
-        seconds=facts["seconds"],
+        seconds=None if facts["seconds"] is None else tuple(facts["seconds"]),
         memory_gib_per_worker=facts["memory_gib_per_worker"],
         facts=facts,
     )

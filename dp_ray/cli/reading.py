@@ -36,6 +36,9 @@ def plan(
     bandwidth_gbit: Annotated[
         float, typer.Option(help="With --workers: Gbit/s of a worker's network link.")
     ] = 10.0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Leave out what has to be timed: seconds less.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Solve the budget and estimate time and memory. Reads no data.
@@ -46,12 +49,15 @@ def plan(
     import dp_ray
 
     counts = _worker_counts(workers or [])
+    if quick and counts:
+        raise typer.BadParameter("--workers predicts from the timing that --quick leaves out")
     for option, value in (("--latency-us", latency_us), ("--bandwidth-gbit", bandwidth_gbit)):
         if not 0 < value < math.inf:
             raise typer.BadParameter(f"{option} {value}: a finite number above 0 is needed")
     loaded = dp_ray.load_config(config, overrides or ())
     found = dp_ray.plan(  # imports torch, which takes seconds
         loaded,
+        quick=quick,
         workers=counts,
         latency_us=latency_us,
         bandwidth_gbit=bandwidth_gbit,

@@ -22,8 +22,9 @@ from dp_ray.performance.estimate import (
     planned_microbatch_size,
 )
 
-_SEARCH_PAYS_S = 20.0
-"""A shorter run is over before looking for better than the default has paid for itself."""
+_SEARCH_PAYS_S, _SEARCH_PAYS_MICROBATCHES = 20.0, 40
+"""A shorter run is over before looking for better than the default has paid for itself: some four
+engines and sizes are tried, each of which takes two to four microbatches."""
 
 _COMPILE_PAYS_S, _COMPILE_BOTH_PAYS_S = 300.0, 1800.0
 """Compiling takes up to a minute for each engine."""
@@ -83,8 +84,12 @@ def choose(
     share = config.data.expected_batch_size / max(config.cluster.max_workers, 1)
     wanted, given = config.train.engine, config.train.microbatch_size
     start = planned_microbatch_size(config, facts, model)
+    default = Choice(Vmap.name if wanted == "auto" else wanted, start)
     if wanted != "auto" and given is not None:
-        return Choice(wanted, given)
+        return default
+    few = steps * (share / start + 0.5) < _SEARCH_PAYS_MICROBATCHES
+    if few and not config.cluster.gpus_per_worker:  # whose memory nothing else measures
+        return default
 
     def step_seconds(name: str, size: int) -> float:
         return measure(name, size) * (share / size + 0.5)
@@ -93,7 +98,7 @@ def choose(
     plain = Vmap.name if wanted == "auto" else plain_form(wanted)
     run_seconds = steps * step_seconds(plain, start)
     if run_seconds < _SEARCH_PAYS_S:
-        return Choice(plain if wanted == "auto" else wanted, start)
+        return default
     if wanted == "auto":
         plain = min(COMPILED, key=lambda name: measure(name, start))
     size = given or _best_size(

@@ -5,8 +5,6 @@ Figures of a GPU come from measurement, once a run is there: ``engine_trial.py``
 
 from __future__ import annotations
 
-import math
-import time
 from typing import Any
 
 import psutil
@@ -16,15 +14,15 @@ from torch import nn
 from dp_ray.config.run import Config
 from dp_ray.data.facts import DataFacts
 from dp_ray.errors import ConfigError
-from dp_ray.gradients.clipped_sum import clipped_gradient_sum
 from dp_ray.gradients.engines.registry import build_engine
 from dp_ray.gradients.engines.vmap import Vmap
-from dp_ray.gradients.layout import ParameterLayout, trained_parameters
-from dp_ray.performance.allocator import keep_freed_memory
-from dp_ray.performance.memory import does_not_fit, size_that_fits
-from dp_ray.performance.threads import usable_cores, worker_threads
+from dp_ray.gradients.layout import ParameterLayout
+from dp_ray.performance.threads import usable_cores
 
 GIB = 2.0**30
+
+NOISE_BYTES = 8
+"""Of a parameter: the noise of the next step, which rank 0 draws while a sum is computed."""
 
 
 def memory_estimate(
@@ -55,8 +53,9 @@ def memory_estimate(
     pixels = facts.channels * facts.image_size**2
     wanted = config.train.engine
     held = build_engine(Vmap.name if wanted == "auto" else wanted).gradients_held * examples
-    noise = 0 if config.cluster.gpus_per_worker else 2
-    return 4.0 * (2 * examples * views * (counted + pixels) + (held + 4 + noise) * parameters)
+    noise = 0 if config.cluster.gpus_per_worker else NOISE_BYTES
+    floats = 2 * examples * views * (counted + pixels) + (held + 4) * parameters
+    return 4.0 * floats + noise * parameters
 
 
 def planned_microbatch_size(config: Config, facts: DataFacts, model: nn.Module) -> int:
@@ -103,50 +102,6 @@ def check_memory(config: Config, facts: DataFacts, model: nn.Module) -> None:
         )
 
 
-def microbatch_seconds(
-    config: Config, facts: DataFacts, model: nn.Module, microbatch_size: int
-) -> float:
-    """Time of one microbatch of blank images where the model is, with a worker's share of threads.
-
-    Raises:
-        ConfigError: a GPU has no memory for it; the message names a size that fits.
-    """
-    keep_freed_memory()  # as workers do
-    try:
-        return _microbatch_seconds(config, facts, model, microbatch_size)
-    except torch.OutOfMemoryError:
-        pass  # continued below, where the error no longer holds what was computed
-    fitting = size_that_fits(
-        microbatch_size, lambda size: _microbatch_seconds(config, facts, model, size)
-    )
-    raise does_not_fit(microbatch_size, fitting, config.augment.views)
-
-
-def _microbatch_seconds(
-    config: Config, facts: DataFacts, model: nn.Module, microbatch_size: int
-) -> float:
-    params, views, side = trained_parameters(model), config.augment.views, facts.image_size
-    device = next(model.parameters()).device
-    images = torch.zeros(microbatch_size, views, facts.channels, side, side, device=device)
-    labels = torch.zeros(microbatch_size, dtype=torch.int64, device=device)
-    seeds = torch.zeros(microbatch_size, dtype=torch.int64, device=device)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(worker_threads(config.cluster, config.cluster.max_workers))
-    try:
-        best = math.inf
-        for _ in range(3):  # the first warms up
-            started = time.perf_counter()
-            clipped_gradient_sum(
-                model, params, images, labels, max_grad_norm=1.0, dropout_seeds=seeds
-            ).norms.cpu()  # a GPU has not ended before
-            best = min(best, time.perf_counter() - started)
-            if best > 1.0:  # beside which the first call's preparations do not count
-                break
-    finally:
-        torch.set_num_threads(threads_before)
-    return best
-
-
 def run_seconds(
     config: Config, steps: int, *, microbatch_size: int, microbatch_seconds: float
 ) -> float:
@@ -154,7 +109,8 @@ def run_seconds(
     # More workers than cores take turns.
     parallel = min(max(config.cluster.max_workers, 1), usable_cores())
     share = config.data.expected_batch_size / parallel
-    return steps * math.ceil(share / microbatch_size) * microbatch_seconds
+    # The last one is padded.
+    return steps * (share / microbatch_size + 0.5) * microbatch_seconds
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -1,15 +1,17 @@
-"""Memory of a GPU, measured: the peak of what was computed, and microbatches that do not fit."""
+"""Memory, measured: the peak of what was computed, and microbatches that do not fit a GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
 from dp_ray.errors import ConfigError, RunError
 
 _FIELD = "train.microbatch_size"
+_PROCESS = Path("/proc/self")
 
 
 def start_peak(device: torch.device) -> None:
@@ -23,6 +25,26 @@ def peak_bytes(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     return float(torch.cuda.max_memory_allocated(device))
+
+
+def start_process_peak() -> None:
+    """Forget this process's peak so far; see :func:`process_peak_bytes`."""
+    with suppress(OSError):
+        (_PROCESS / "clear_refs").write_text("5")  # see proc(5)
+
+
+def process_peak_bytes() -> float | None:
+    """Return the most memory that this process held since :func:`start_process_peak`.
+
+    Returns:
+        Bytes; None where the system does not tell: Linux does.
+    """
+    try:
+        lines = (_PROCESS / "status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split() for line in lines if line.startswith("VmHWM:")]
+    return 1024.0 * int(found[0][1]) if found else None
 
 
 def size_that_fits(size: int, attempt: Callable[[int], object]) -> int:

@@ -4,32 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
+import psutil
 import torch
+from torch import nn
 
 from dp_ray.config.run import Config
-from dp_ray.data.facts import data_facts
+from dp_ray.data.facts import DataFacts, data_facts
 from dp_ray.json_text import finite
 from dp_ray.models.build import build_model
 from dp_ray.performance.device import local_device
 from dp_ray.performance.estimate import (
     GIB,
+    NOISE_BYTES,
     available_memory,
     memory_estimate,
-    microbatch_seconds,
     parameter_count,
     planned_microbatch_size,
     run_seconds,
 )
-from dp_ray.performance.memory import peak_bytes, start_peak
+from dp_ray.performance.microbatch import MicrobatchCost, microbatch_cost
+from dp_ray.performance.threads import usable_cores
 from dp_ray.privacy.accounting import running_maximum
 from dp_ray.reporting.words import describe_epsilon, duration, noise_in_words
 from dp_ray.training.preparation import make_plan
 
 _CURVE_POINTS = 10
 
+_REST_OF_A_STEP, _SHARED = 1.5, 1.5
+"""How much longer steps take than their microbatches did: for reading, noise and messages; and
+where several workers share a machine's caches. Measured on two cores, and rounded up."""
 
-def plan_facts(config: Config) -> dict[str, Any]:
+
+def plan_facts(config: Config, *, quick: bool = False) -> dict[str, Any]:
     """The plan, its ε curve, and what it takes on a machine like this one; reads no data.
+
+    Args:
+        config: of the run.
+        quick: leave out what has to be timed; memory is an estimate then.
 
     Raises:
         ConfigError: it cannot be carried out; see :func:`~dp_ray.training.preparation.make_plan`.
@@ -38,11 +49,12 @@ def plan_facts(config: Config) -> dict[str, Any]:
     facts = data_facts(config.data)
     model = build_model(config.model, facts)
     size = planned_microbatch_size(config, facts, model)
-    device = local_device(config.cluster) if torch.cuda.is_available() else torch.device("cpu")
-    start_peak(device)
-    seconds = microbatch_seconds(config, facts, model.to(device), size)
-    measured = peak_bytes(device)
-    needed = memory_estimate(config, facts, model, size) if measured is None else measured
+    available = available_memory(config)
+    cost = None
+    if not quick:
+        on_gpu = torch.cuda.is_available()
+        device = local_device(config.cluster) if on_gpu else torch.device("cpu")
+        cost = microbatch_cost(config, facts, model.to(device), size)
     steps = sorted({max(plan.steps * i // _CURVE_POINTS, 1) for i in range(1, _CURVE_POINTS + 1)})
     return {
         **plan.dump(),
@@ -56,20 +68,42 @@ def plan_facts(config: Config) -> dict[str, Any]:
         "parameters": parameter_count(model),
         "num_workers": config.cluster.max_workers,
         "microbatch_size": size,
-        "microbatch_seconds": seconds,
-        "seconds": run_seconds(
-            config, plan.steps, microbatch_size=size, microbatch_seconds=seconds
-        ),
-        "memory_gib_per_worker": needed / GIB,
-        "memory_is_measured": measured is not None,
-        "available_gib_per_worker": available_memory(config) / GIB,
+        "microbatch_seconds": None if cost is None else cost.fastest,
+        "seconds": None if cost is None else _seconds(config, plan.steps, size, cost),
+        "cores": usable_cores(),
+        "cores_in_use": None if cost is None else cost.cores_in_use,
+        "machine_is_busy": cost is not None and cost.busy,
+        **_memory(config, facts, model, size, cost),
+        "available_gib_per_worker": available / GIB,
     }
+
+
+def _seconds(config: Config, steps: int, size: int, cost: MicrobatchCost) -> list[float]:
+    """From the fewest to the most seconds of all steps that are to be expected."""
+    fewest, most = (
+        run_seconds(config, steps, microbatch_size=size, microbatch_seconds=seconds)
+        for seconds in (cost.idle, cost.slowest)
+    )
+    return [fewest, most * _REST_OF_A_STEP * (_SHARED if config.cluster.max_workers > 1 else 1.0)]
+
+
+def _memory(
+    config: Config, facts: DataFacts, model: nn.Module, size: int, cost: MicrobatchCost | None
+) -> dict[str, Any]:
+    """Of one worker: the peak that was measured, and the noise beside it; else an estimate."""
+    measured = None if cost is None else cost.peak_bytes
+    if measured is None:
+        process = psutil.Process().memory_info().rss  # a worker has the same libraries
+        needed = process + memory_estimate(config, facts, model, size)
+    elif next(model.parameters()).is_cuda:
+        needed = measured
+    else:
+        needed = measured + NOISE_BYTES * parameter_count(model)
+    return {"memory_gib_per_worker": needed / GIB, "memory_is_measured": measured is not None}
 
 
 def describe_plan(facts: dict[str, Any]) -> str:
     """Lines for the terminal."""
-    workers = facts["num_workers"]
-    where = f"{workers} workers" if workers > 1 else "1 worker" if workers else "this process"
     source = "measured" if facts["memory_is_measured"] else "an estimate, within a factor of two"
     lines = [
         f"privacy       {describe_epsilon(facts['epsilon'], facts['delta'])} "
@@ -79,10 +113,10 @@ def describe_plan(facts: dict[str, Any]) -> str:
         f"{facts['sample_rate']:.5f}",
         f"work          T = {facts['steps']} steps, K = {facts['views']} views, "
         f"P = {facts['parameters']:,} parameters",
-        f"time          about {duration(facts['seconds'])} on {where} of this machine, "
-        "start-up (a quarter of a minute with Ray) and evaluation not counted",
-        f"memory        about {facts['memory_gib_per_worker']:.2f} GiB for a worker's microbatch "
-        f"({source}), {facts['available_gib_per_worker']:.1f} GiB available",
+        f"time          {_time_in_words(facts)}",
+        f"memory        about {facts['memory_gib_per_worker']:.2f} GiB for a worker with "
+        f"{facts['microbatch_size']} examples a microbatch ({source}), "
+        f"{facts['available_gib_per_worker']:.1f} GiB available",
         "",
         "   step       ε",
     ]
@@ -91,3 +125,23 @@ def describe_plan(facts: dict[str, Any]) -> str:
             share = epsilon / facts["epsilon"]
             lines.append(f"{step:7d}  {epsilon:6.3f}  {'█' * round(40 * share)}")
     return "\n".join(lines)
+
+
+def _time_in_words(facts: dict[str, Any]) -> str:
+    if facts["seconds"] is None:
+        return "not estimated (--quick)"
+    workers = facts["num_workers"]
+    where = f"{workers} workers" if workers > 1 else "1 worker" if workers else "this process"
+    fewest, most = (duration(seconds) for seconds in facts["seconds"])
+    between = f"about {most}" if fewest == most else f"{fewest} to {most}"
+    text = (
+        f"{between} on {where} of this machine, start-up (a quarter of a minute with Ray) and "
+        "evaluation not counted"
+    )
+    if facts["machine_is_busy"]:
+        text += (
+            f"\n              This machine is busy: other programs use about "
+            f"{facts['cores_in_use']:.1f} of its {facts['cores']} cores. The lower figure is for "
+            "an idle one"
+        )
+    return text

@@ -47,6 +47,12 @@ _LIBRARIES = {*sys.stdlib_module_names, "dp_ray", "numpy", "opacus", "torch", "t
 _OPAQUE = {"abc", "importlib", "logging", "re", "typing", "warnings"}
 """Packages whose objects change by themselves, and hold nothing that a network computes with."""
 
+_CLOSED = (
+    *(types.CodeType, types.BuiltinFunctionType, types.MethodDescriptorType, threading.Thread),
+    *(types.GenericAlias, types.UnionType),  # in annotations, which lead to half of a library
+)
+"""Objects whose parts hold nothing that a network computes with."""
+
 _EXACT = (dict, list, tuple)
 """Containers without attributes of their own."""
 
@@ -126,7 +132,7 @@ class _Walk:
     def _visit(self, place: str, value: Any) -> None:
         while place in self.state:  # one name for two things
             place += "'"
-        if isinstance(value, _ALL_PLAIN):
+        if type(value) in _PLAIN or isinstance(value, _ALL_PLAIN):  # the first is fast, and common
             self.state[place] = f"{type(value).__name__} {value!r}"
             return
         if id(value) in self._first:
@@ -159,7 +165,8 @@ class _Walk:
         else:
             simple = _simple_parts(value)
             yield from simple or ()
-            derived = isinstance(value, Mapping | list | tuple) and type(value) not in _EXACT
+            exact = type(value) in _EXACT
+            derived = not exact and isinstance(value, Mapping | list | tuple)
             if simple is None or derived:
                 yield from self._object_parts(value)
 
@@ -195,7 +202,8 @@ class _Walk:
 
 def _simple_parts(value: Any) -> Iterable[tuple[str, Any]] | None:
     """Parts of Python's own containers and wrappers; None of other objects."""
-    parts: Iterable[tuple[str, Any]] | None = parts_of_wrapper(value)
+    exact = type(value) in _EXACT
+    parts: Iterable[tuple[str, Any]] | None = None if exact else parts_of_wrapper(value)
     if isinstance(value, Mapping):
         items = list(value.items())
         objects = [(" (a key)", key) for key, _ in items if not isinstance(key, _PLAIN)]
@@ -219,6 +227,8 @@ def _simple_parts(value: Any) -> Iterable[tuple[str, Any]] | None:
 
 def _content(value: Any) -> str | None:
     """A digest of a value that is read as a whole; None if it has parts."""
+    if type(value) in _EXACT:
+        return None
     name = type(value).__name__
     if isinstance(value, Tensor):
         return _tensor(value)
@@ -246,9 +256,8 @@ def _is_closed(value: Any) -> bool:
         return _is_library(value.__module__)
     if belongs_to_an_object(value):
         return False
-    closed = (types.CodeType, types.BuiltinFunctionType, types.MethodDescriptorType)
     package = str(type(value).__module__).partition(".")[0]
-    return isinstance(value, (*closed, threading.Thread)) or package in _OPAQUE
+    return isinstance(value, _CLOSED) or package in _OPAQUE
 
 
 def _generator(value: Any) -> str | None:

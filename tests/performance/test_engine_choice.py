@@ -53,20 +53,28 @@ ALL = {"vmap": 0.4, "per_layer": 0.3, "vmap_compiled": 0.1, "per_layer_compiled"
 
 
 @pytest.mark.parametrize(
-    ("steps", "engine"),
+    ("steps", "faster", "engine"),
     [
-        (1, "vmap"),  # 26 s of vmap: too short for anything but the two plain ones
-        (2, "per_layer"),
-        (20, "per_layer_compiled"),  # ten minutes: one is compiled, the better of the plain ones
-        (200, "vmap_compiled"),
+        (15, 1, "vmap"),  # 8 minutes, but fewer microbatches than trying engines would take
+        (16, 32, "vmap"),  # 16 s of vmap: too short for any other
+        (16, 8, "per_layer"),  # a minute: too short for anything but the two plain ones
+        (20, 1, "per_layer_compiled"),  # ten minutes: the better of the plain ones is compiled
+        (200, 1, "vmap_compiled"),
     ],
 )
 def test_the_longer_the_run_the_more_is_tried(
-    make_config: MakeConfig, steps: int, engine: str
+    make_config: MakeConfig, steps: int, faster: int, engine: str
 ) -> None:
     config = make_config(train={"microbatch_size": 32})
-    costs = {name: cost / (2 if steps == 1 else 1) for name, cost in ALL.items()}
+    costs = {name: cost / faster for name, cost in ALL.items()}
     assert chosen(config, steps, linear(**costs)).engine == engine
+
+
+def test_a_run_of_a_few_steps_measures_nothing(make_config: MakeConfig) -> None:
+    def measure(_name: str, _size: int) -> float:
+        raise AssertionError
+
+    assert chosen(make_config(), 4, measure) == Choice("vmap", 32)
 
 
 def test_a_short_run_measures_once_and_takes_the_default(make_config: MakeConfig) -> None:
@@ -76,7 +84,7 @@ def test_a_short_run_measures_once_and_takes_the_default(make_config: MakeConfig
         asked.append((name, size))
         return 1e-3
 
-    assert chosen(make_config(), 4, measure) == Choice("vmap", 32)
+    assert chosen(make_config(), 40, measure) == Choice("vmap", 32)
     assert set(asked) == {("vmap", 32)}
 
 

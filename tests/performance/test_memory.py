@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +20,11 @@ from dp_ray.errors import ConfigError, RunError
 from dp_ray.gradients.engines.engine import Engine
 from dp_ray.models.build import build_model
 from dp_ray.objectives.single_label import SingleLabel
-from dp_ray.performance import engine_choice, engine_trial, estimate
+from dp_ray.performance import engine_choice, engine_trial, estimate, microbatch
 from dp_ray.performance.engine_choice import choose
 from dp_ray.performance.engine_trial import EngineTrial, Measurements
 from dp_ray.performance.estimate import check_memory, memory_estimate
-from dp_ray.reporting import plan as plan_page
+from dp_ray.performance.memory import process_peak_bytes, start_process_peak
 from dp_ray.reporting.plan import describe_plan, plan_facts
 from dp_ray.training import setup
 from dp_ray.training.step import ShardWorker
@@ -81,7 +83,7 @@ def test_where_not_even_one_example_fits_no_size_is_named(
 def test_a_size_that_was_left_open_is_one_that_fits(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(privacy={"steps": 2})
+    config = make_config(privacy={"steps": 16})
     with room_for(13, monkeypatch):
         assert start(config)["status"] == "finished"
     assert EngineNote.read(RunDirectory.of(config).private).microbatch_size <= 13
@@ -188,13 +190,35 @@ def test_a_plan_says_whether_its_memory_is_an_estimate(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = make_config()
-    facts = plan_facts(config)
+    facts = plan_facts(config, quick=True)
     assert not facts["memory_is_measured"]
-    assert "GiB for a worker's microbatch (an estimate, within a factor" in describe_plan(facts)
-    monkeypatch.setattr(plan_page, "peak_bytes", lambda _device: 2.0**31)
+    assert "a microbatch (an estimate, within a factor of two)" in describe_plan(facts)
+    monkeypatch.setattr(microbatch, "process_peak_bytes", lambda: None)  # another system
+    assert not plan_facts(config)["memory_is_measured"]
+    monkeypatch.setattr(microbatch, "process_peak_bytes", lambda: 2.0**31)
     facts = plan_facts(config)
-    assert facts["memory_gib_per_worker"] == 2.0
-    assert "about 2.00 GiB for a worker's microbatch (measured)" in describe_plan(facts)
+    noise = 8 * facts["parameters"] / 2**30
+    assert facts["memory_gib_per_worker"] == 2.0 + noise
+    assert "about 2.00 GiB for a worker with 32 examples a microbatch (meas" in describe_plan(facts)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak")
+def test_the_peak_of_a_process_is_measured_anew() -> None:
+    size = 2**28
+    start_process_peak()
+    before = process_peak_bytes()
+    with mmap.mmap(-1, size) as block:  # given back when it is closed, whatever malloc keeps
+        block.write(bytes(size))
+        with_block = process_peak_bytes()
+    closed = process_peak_bytes()
+    start_process_peak()
+    after = process_peak_bytes()
+    assert before is not None
+    assert with_block is not None
+    assert closed is not None
+    assert after is not None
+    assert min(with_block, closed) > before + size / 2
+    assert after < with_block - size / 2
 
 
 def test_a_plan_that_does_not_fit_is_one_line(

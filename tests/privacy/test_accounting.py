@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
 from helpers.plans import plan_at_rate
-from opacus.accountants import RDPAccountant
+from opacus.accountants import PRVAccountant, RDPAccountant
 
 from dp_ray.privacy import accounting
 from dp_ray.privacy.accounting import (
@@ -19,6 +20,7 @@ from dp_ray.privacy.accounting import (
     solve_noise_multiplier,
     solve_steps,
 )
+from dp_ray.privacy.history import History
 
 
 def cost(accountant: str, sigma: float, rate: float, steps: int, delta: float) -> float:
@@ -67,6 +69,25 @@ def test_accountants_agree(sigma: float, rate: float, steps: int) -> None:
     """PLD, written by others, lies within PRV's error below it; RDP is looser than both."""
     prv, pld, rdp = (cost(name, sigma, rate, steps, 1e-5) for name in ("prv", "pld", "rdp"))
     assert prv - 0.03 < pld <= prv < rdp
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        ((4.5, 0.356, 100),),
+        ((1.0, 0.01, 1000),),
+        ((2.0, 0.1, 50), (1.5, 0.2, 30)),
+        ((1.0, 1.0, 5),),
+    ],
+)
+def test_prv_is_what_opacus_says_to_the_last_bit(history: History) -> None:
+    """Its grid is found from divergences that are kept."""
+    opacus = PRVAccountant()
+    opacus.history = list(history)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # the logarithm of zero, at q = 1
+        expected = opacus.get_epsilon(1e-5)
+    assert epsilon_of("prv", history, 1e-5) == expected
 
 
 def test_rdp_is_what_opacus_says_to_the_last_bit() -> None:

@@ -75,9 +75,22 @@ def test_plan_prints_the_budget_and_one_object(config_file: Path) -> None:
     curve = [epsilon for _, epsilon in found["epsilon_curve"]]
     assert curve == sorted(curve)
     assert curve[-1] == found["epsilon"]
-    assert found["seconds"] > 0
+    fewest, most = found["seconds"]
+    assert 0 < fewest <= most
     assert found["memory_gib_per_worker"] > 0
+    assert found["memory_is_measured"] is not None
     assert "σ = 1.0000" in "\n".join(lines)
+
+
+def test_a_quick_plan_times_nothing(config_file: Path) -> None:
+    lines = run("plan", config_file, "--quick", "--json").splitlines()
+    found = json.loads(lines[-1])
+    assert (found["seconds"], found["microbatch_seconds"]) == (None, None)
+    assert not found["memory_is_measured"]
+    assert "time          not estimated (--quick)" in lines
+    refused = dp_ray("plan", config_file, "--quick", "--workers", "1,2")
+    assert refused.returncode == 2
+    assert "--workers predicts from the timing that --quick leaves out" in refused.stderr
 
 
 def test_train_evaluate_and_the_taken_name(config_file: Path) -> None:

@@ -118,19 +118,67 @@ def test_one_s_own_code_needs_no_option(trained: Path, monkeypatch: pytest.Monke
     assert json.loads(done.output.splitlines()[-1])["report"]
 
 
-def test_agreement_is_to_code_at_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def agreed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], bool]:
+    """Whether an object of a folder's module may be imported; nothing was agreed to yet."""
     monkeypatch.setattr(imports, "_AGREED", str(tmp_path / "state/own_code"))
-    for place in ("mine", "theirs"):
-        (tmp_path / place).mkdir()
-        (tmp_path / place / f"{MODULE}.py").write_text("def f(): pass\ndef g(): pass\n")
 
-    def agreed(place: str, name: str) -> bool:
+    def ask(place: str, name: str) -> bool:
         monkeypatch.chdir(tmp_path / place)
         forget_the_code(monkeypatch)
         with reading(own_code=False):
             return may_import(f"{MODULE}:{name}")
 
+    return ask
+
+
+def write_code(place: Path, text: str) -> None:
+    place.mkdir()
+    (place / f"{MODULE}.py").write_text(text)
+
+
+def test_agreement_is_to_code_at_its_place(
+    tmp_path: Path, agreed: Callable[[str, str], bool]
+) -> None:
+    write_code(tmp_path / "mine", "def f(): pass\ndef g(): pass\n")
+    write_code(tmp_path / "theirs", "def f(): print()\ndef g(): pass\n")
     assert not agreed("mine", "f")
     import_object(f"{MODULE}:f", "model.name")
     assert [agreed("mine", "f"), agreed("mine", "g"), agreed("theirs", "f")] == [True, False, False]
+    (tmp_path / "mine" / f"{MODULE}.py").write_text("def f(): return 1\n")  # edited
+    assert agreed("mine", "f")
     assert (tmp_path / "state/own_code").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("text", "elsewhere"),
+    [
+        ("import math\nfrom torch import nn\nf = 1\n", True),
+        ("f = 1\n", True),
+        ("import beside\nf = 1\n", False),  # another file, which may be another there
+        ("def f():\n    from beside import g\n", False),
+        ("from . import beside\nf = 1\n", False),
+        ("def f():\n    import not_there\n", False),
+        ("import importlib\nf = importlib.import_module('beside')\n", False),
+        ("f = __import__('beside')\n", False),
+        ("f = exec(open('beside.py').read())\n", False),
+        ("from runpy import run_path as f\n", False),
+    ],
+    ids=[
+        *("installed", "nothing", "beside", "inside", "relative", "missing"),
+        *("importlib", "__import__", "exec", "runpy"),
+    ],
+)
+def test_the_same_file_elsewhere_is_agreed_to_if_it_stands_alone(
+    text: str, elsewhere: bool, tmp_path: Path, agreed: Callable[[str, str], bool]
+) -> None:
+    for place in ("mine", "moved"):
+        write_code(tmp_path / place, text)
+        (tmp_path / place / "beside.py").write_text("g = 1\n")
+    assert not agreed("mine", "f")
+    imports.agree_to(f"{MODULE}:f")
+    assert agreed("mine", "f")
+    assert agreed("moved", "f") == elsewhere
+    assert not agreed("moved", "g")
+    (tmp_path / "moved" / f"{MODULE}.py").write_text(f"{text}h = 1\n")
+    assert not agreed("moved", "f")
