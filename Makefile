@@ -8,8 +8,8 @@ RUN ?= digits
 
 .PHONY: demo clean-demo test test-all test-core verify faults gpu-bundle docs docs-check check help
 
-# Three processes on two cores: tests that start Ray run in one, and mostly wait (tests/conftest.py).
-PYTEST = $(BIN)/python -m pytest --numprocesses 3
+# Four processes on two cores: tests that start Ray run in one, and mostly wait (tests/conftest.py).
+PYTEST = $(BIN)/python -m pytest --numprocesses 4
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -198,20 +198,21 @@ def epsilon_by_accountant(history: History, delta: float) -> dict[AccountantName
     return {name: epsilon_of(name, history, delta) for name in names}
 
 
-def epsilon_curve(history: History, deltas: Sequence[float]) -> list[float]:
+@cache
+def epsilon_curve(history: History, deltas: tuple[float, ...]) -> tuple[float, ...]:
     """ε of all that was released at each δ, by ``pld``, which composes once for all of them.
 
     They hold at the same time. ``inf`` where the accountant has no bound.
     """
     released = [entry for entry in history if entry[2] > 0]
     if not released or any(sigma == 0 for sigma, _, _ in released):
-        return [math.inf if released else 0.0 for _ in deltas]
+        return (math.inf if released else 0.0,) * len(deltas)
     try:
         accountant = _pld_accountant(released)
         found = [float(accountant.get_epsilon(delta)) for delta in deltas]
     except (ArithmeticError, ValueError, RuntimeError, IndexError, MemoryError):
-        return [math.inf for _ in deltas]
-    return [math.inf if math.isnan(epsilon) else max(epsilon, 0.0) for epsilon in found]
+        return (math.inf,) * len(deltas)
+    return tuple(math.inf if math.isnan(epsilon) else max(epsilon, 0.0) for epsilon in found)
 
 
 def _pld_accountant(released: list[tuple[float, float, int]]) -> PLDAccountant:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +114,16 @@ def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
-def main() -> int:
-    """See the module."""
+def main(words: Sequence[str] | None = None) -> int:
+    """See the module.
+
+    Args:
+        words: of the command; by default those that this program was called with.
+    """
     parser = argparse.ArgumentParser(description="Write the configuration reference.")
     parser.add_argument("file", type=Path)
     parser.add_argument("--check", action="store_true", help="write nothing; 1 if out of date")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     page = configuration_page()
     if not arguments.check:
         arguments.file.write_text(page, encoding="utf-8")

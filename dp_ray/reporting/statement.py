@@ -27,7 +27,7 @@ _WEAK = 99.0
 
 def privacy_profile(statement: Statement) -> list[tuple[float, float]]:
     """(δ, ε) pairs of training, by PLD, all of which hold at once; none without noise."""
-    deltas = sorted({*_PROFILE, statement.delta})
+    deltas = tuple(sorted({*_PROFILE, statement.delta}))
     pairs = zip(deltas, epsilon_curve(statement.history, deltas), strict=True)
     return [(delta, max(epsilon, 0.0)) for delta, epsilon in pairs if math.isfinite(epsilon)]
 

@@ -28,12 +28,11 @@ def cost(accountant: str, sigma: float, rate: float, steps: int, delta: float) -
 
 
 def test_a_curve_is_the_accountant_asked_at_each_delta() -> None:
-    history, deltas = ((2.0, 0.1, 20), (1.5, 0.1, 5)), [1e-7, 1e-4, 1e-2]
+    history, deltas = ((2.0, 0.1, 20), (1.5, 0.1, 5)), (1e-7, 1e-4, 1e-2)
     expected = [epsilon_of("pld", history, delta) for delta in deltas]
-    assert epsilon_curve(history, deltas) == expected
-    assert expected == sorted(expected, reverse=True)
-    assert epsilon_curve(((0.0, 0.1, 3),), deltas) == [math.inf] * 3
-    assert epsilon_curve((), deltas) == [0.0] * 3
+    assert list(epsilon_curve(history, deltas)) == expected == sorted(expected, reverse=True)
+    assert epsilon_curve(((0.0, 0.1, 3),), deltas) == (math.inf,) * 3
+    assert epsilon_curve((), deltas) == (0.0,) * 3
 
 
 @pytest.mark.parametrize(
