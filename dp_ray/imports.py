@@ -111,6 +111,7 @@ def may_import(path: str) -> bool:
 
 def agree_to(path: str) -> None:
     """Remember that a configuration of this user named ``path``; not in a worker of a cluster."""
+    search_users_folders_last()
     agreed = _agreed_lines()
     new = [line for line in _lines_of(path) if line not in agreed]
     if USERS_FOLDERS in os.environ or not new:
@@ -137,7 +138,7 @@ def _lines_of(path: str) -> list[str]:
     with suppress(ImportError, ValueError):
         spec = importlib.util.find_spec(module.partition(".")[0])
         if spec is not None:
-            place = spec.origin or list(spec.submodule_search_locations or ())
+            place = spec.origin or sorted({*(spec.submodule_search_locations or ())})
             lines = [repr((path, str(place)))]
             if spec.origin and "." not in module and _stands_alone(spec.origin):
                 content = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()

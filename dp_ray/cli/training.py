@@ -154,7 +154,12 @@ def tune(
         check_search(loaded)
     # These import torch, which takes seconds.
     from dp_ray.api.tune import plan_sweep
-    from dp_ray.reporting.search import describe_search, describe_sweep_result, search_facts
+    from dp_ray.reporting.search import (
+        describe_search,
+        describe_search_interruption,
+        describe_sweep_result,
+        search_facts,
+    )
     from dp_ray.search.cost import search_cost
 
     if dry_run:
@@ -163,9 +168,13 @@ def tune(
         print_text(describe_search(search, cost))
         print_json(search_facts(search, cost), as_json)
         return
-    result = dp_ray.tune(
-        loaded, callbacks=[terminal_progress()], resume=resume, break_lock=break_lock
-    )
+    try:
+        result = dp_ray.tune(
+            loaded, callbacks=[terminal_progress()], resume=resume, break_lock=break_lock
+        )
+    except KeyboardInterrupt as interrupt:
+        said = str(interrupt) or describe_search_interruption(loaded)
+        raise KeyboardInterrupt(said) from None
     print_text(describe_sweep_result(result))
     print_json(result.dump(), as_json)
     if result.status == "stopped":

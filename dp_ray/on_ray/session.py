@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ from ray.job_config import JobConfig
 from dp_ray.config.cluster import ClusterConfig
 from dp_ray.errors import RunError
 from dp_ray.imports import USERS_FOLDERS
+from dp_ray.on_ray.failures import first_sentences
 from dp_ray.on_ray.job import IN_JOB, in_job, variables_of_job
 from dp_ray.performance.threads import usable_cores
 
@@ -67,6 +70,7 @@ def ray_session(
     # Ray would put the user's folder before all others in workers, where it hides Python's modules.
     job = JobConfig()
     job._py_driver_sys_path = _NothingMore()
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         if address is not None:
             given = variables_of_job()
@@ -94,8 +98,12 @@ def ray_session(
                 "~/.ray/auth_token) is the cluster's"
             )
         raise RunError(problem) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray's core put its own in place
     try:
-        yield
+        with first_sentences():
+            yield
     finally:
         ray.shutdown()
         _own.clear()  # a process is connected to one at a time

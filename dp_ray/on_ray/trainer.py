@@ -10,7 +10,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from dp_ray.artifacts.run_directory import RAY, REFUSED
 from dp_ray.config.cluster import ClusterConfig
-from dp_ray.errors import DpRayError, RunError
+from dp_ray.errors import RunError
+from dp_ray.on_ray.failures import explained
 from dp_ray.on_ray.lean import LocalTrainer, ProcessGroupConfig
 from dp_ray.on_ray.room import await_room, lost_room_told
 from dp_ray.on_ray.session import is_our_own, ray_session, training_environment
@@ -66,7 +67,7 @@ def train_on_ray(
             with lost_room_told(cluster, tell):
                 trainer.fit()
         except TrainingFailedError as error:
-            raise _explain(error) from error
+            raise explained(error) from error
         if run.private.exists(REFUSED):
             raise RunError(run.private.read(REFUSED).decode())
 
@@ -82,19 +83,3 @@ def _max_failures(cluster: ClusterConfig) -> int:
     if cluster.max_failures is not None:
         return cluster.max_failures
     return _FAILURES_OF_ELASTIC if cluster.is_elastic else 0
-
-
-def _explain(error: TrainingFailedError) -> DpRayError:
-    """The user's mistake inside Ray's report of it, or a short account of the failure."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    for failure in failures:
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, DpRayError):
-                return cause
-            cause = getattr(cause, "_base_exc", None) or cause.__cause__
-    first = failures[0] if failures else error
-    return RunError(
-        f"training failed on a worker: {first}\n"
-        "What was charged is in the ledger; --resume goes on from the last checkpoint"
-    )

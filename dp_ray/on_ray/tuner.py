@@ -55,9 +55,8 @@ def tune_on_ray(
     nested = is_nested(example.cluster)
     spare = _CPUS_OF_DRIVERS if nested else 0
     session = ray_session(example.cluster, spare_cpus=spare, environment=training_environment())
-    with _quiet(), session:
-        with _interrupt_on_sigterm():
-            await_room(example.cluster, tell)
+    with _quiet(), _interrupt_on_sigterm(), session:
+        await_room(example.cluster, tell)
         resources = ray.cluster_resources()
         resources["CPU"] -= _CPUS_OF_DRIVERS if nested else 0
         at_once = trials_at_once(search.sweep.tune, example.cluster, resources)
@@ -163,7 +162,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _interrupt_on_sigterm() -> Iterator[None]:
-    """SIGTERM as Ctrl-C, while there are no trials yet: Ray's core would end the process."""
+    """SIGTERM as Ctrl-C, before there are trials and after them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -178,7 +177,7 @@ def _interrupt_on_sigterm() -> Iterator[None]:
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Ctrl-C or SIGTERM: Tune saves what it knows and ends. Twice: at once.
 
-    Tune listens to SIGUSR1 itself; Ray's core would end the process at SIGTERM.
+    Tune listens to SIGUSR1 itself.
     """
     received: list[int] = []
 

@@ -91,12 +91,14 @@ def _memory(
     config: Config, facts: DataFacts, model: nn.Module, size: int, cost: MicrobatchCost | None
 ) -> dict[str, Any]:
     """Of one worker: the peak that was measured, and the noise beside it; else an estimate."""
-    measured = None if cost is None else cost.peak_bytes
-    if measured is None:
+    gpus, on_gpu = bool(config.cluster.gpus_per_worker), next(model.parameters()).is_cuda
+    # A plan for a GPU may be made where there is none.
+    measured = cost.peak_bytes if cost is not None and gpus == on_gpu else None
+    if gpus:
+        needed = memory_estimate(config, facts, model, size) if measured is None else measured
+    elif measured is None:
         process = psutil.Process().memory_info().rss  # a worker has the same libraries
         needed = process + memory_estimate(config, facts, model, size)
-    elif next(model.parameters()).is_cuda:
-        needed = measured
     else:
         needed = measured + NOISE_BYTES * parameter_count(model)
     return {"memory_gib_per_worker": needed / GIB, "memory_is_measured": measured is not None}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from dp_ray.config.search import SweepConfig
 from dp_ray.reporting.words import count, describe_epsilon, describe_point, duration, table_fields
 from dp_ray.search.cost import SearchCost
+from dp_ray.search.directory import SweepDirectory
 from dp_ray.search.result import SearchSummary, TrialResult, Winner
 from dp_ray.search.search import Search, trial_count
 
@@ -76,6 +78,17 @@ def describe_sweep_result(result: SearchSummary) -> str:
     else:
         lines.append(f"keep secret   {result.path}/private, the other trials included")
     return "\n".join(lines)
+
+
+def describe_search_interruption(sweep: SweepConfig) -> str:
+    """Return what is there of a search that was stopped at once, and how to continue it."""
+    directory = SweepDirectory.of(sweep)
+    if not directory.exists():
+        return "stopped before the search began: nothing was written, and nothing was charged"
+    return (
+        "stopped at once, what was charged is in the ledgers of its trials; the same command with "
+        f"--resume continues {directory.root}"
+    )
 
 
 def _heading(epsilon: float, delta: float, accountant: str, how: str) -> str:

@@ -17,6 +17,8 @@ def describe_result(result: Result) -> str:
     # Of several, the primary one, and those that are no numbers.
     shown = {n: v for i, (n, v) in enumerate(metrics.items()) if i == 0 or (known and v is None)}
     steps, planned = result.steps, result.steps_planned
+    if steps == 0:
+        shown = {}  # nothing was evaluated
     taken = count(steps, "step") if steps == planned else f"{steps} of {count(planned, 'step')}"
     lines = [
         f"{result.status:13s} {taken} in {about(result.seconds)}, start-up not counted",

@@ -78,7 +78,8 @@ def _take_steps(session: Session, observer: Observer, clock: Clock) -> None:
         started = time.monotonic()
         assignment = _share_assignment(session)
         step = assignment.step
-        evaluate = assignment.done or step % evaluate_every == 0
+        # Stopped before its first step, a run has nothing to evaluate.
+        evaluate = step > 0 and (assignment.done or step % evaluate_every == 0)
         save = assignment.done or step % checkpoint_every == 0
         if handled not in (None, step) or assignment.done:
             if save or evaluate:

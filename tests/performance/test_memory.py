@@ -200,6 +200,9 @@ def test_a_plan_says_whether_its_memory_is_an_estimate(
     noise = 8 * facts["parameters"] / 2**30
     assert facts["memory_gib_per_worker"] == 2.0 + noise
     assert "about 2.00 GiB for a worker with 32 examples a microbatch (meas" in describe_plan(facts)
+    # Planned where there is none, for a cluster.
+    for_gpu = make_config(cluster={"gpus_per_worker": 1, "address": "127.0.0.1:6379"})
+    assert not plan_facts(for_gpu)["memory_is_measured"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's peak")

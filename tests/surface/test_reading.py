@@ -150,6 +150,26 @@ def test_agreement_is_to_code_at_its_place(
     assert (tmp_path / "state/own_code").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.usefixtures("agreed")
+def test_agreement_does_not_depend_on_the_order_in_which_python_searches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A package without __init__.py is wherever one of its files is."""
+    for place, file in (("mine", "code.py"), ("also", "other.py")):
+        (tmp_path / place / MODULE).mkdir(parents=True)
+        (tmp_path / place / MODULE / file).write_text("f = 1\n")
+    monkeypatch.chdir(tmp_path / "mine")
+    before = [p for p in sys.path if p not in ("", str(tmp_path / "mine"))]
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path / "also"), *before])
+    imports.agree_to(f"{MODULE}.code:f")
+    with reading(own_code=False):
+        assert may_import(f"{MODULE}.code:f")
+    monkeypatch.setattr(sys, "path", [*before, str(tmp_path / "mine"), str(tmp_path / "also")])
+    with reading(own_code=False):
+        assert may_import(f"{MODULE}.code:f")
+        assert not may_import(f"{MODULE}.code:g")
+
+
 @pytest.mark.parametrize(
     ("text", "elsewhere"),
     [

@@ -26,6 +26,7 @@ from rich.console import Console
 from dp_ray.api import train as run_module
 from dp_ray.artifacts.checkpoint import Checkpoint, Checkpoints
 from dp_ray.artifacts.notes import StartNote
+from dp_ray.artifacts.result import Result
 from dp_ray.artifacts.run_directory import RunDirectory
 from dp_ray.config.run import Config
 from dp_ray.errors import ChargesError, ConfigError, DpRayError, LedgerError, RunError
@@ -33,8 +34,23 @@ from dp_ray.ledger.ledger import Ledger
 from dp_ray.privacy.noise import StepNoises
 from dp_ray.reporting.ledger import repair_ledger
 from dp_ray.reporting.run_progress import TerminalProgress
+from dp_ray.reporting.summary import describe_result
 from dp_ray.storage import LocalFolder
 from dp_ray.training.preparation import make_plan
+
+
+def test_a_run_that_is_stopped_before_its_first_step_evaluates_nothing(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    with monkeypatch.context() as patch:
+        patch.setattr("dp_ray.training.loop.shared_evaluation", pytest.fail)
+        result = start_and_stop(config, before_step=0)
+    assert (result["status"], result["steps"], result["charges"]) == ("stopped", 0, 0)
+    told = describe_result(Result.read(RunDirectory.of(config).root)).splitlines()
+    # The warning is that a replayed run's noise is known.
+    assert [line.split()[0] for line in told] == ["stopped", "privacy", "warning", "go"]
+    assert start(config, resume=True)["status"] == "finished"
 
 
 def test_resume_without_a_run_is_refused(make_config: MakeConfig) -> None:
