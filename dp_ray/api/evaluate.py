@@ -9,6 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dp_ray.api.objects import AnyObjective, Data, Model, Objects
+from dp_ray.data.store import Examples
 from dp_ray.objectives.objective import metrics_in
 from dp_ray.on_ray.job import errors_for_log
 from dp_ray.reporting.evaluation import describe_evaluation
@@ -28,12 +29,14 @@ class EvaluationResult:
             calibration, confusions.
         examples: columns [N] or [N, …] by name, a row for each test example: label, prediction,
             confidence, loss; private.
+        test: the split that these are of: ``test.read(ids)`` gives images and labels.
     """
 
     metrics: Mapping[str, float | None]
     test_examples: int
     facts: dict[str, Any]
     examples: dict[str, NDArray[Any]] = field(repr=False)
+    test: Examples = field(repr=False)
 
     @property
     def accuracy(self) -> float | None:
@@ -75,4 +78,5 @@ def evaluate(
     with errors_for_log():
         found = evaluate_run(run, list(overrides), objects.put_into_this_process, own_code=own_code)
     facts = found.figures
-    return EvaluationResult(metrics_in(facts), facts["test_examples"], facts, found.examples)
+    count = facts["test_examples"]
+    return EvaluationResult(metrics_in(facts), count, facts, found.examples, found.test)

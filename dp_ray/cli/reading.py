@@ -138,7 +138,8 @@ def evaluate(
     """Evaluate a released model on the test split.
 
     Prints accuracy in all and for each class, with 95% intervals, the calibration error and the
-    largest confusions, and draws the confusion matrix. Warns of a model that predicts one class
+    largest confusions, and draws the confusion matrix and, into the run's private part, test images
+    with prediction and truth. Warns of a model that predicts one class
     only or never predicts one, or that is no better than the most frequent class.
     """
     import dp_ray
@@ -147,8 +148,11 @@ def evaluate(
 
     check_run_exists(run)
     # These import torch, which takes seconds.
+    from dp_ray.artifacts.run_directory import RunDirectory
     from dp_ray.reporting.confusion import picture_file, save_confusion
+    from dp_ray.reporting.prediction_sheet import COLUMNS, PICTURE, draw_predictions
     from dp_ray.reporting.scores import scores_file, scores_table
+    from dp_ray.storage import open_folder
 
     file = picture_file(run, picture)
     table = None if scores is None else scores_file(run, scores)
@@ -163,6 +167,12 @@ def evaluate(
     elif "confusion_matrix" in result:
         result["picture"] = save_confusion(result, file)
         print_text(f"picture       {result['picture']}")
+        directory = RunDirectory(open_folder(run))
+        if directory.exists() and found.examples.keys() >= COLUMNS:
+            directory.check_private()
+            drawn = draw_predictions(found.test, found.examples, result["class_names"])
+            directory.private.write(PICTURE, drawn)
+            print_text(f"examples      {directory.private / PICTURE} (private: test images)")
     elif picture is not None:
         print_text(f"picture       none: {result['objective']} has no confusion matrix")
     print_json(result, as_json)

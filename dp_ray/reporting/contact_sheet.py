@@ -5,10 +5,7 @@ It shows private data, as the images themselves do.
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,8 +14,8 @@ from numpy.typing import NDArray
 from dp_ray.config.data import AugmentConfig
 from dp_ray.data.store import Dataset, Examples
 from dp_ray.data.views import ViewMaker
-from dp_ray.extras import require
 from dp_ray.keys import KeyedStream
+from dp_ray.reporting.sheet import ALARM, INK, MUTED, Sheet, png_of, tile_of
 
 _ROWS = 24
 """Rows at most; of more classes, as many from the first to the last."""
@@ -29,27 +26,9 @@ _FEW_ROWS = 12
 _VIEWS = 8
 _TRAIN_WIDTH = 900
 _TEST_TILES = 3
-_TILE = 80
-"""Side of a tile in pixels, about: small images are enlarged a whole number of times."""
 
 _GAP, _SPACE, _MARGIN, _HEAD = 4, 24, 20, 84
 _LONGEST_NAME = 18
-_INK, _MUTED, _ALARM = "#1a202c", "#4a5568", "#b3261e"
-_FRAME = (37, 99, 168)
-
-
-@dataclass
-class _Sheet:
-    """Pixels and texts that are collected before they are drawn."""
-
-    tiles: list[tuple[int, int, NDArray[np.uint8], bool]] = field(default_factory=list)
-    texts: list[tuple[int, int, str, float, str]] = field(default_factory=list)
-
-    def add_tile(self, x: int, y: int, tile: NDArray[np.uint8], *, framed: bool = False) -> None:
-        self.tiles.append((x, y, tile, framed))
-
-    def add_text(self, x: int, y: int, text: str, size: float, colour: str) -> None:
-        self.texts.append((x, y, text, size, colour))
 
 
 def draw_contact_sheet(dataset: Dataset, augment: AugmentConfig) -> bytes:
@@ -64,17 +43,17 @@ def draw_contact_sheet(dataset: Dataset, augment: AugmentConfig) -> bytes:
     shown = labels[np.linspace(0, len(labels) - 1, min(len(labels), _ROWS)).astype(int)]
     rows_each = max(min(_FEW_ROWS // max(len(shown), 1), 6), 1)
     views = min(augment.views, _VIEWS)
-    side = len(_tile(np.zeros((1, *[dataset.facts.image_size] * 2), dtype=np.uint8)))
+    side = len(tile_of(np.zeros((1, *[dataset.facts.image_size] * 2), dtype=np.uint8)))
     block = (views + 1) * (side + _GAP) + _SPACE
     across = max(min(_TRAIN_WIDTH // block, 3), 1)
-    sheet, maker = _Sheet(), ViewMaker(augment, dataset.facts, torch.device("cpu"))
+    sheet, maker = Sheet(), ViewMaker(augment, dataset.facts, torch.device("cpu"))
     names = {label: _name(label, classes[label]) for label in shown}
     train_left = 3 * _MARGIN + 8 * max(map(len, [*names.values(), "class"]))
     test_left = train_left + across * block + _SPACE
     _head(sheet, augment.views, views, train_left, test_left)
     y = _HEAD
     for label in shown:
-        sheet.add_text(_MARGIN, y + side // 2 + 4, names[label], 11, _INK)
+        sheet.add_text(_MARGIN, y + side // 2 + 4, names[label], 11, INK)
         for place, stack in enumerate(
             _examples(dataset.train, label, across * rows_each, maker, views)
         ):
@@ -82,16 +61,16 @@ def draw_contact_sheet(dataset: Dataset, augment: AugmentConfig) -> bytes:
             left = train_left + column * block
             for number, image in enumerate(stack):
                 x = left + number * (side + _GAP) + (_GAP if number else 0)
-                sheet.add_tile(x, y + row * (side + _GAP), _tile(image), framed=number == 0)
+                sheet.add_tile(x, y + row * (side + _GAP), tile_of(image), framed=number == 0)
         for place, stack in enumerate(_examples(dataset.test, label, _TEST_TILES * rows_each)):
             row, column = divmod(place, _TEST_TILES)
             x = test_left + column * (side + _GAP)
-            sheet.add_tile(x, y + row * (side + _GAP), _tile(stack[0]))
+            sheet.add_tile(x, y + row * (side + _GAP), tile_of(stack[0]))
         y += rows_each * (side + _GAP) + 10
     if len(shown) < len(labels):
-        sheet.add_text(_MARGIN, y + 16, f"{len(shown)} of {len(labels)} classes", 10, _MUTED)
+        sheet.add_text(_MARGIN, y + 16, f"{len(shown)} of {len(labels)} classes", 10, MUTED)
         y += 24
-    return _png(sheet, test_left + _TEST_TILES * (side + _GAP) + _MARGIN, y + _MARGIN)
+    return png_of(sheet, test_left + _TEST_TILES * (side + _GAP) + _MARGIN, y + _MARGIN)
 
 
 def class_names(dataset: Dataset) -> list[str]:
@@ -100,9 +79,9 @@ def class_names(dataset: Dataset) -> list[str]:
     return list(dataset.class_names) or [str(label) for label in range(count)]
 
 
-def _head(sheet: _Sheet, views: int, shown: int, train_left: int, test_left: int) -> None:
+def _head(sheet: Sheet, views: int, shown: int, train_left: int, test_left: int) -> None:
     sheet.add_text(
-        _MARGIN, 30, "Private: it shows the images. Do not publish this sheet.", 13, _ALARM
+        _MARGIN, 30, "Private: it shows the images. Do not publish this sheet.", 13, ALARM
     )
     more = f" ({shown} shown)" if shown < views else ""
     note = f"framed: as decoded; then K = {views} view{'' if views == 1 else 's'} as trained on"
@@ -110,9 +89,9 @@ def _head(sheet: _Sheet, views: int, shown: int, train_left: int, test_left: int
         (train_left, "train", note + more),
         (test_left, "test", "as evaluated"),
     ):
-        sheet.add_text(x, _HEAD - 14, title, 13, _INK)
-        sheet.add_text(x + 48, _HEAD - 14, about, 10, _MUTED)
-    sheet.add_text(_MARGIN, _HEAD - 14, "class", 13, _INK)
+        sheet.add_text(x, _HEAD - 14, title, 13, INK)
+        sheet.add_text(x + 48, _HEAD - 14, about, 10, MUTED)
+    sheet.add_text(_MARGIN, _HEAD - 14, "class", 13, INK)
 
 
 def _name(label: int, name: str) -> str:
@@ -135,39 +114,3 @@ def _examples(
     stream = KeyedStream(os.urandom(32), incarnation=0, step=0)
     made = maker.make(torch.from_numpy(images), maker.draw(stream, ids))[:, :views]
     return np.concatenate([images[:, None], maker.denormalize(made).numpy()], axis=1)
-
-
-def _tile(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[C, S, S] → [side, side, 3] with ``_TILE`` pixels a side, about."""
-    from PIL import Image
-
-    rgb = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
-    factor = round(_TILE / len(rgb))
-    if factor >= 1:
-        return rgb.repeat(factor, axis=0).repeat(factor, axis=1)
-    small = Image.fromarray(np.ascontiguousarray(rgb)).resize((_TILE, _TILE), Image.Resampling.BOX)
-    return np.asarray(small)
-
-
-def _png(sheet: _Sheet, width: int, height: int) -> bytes:
-    require("report", "drawing")
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure  # without pyplot: no screen, no state
-
-    width = max(width, 640)
-    canvas = np.full((height, width, 3), 255, dtype=np.uint8)
-    for x, y, tile, framed in sheet.tiles:
-        side = len(tile)
-        if framed:
-            canvas[y - 2 : y + side + 2, x - 2 : x + side + 2] = _FRAME
-        canvas[y : y + side, x : x + side] = tile
-    file = io.BytesIO()
-    with rc_context({"text.parse_math": False}), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a letter that the font lacks becomes a box
-        figure = Figure(figsize=(width / 100, height / 100), dpi=100)
-        figure.figimage(canvas, origin="upper")
-        for x, y, text, size, colour in sheet.texts:
-            shown = "".join(c if c.isprintable() else "\ufffd" for c in text)
-            figure.text(x / width, 1 - y / height, shown, fontsize=size * 0.8, color=colour)
-        figure.savefig(file, format="png", dpi=100)
-    return file.getvalue()

@@ -29,6 +29,7 @@ from dp_ray.ledger.ledger import Ledger
 from dp_ray.objectives.evaluation import Evaluation
 from dp_ray.privacy.accounting import epsilon_of
 from dp_ray.reporting.ledger import facts_of
+from dp_ray.reporting.prediction_sheet import PICTURE
 from dp_ray.reporting.words import without_paths
 from dp_ray.search.search import TRIAL
 from dp_ray.storage import Folder
@@ -43,12 +44,14 @@ class PrivateFacts:
         ledger: from :func:`~dp_ray.reporting.ledger.facts_of`; None if it does not verify.
         sessions: coordinators that worked on the run.
         seconds: of the last session, wall-clock; None before its end.
+        examples: PNG of test images with prediction and truth; None before an evaluation.
     """
 
     steps: list[Stepped]
     ledger: dict[str, Any] | None
     sessions: list[Session]
     seconds: float | None
+    examples: bytes | None
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -201,6 +204,7 @@ def _read_run(run: RunDirectory) -> RunFacts:
             ledger=None if ledger is None else facts_of(ledger),
             sessions=[] if ledger is None else ledger.sessions,
             seconds=_read_seconds(run),
+            examples=run.private.read(PICTURE) if run.private.exists(PICTURE) else None,
         ),
         warnings=tuple(result.warnings) if result is not None and finished else (),
         **(_use(release, values) if finished else {}),

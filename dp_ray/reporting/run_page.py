@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +174,7 @@ def _private_part(facts: RunFacts, private: PrivateFacts) -> dict[str, Any]:
     return {
         "rows": _private_rows(facts.statement, private),
         "charts": _private_charts(facts, private),
+        "examples": base64.b64encode(private.examples or b"").decode(),
         "heads": [
             "from step",
             "repeated",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dp_ray.artifacts.released_model import ReleasedModel
 from dp_ray.config.run import Config
-from dp_ray.data.store import Dataset, open_dataset
+from dp_ray.data.store import Dataset, Examples, open_dataset
 from dp_ray.data.views import ViewMaker
 from dp_ray.errors import DataError, DpRayError
 from dp_ray.imports import reading
@@ -31,10 +31,12 @@ class ScoredRun:
         figures: metrics, the objective's details and warnings, as plain values.
         examples: columns [N] or [N, …] by name, a row for each test example in the order of the
             source: what the objective notes of it, and its loss.
+        test: the test split.
     """
 
     figures: dict[str, Any]
     examples: dict[str, NDArray[Any]]
+    test: Examples
 
 
 def evaluate_run(
@@ -90,7 +92,7 @@ def _score(location: str, release: ReleasedModel) -> ScoredRun:
         "class_names": list(names),
         **objective.details(noted),
     }
-    return ScoredRun(figures, columns)
+    return ScoredRun(figures, columns, dataset.test)
 
 
 def _same_classes(release: ReleasedModel, dataset: Dataset) -> tuple[str, ...]:

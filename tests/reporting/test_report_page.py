@@ -175,7 +175,7 @@ def test_the_page_is_valid_and_loads_nothing(run: Path, public: bool) -> None:
     assert set(re.findall(r"url\(\s*['\"]?(.)", page)) <= {"#"}
     assert not re.findall(r"@import|https?://(?!www\.w3\.org/)", page)
     [policy] = [e.get("content") for e in found if e.get("http-equiv")]
-    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     ids = [e.get("id") for e in found if e.get("id")]
     assert len(ids) == len(set(ids))
     named = {e.get("aria-labelledby") for e in found if e.get("aria-labelledby")}

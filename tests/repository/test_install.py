@@ -35,7 +35,7 @@ PLACES = {
     "matplotlib": {
         "reporting/charts.py",
         "reporting/confusion.py",
-        "reporting/contact_sheet.py",
+        "reporting/sheet.py",
     },
     "optuna": {"on_ray/tuner.py"},
     "pyarrow": {"storage.py"},
