@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,14 @@ def build(*, num_classes, channels, image_size):
     return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))
 """
 RAN = "\nopen('ran', 'a').close()\n"
+
+
+@pytest.fixture(autouse=True)
+def code_is_imported_anew() -> Iterator[None]:
+    """Tests import different files by one name."""
+    sys.modules.pop(MODULE, None)
+    yield
+    sys.modules.pop(MODULE, None)
 
 
 @pytest.fixture(scope="module")
