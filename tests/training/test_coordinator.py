@@ -98,7 +98,7 @@ def test_a_run_keeps_the_version_that_it_was_started_with(
         return by_numpy(self, count)
 
     monkeypatch.setattr(KeyedStream, "_normal_by_numpy", noted)
-    result = start(config, resume=True)
+    result = start(config, resume=True, accept_charges=6)
     assert (result["steps"], result["charges"]) == (6, 6)
     assert same(released(whole), released(config))
     assert len(drawn) == 3
