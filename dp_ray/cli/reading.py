@@ -138,9 +138,9 @@ def evaluate(
     """Evaluate a released model on the test split.
 
     Prints accuracy in all and for each class, with 95% intervals, the calibration error and the
-    largest confusions, and draws the confusion matrix and, into the run's private part, test images
-    with prediction and truth. Warns of a model that predicts one class
-    only or never predicts one, or that is no better than the most frequent class.
+    largest confusions. Draws the confusion matrix and, into the run's private part, test images
+    with prediction and truth. Warns of a model that predicts one class only or never predicts one,
+    or that is no better than the most frequent class.
     """
     import dp_ray
     from dp_ray.api.checks import check_run_exists
