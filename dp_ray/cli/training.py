@@ -90,10 +90,10 @@ def train(
     )
     try:
         run = _ask_for_charges(train_it, accept_charges)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         from dp_ray.reporting.summary import describe_interruption
 
-        raise KeyboardInterrupt(describe_interruption(loaded)) from None
+        raise KeyboardInterrupt(str(interrupt) or describe_interruption(loaded)) from None
     print_text(str(run))
     print_json(run.result.dump(), as_json)
     if run.status == "stopped":

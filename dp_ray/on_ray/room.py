@@ -54,8 +54,9 @@ def await_room(
                 raise missing
             time.sleep(_INTERVAL_S)
     except KeyboardInterrupt:
-        tell("stopped while room was awaited; the same command with --resume goes on")
-        raise
+        raise KeyboardInterrupt(
+            "stopped while room was awaited; the same command with --resume goes on"
+        ) from None
     finally:
         remove_placement_group(demand)
 

@@ -233,7 +233,7 @@ def test_a_stop_is_noticed_while_room_is_awaited(head: Head, work: Path, command
     assert stop.returncode == 0, stop.stderr
     assert head.job(name)["status"] == "STOPPED"
     assert head.logs(name).splitlines()[-1] == (
-        "stopped while room was awaited; the same command with --resume goes on"
+        "dp-ray: stopped while room was awaited; the same command with --resume goes on"
     )
 
 
