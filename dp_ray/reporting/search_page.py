@@ -96,7 +96,8 @@ def _charts(result: SearchResult) -> list[Chart]:
         found.append(
             draw(
                 "All fields at once",
-                f"A line is a trial; the better its {metric}, the stronger. The best is orange.",
+                f"A line is a trial; the better its {_in_words(metric)}, the stronger. The best is "
+                "orange.",
                 lambda axes: _parallel(axes, trials, result),
                 height=3.4,
             )
@@ -104,7 +105,7 @@ def _charts(result: SearchResult) -> list[Chart]:
     if trials:
         found += [
             draw(
-                f"{metric} against {_short(field)}",
+                _in_words(f"{metric} against {_short(field)}"),
                 "A point is a trial; the best is orange.",
                 _against(field, trials, result),
             )
@@ -158,7 +159,7 @@ def _parallel(axes: Axes, trials: list[TrialResult], result: SearchResult) -> No
                 color=MUTED,
                 fontsize=9,
             )
-    names = [*(_short(field) for field in fields), metric]
+    names = [_in_words(name) for name in (*map(_short, fields), metric)]
     axes.set_xticks(range(len(columns)), names, rotation=20, ha="right")
     axes.tick_params(axis="x", pad=12)
     axes.set_yticks([])
@@ -183,7 +184,7 @@ def _against(field: str, trials: list[TrialResult], result: SearchResult) -> Cal
             axes.set_xticks(range(len(names)), names)
         elif _are_few(values):
             axes.set_xticks(sorted(set(values)))
-        axes.set(xlabel=_short(field), ylabel=metric)
+        axes.set(xlabel=_in_words(_short(field)), ylabel=_in_words(metric))
 
     return paint
 
@@ -285,6 +286,11 @@ def _ends(values: list[Any]) -> list[tuple[float, str]]:
 
 def _order(values: list[Any]) -> list[str]:
     return sorted({str(value) for value in values})
+
+
+def _in_words(name: str) -> str:
+    """A field or metric as a label."""
+    return name.replace("_", " ")
 
 
 def _short(field: str) -> str:
