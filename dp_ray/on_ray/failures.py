@@ -1,4 +1,4 @@
-"""What Ray says of a failure, in a line: of itself it says a thousand characters, twice."""
+"""One-line messages for failures that Ray reports in a thousand characters, twice."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _account(failure: BaseException) -> str:
 
 @contextmanager
 def first_sentences() -> Iterator[None]:
-    """Show of what Ray's processes report the first sentence only, while connected.
+    """Print only the first sentence of each report of Ray's processes, while connected.
 
     Ray 2.60 prints such reports itself, and has no setting for it.
     """

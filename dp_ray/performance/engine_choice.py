@@ -19,6 +19,7 @@ from dp_ray.performance.estimate import (
     GIB,
     available_memory,
     memory_estimate,
+    microbatches_of_a_step,
     planned_microbatch_size,
 )
 
@@ -87,12 +88,12 @@ def choose(
     default = Choice(Vmap.name if wanted == "auto" else wanted, start)
     if wanted != "auto" and given is not None:
         return default
-    few = steps * (share / start + 0.5) < _SEARCH_PAYS_MICROBATCHES
+    few = steps * microbatches_of_a_step(share, start) < _SEARCH_PAYS_MICROBATCHES
     if few and not config.cluster.gpus_per_worker:  # whose memory nothing else measures
         return default
 
     def step_seconds(name: str, size: int) -> float:
-        return measure(name, size) * (share / size + 0.5)
+        return measure(name, size) * microbatches_of_a_step(share, size)
 
     # Sizes are compared uncompiled: each would have to be compiled anew.
     plain = Vmap.name if wanted == "auto" else plain_form(wanted)

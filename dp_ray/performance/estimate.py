@@ -109,8 +109,12 @@ def run_seconds(
     # More workers than cores take turns.
     parallel = min(max(config.cluster.max_workers, 1), usable_cores())
     share = config.data.expected_batch_size / parallel
-    # The last one is padded.
-    return steps * (share / microbatch_size + 0.5) * microbatch_seconds
+    return steps * microbatches_of_a_step(share, microbatch_size) * microbatch_seconds
+
+
+def microbatches_of_a_step(examples: float, microbatch_size: int) -> float:
+    """Expected microbatches of a draw of so many examples: the last one is padded."""
+    return examples / microbatch_size + 0.5
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -5,12 +5,11 @@ Views are made of them as in a step.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import psutil
@@ -120,8 +119,8 @@ def _microbatch_cost(
     cost = MicrobatchCost(min(calls), max(calls), min(calls), others, measured)
     if not cost.busy or device.type == "cuda":
         return cost
-    idle = min(cost.fastest, own / len(calls) / min(threads, usable_cores()))
-    return MicrobatchCost(cost.fastest, cost.slowest, idle, others, measured)
+    idle = own / len(calls) / min(threads, usable_cores())
+    return replace(cost, idle=min(cost.fastest, idle))
 
 
 @contextmanager
@@ -145,7 +144,7 @@ class _Load:
         elapsed = max(time.perf_counter() - self._started, 1e-9)
         own, everybody = _own_seconds() - self._own, _busy_seconds() - self._all
         others = (everybody - own) / elapsed
-        return (others if math.isfinite(others) and others > 0 else 0.0), own
+        return max(others, 0.0), own
 
 
 def _own_seconds() -> float:

@@ -145,19 +145,9 @@ def _prv_accountant() -> PRVAccountant:
         ) -> Any:
             """As far as Gopi et al. 2021 (arXiv 2106.02848), remark 5.6, and Opacus say."""
             steps = sum(num_self_compositions)
-            reach = (
-                max(
-                    eps_error,
-                    _rdp_epsilon(self.history, delta_error / 4),
-                    *(
-                        _rdp_epsilon(
-                            [(p.noise_multiplier, p.sample_rate, 1)], delta_error / (8 * steps)
-                        )
-                        for p in prvs
-                    ),
-                )
-                + 3
-            )
+            single = [[(p.noise_multiplier, p.sample_rate, 1)] for p in prvs]
+            reaches = [_rdp_epsilon(step, delta_error / (8 * steps)) for step in single]
+            reach = max(eps_error, _rdp_epsilon(self.history, delta_error / 4), *reaches) + 3
             mesh = eps_error / np.sqrt(steps * np.log(12 / delta_error) / 2)
             return Domain.create_aligned(-reach, reach, mesh)
 

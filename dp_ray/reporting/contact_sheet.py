@@ -15,7 +15,7 @@ from dp_ray.config.data import AugmentConfig
 from dp_ray.data.store import Dataset, Examples
 from dp_ray.data.views import ViewMaker
 from dp_ray.keys import KeyedStream
-from dp_ray.reporting.sheet import ALARM, INK, MUTED, Sheet, png_of, tile_of
+from dp_ray.reporting.sheet import ALARM, INK, MUTED, PRIVATE, Sheet, png_of, shortened, tile_of
 
 _ROWS = 24
 """Rows at most; of more classes, as many from the first to the last."""
@@ -80,9 +80,7 @@ def class_names(dataset: Dataset) -> list[str]:
 
 
 def _head(sheet: Sheet, views: int, shown: int, train_left: int, test_left: int) -> None:
-    sheet.add_text(
-        _MARGIN, 30, "Private: it shows the images. Do not publish this sheet.", 13, ALARM
-    )
+    sheet.add_text(_MARGIN, 30, PRIVATE, 13, ALARM)
     more = f" ({shown} shown)" if shown < views else ""
     note = f"framed: as decoded; then K = {views} view{'' if views == 1 else 's'} as trained on"
     for x, title, about in (
@@ -97,8 +95,7 @@ def _head(sheet: Sheet, views: int, shown: int, train_left: int, test_left: int)
 def _name(label: int, name: str) -> str:
     if str(label) == name:
         return name
-    short = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
-    return f"{label} · {short}"
+    return f"{label} · {shortened(name, _LONGEST_NAME)}"
 
 
 def _examples(

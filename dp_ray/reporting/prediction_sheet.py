@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dp_ray.data.store import Examples
 from dp_ray.objectives.useless import class_label
-from dp_ray.reporting.sheet import ALARM, INK, MUTED, Sheet, png_of, tile_of
+from dp_ray.reporting.sheet import ALARM, INK, MUTED, PRIVATE, Sheet, png_of, shortened, tile_of
 
 PICTURE = "test_examples.png"
 """In a run's private part."""
@@ -43,20 +43,17 @@ def draw_predictions(
     mistakes = wrong[np.argsort(-examples["confidence"][wrong], kind="stable")][:_MOST]
     spread = np.linspace(0, len(right) - 1, min(len(right), _MOST)).astype(int)
     sheet, y = Sheet(), _HEAD
-    sheet.add_text(
-        _MARGIN, 28, "Private: it shows the images. Do not publish this sheet.", 13, ALARM
-    )
+    sheet.add_text(_MARGIN, 28, PRIVATE, 13, ALARM)
     for title, ids in (
         (f"{len(wrong)} taken for another class, the most certain first", mistakes),
         (f"{len(right)} taken for what they are", right[spread]),
     ):
         sheet.add_text(_MARGIN, y + 16, title, 13, INK)
         y += 30
-        images, _ = test.read(np.sort(ids))
-        place_of = {int(i): place for place, i in enumerate(np.sort(ids))}
-        for place, i in enumerate(ids):
+        images, _ = test.read(ids)
+        for place, (i, image) in enumerate(zip(ids, images, strict=True)):
             row, column = divmod(place, _ACROSS)
-            tile = tile_of(images[place_of[int(i)]])
+            tile = tile_of(image)
             x, top = _MARGIN + column * _WIDTH, y + row * (len(tile) + _CAPTION)
             sheet.add_tile(x, top, tile)
             said, is_wrong = _short(class_names, int(predicted[i])), labels[i] != predicted[i]
@@ -71,5 +68,4 @@ def draw_predictions(
 
 
 def _short(class_names: Sequence[str], label: int) -> str:
-    name = class_label(class_names, label)
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    return shortened(class_label(class_names, label), _LONGEST_NAME)

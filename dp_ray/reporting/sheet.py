@@ -1,4 +1,4 @@
-"""Pictures with texts beside them, on one sheet: a PNG."""
+"""A sheet of images with texts beside them, drawn as a PNG."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ _TILE = 80
 INK, MUTED, ALARM = "#1a202c", "#4a5568", "#b3261e"
 _FRAME = (37, 99, 168)
 
+PRIVATE = "Private: it shows the images. Do not publish this sheet."
+
 
 @dataclass
 class Sheet:
@@ -34,6 +36,11 @@ class Sheet:
         self.texts.append((x, y, text, size, colour))
 
 
+def shortened(text: str, most: int) -> str:
+    """Return a text with at most so many characters, the last an ellipsis if it was cut."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def tile_of(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return an image [C, S, S] as [side, side, 3], with about 80 pixels a side."""
     from PIL import Image
@@ -47,7 +54,13 @@ def tile_of(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def png_of(sheet: Sheet, width: int, height: int) -> bytes:
-    """Return what was collected as a PNG of so many pixels."""
+    """Draw a sheet and return it as a PNG.
+
+    Args:
+        sheet: its tiles and texts.
+        width: of the picture in pixels; at least 640 are used.
+        height: likewise.
+    """
     require("report", "drawing")
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # without pyplot: no screen, no state

@@ -1,4 +1,4 @@
-"""A worker that is lost is told in a line."""
+"""A lost worker ends in a one-line message."""
 
 from __future__ import annotations
 
