@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 
 import pytest
 import torch
@@ -25,38 +24,51 @@ def cost_of(config: Config) -> MicrobatchCost:
 
 
 def others_use(cores: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has this process get half a core, beside others."""
-    monkeypatch.setattr(microbatch, "_own_seconds", lambda: 0.5 * time.perf_counter())
-    monkeypatch.setattr(microbatch, "_busy_seconds", lambda: (0.5 + cores) * time.perf_counter())
+    """Has a microbatch take a second, in which this process gets half a core beside others."""
+    now = 0.0
+    summed = microbatch.clipped_gradient_sum
+
+    def slowly(*arguments: object, **keywords: object) -> object:
+        nonlocal now
+        now += 1.0
+        return summed(*arguments, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(microbatch, "clipped_gradient_sum", slowly)
+    monkeypatch.setattr(microbatch.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(microbatch, "_own_seconds", lambda: 0.5 * now)
+    monkeypatch.setattr(microbatch, "_busy_seconds", lambda: (0.5 + cores) * now)
 
 
 def test_on_an_idle_machine_the_range_is_that_of_the_calls(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others_use(0.0, monkeypatch)
-    cost = cost_of(make_config())
+    with monkeypatch.context() as patch:
+        others_use(0.0, patch)
+        cost = cost_of(make_config())
+        text = describe_plan(plan_facts(make_config()))
     assert not cost.busy
-    assert cost.cores_in_use == pytest.approx(0.0, abs=0.01)
-    assert 0 < cost.idle == cost.fastest <= cost.slowest
-    assert "busy" not in describe_plan(plan_facts(make_config()))
+    assert cost.cores_in_use == pytest.approx(0.0)
+    assert cost.idle == cost.fastest == cost.slowest == 1.0
+    assert "busy" not in text
 
 
 def test_on_a_busy_machine_the_lower_figure_is_that_of_an_idle_one(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others_use(1.5, monkeypatch)
     config = make_config(cluster={"threads_per_worker": 1})
-    cost = cost_of(config)
+    with monkeypatch.context() as patch:
+        others_use(1.5, patch)
+        cost, facts = cost_of(config), plan_facts(config)
+        seconds = dp_ray.plan(config).seconds
     assert cost.busy
-    assert cost.cores_in_use == pytest.approx(1.5, abs=0.05)
+    assert cost.cores_in_use == pytest.approx(1.5)
     # Half a core is half the speed of one thread.
-    assert 0.4 * cost.fastest < cost.idle < 0.7 * cost.slowest
-    facts = plan_facts(config)
+    assert (cost.idle, cost.fastest, cost.slowest) == (0.5, 1.0, 1.0)
     fewest, most = facts["seconds"]
-    assert most > 1.5 * fewest
+    assert most / fewest == pytest.approx(2 * 1.5)  # and the rest of a step
     text = describe_plan(facts)
     assert f"busy: other programs use about 1.5 of its {usable_cores()} cores" in text
-    assert dp_ray.plan(config).seconds is not None
+    assert seconds == (fewest, most)
 
 
 def test_threads_are_set_back_and_calls_are_few(
